@@ -1,0 +1,101 @@
+"""The log of a run: metrics.jsonl, one JSON object a line; console and report are views of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class RunLog:
+    """Appends to ``metrics.jsonl``. Its ``offset`` goes into checkpoints, so that a resumed run has no line twice."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch()
+
+    def append(self, event: str, **fields: Any) -> None:
+        """Write one line. Numbers that are not finite are written as null."""
+        line = json.dumps({"event": event, **{key: _finite(value) for key, value in fields.items()}}, allow_nan=False)
+        with open(self.path, "a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+    @property
+    def offset(self) -> int:
+        """Length of the log in bytes."""
+        return self.path.stat().st_size
+
+    def truncate(self, offset: int) -> None:
+        """Forget what was logged after ``offset`` (work that a killed run did after its last checkpoint)."""
+        if self.offset > offset:
+            os.truncate(self.path, offset)
+
+    def offset_of_task(self, task: int) -> int:
+        """Where the first line of a task begins; the log's length where there is none."""
+        offset = 0
+        with open(self.path, "rb") as stream:
+            for line in stream:
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:
+                    return offset
+                if entry.get("task") == task:
+                    return offset
+                offset += len(line)
+        return offset
+
+    def read(self) -> list[dict[str, Any]]:
+        """All complete lines; a line that a killed process left half-written is passed over."""
+        entries = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return entries
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+class StepBar:
+    """Handle of one progress bar: ``advance(loss=0.71)`` moves it one step and shows the numbers."""
+
+    def __init__(self, progress: Progress, bar: Any) -> None:
+        self._progress, self._bar = progress, bar
+
+    def advance(self, **numbers: float) -> None:
+        text = "  ".join(f"{name} {value:.3f}" for name, value in numbers.items())
+        self._progress.update(self._bar, advance=1, numbers=text)
+
+
+@contextmanager
+def progress_bar(description: str, total: int, *, done: int = 0, console: Console | None = None) -> Iterator[StepBar]:
+    """A bar with count, elapsed time and ETA. On a console that is no terminal, one line at the end."""
+    console = console or Console(stderr=True)
+    with Progress(
+        TextColumn("[bold]{task.description:<26}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[numbers]}"),
+        console=console,
+    ) as progress:
+        yield StepBar(progress, progress.add_task(description, total=total, completed=done, numbers=""))
