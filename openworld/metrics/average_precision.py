@@ -1,0 +1,56 @@
+"""Precision, recall and average precision of one ranked list of detections."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Reals = NDArray[np.float64]
+
+
+def precision_recall(true: NDArray[np.bool_], false: NDArray[np.bool_], positives: int) -> tuple[Reals, Reals]:
+    """Curves after each detection of a ranked list.
+
+    Args:
+        true: (N,) bool, the detection found an object; sorted by falling score.
+        false: (N,) bool, the detection is wrong. One that is neither true nor false is neutral.
+        positives: number of objects, at least 1.
+
+    Returns:
+        recall (N,), precision (N,), float64. Precision is 0 while all detections are neutral.
+    """
+    found = np.cumsum(true, dtype=np.float64)
+    counted = found + np.cumsum(false, dtype=np.float64)
+    return found / positives, found / np.maximum(counted, np.finfo(np.float64).eps)
+
+
+def average_precision(recall: Reals, precision: Reals, style: Literal["area", "11point"] = "area") -> float:
+    """Average precision of a curve (Everingham et al., IJCV 2010 and 2015).
+
+    Args:
+        recall: (N,) not falling.
+        precision: (N,).
+        style: ``area`` under the envelope (the largest precision at this recall or a higher one), or the mean of the
+            envelope at the ``11point`` recalls 0, 0.1 … 1.
+
+    Returns:
+        a fraction; 0 for an empty list.
+    """
+    if recall.size == 0:
+        return 0.0
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    if style == "11point":
+        # The published evaluators write the levels as multiples of a float step: a recall of exactly 0.3 stays below
+        # 0.30000000000000004, and so it does here.
+        levels = np.arange(0.0, 1.1, 0.1)
+        first = np.searchsorted(recall, levels, side="left")
+        return float(np.append(envelope, 0.0)[first].sum() / 11.0)
+    steps = np.diff(recall, prepend=0.0)
+    return float(np.sum(steps * envelope))
+
+
+def nearest_recall(recall: Reals, level: float) -> int:
+    """Index of the first point of a non-empty curve whose recall is nearest to ``level``."""
+    return int(np.argmin(np.abs(recall - level)))

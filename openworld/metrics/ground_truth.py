@@ -1,0 +1,224 @@
+"""Arrays that the metrics read: annotated objects, and detections on the same images.
+
+M objects, D detections. Boxes are float64 ``x1 y1 x2 y2`` in pixels of the original image, 0-based, ``x2 - x1`` the
+width. Labels are rows of a label space: known classes from 0, then unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from openworld.errors import DataError
+from openworld.labels import LabelSpace
+
+Reals = NDArray[np.float64]
+Whole = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+ImageId = int | str
+
+
+class AnnotatedImages(Protocol):
+    """Any data set whose records have ``image_id``, ``boxes`` (N, 4) xyxy, ``categories`` (N,) and ``ignore`` (N,).
+
+    An entry of ``categories`` is a class name, or a position in the data set's own ``categories``. A record may also
+    have ``crowd`` (N,), and ``listed``, how often the list of images names it.
+    """
+
+    @property
+    def records(self) -> Iterable[Any]: ...
+
+    @property
+    def categories(self) -> Sequence[str]: ...
+
+
+def _columns(owner: str, boxes: ArrayLike, **others: tuple[ArrayLike, type]) -> tuple[Reals, dict[str, NDArray[Any]]]:
+    """Typed copies of a table's columns.
+
+    Raises:
+        DataError: a column of another length, or a box that is not finite or not ordered.
+    """
+    table = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    columns: dict[str, NDArray[Any]] = {
+        name: np.asarray(values, dtype=kind).reshape(-1) for name, (values, kind) in others.items()
+    }
+    for name, column in columns.items():
+        if len(column) != len(table):
+            raise DataError(
+                f"{owner} has {len(table)} boxes and {len(column)} values of {name}",
+                remedy="give one value for each box",
+            )
+    wrong = ~np.isfinite(table).all(axis=1) | (table[:, 2:] < table[:, :2]).any(axis=1)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise DataError(
+            f"box {row} of {owner} is {table[row].tolist()}",
+            remedy="give finite x1 y1 x2 y2 with x1 <= x2 and y1 <= y2",
+        )
+    return table, columns
+
+
+def _check_images(owner: str, image_index: Whole, num_images: int) -> None:
+    if image_index.size and not 0 <= image_index.min() <= image_index.max() < num_images:
+        raise DataError(
+            f"{owner} refers to images {image_index.min()} to {image_index.max()} of {num_images}",
+            remedy="image_index is a position in image_ids, from 0",
+        )
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """Annotated objects as a task sees them: known classes, and *unknown* for every other.
+
+    Args:
+        image_ids: all images that are scored, also those without objects; an id may be listed more than once.
+        image_index: (M,) int64, position in ``image_ids``.
+        boxes: (M, 4) float64.
+        labels: (M,) int64, 0 … K-1 known, K unknown.
+        ignore: (M,) bool, difficult or crowd.
+        crowd: (M,) bool, the box outlines a group; such an object is ignored, too.
+    """
+
+    image_ids: tuple[ImageId, ...]
+    image_index: Whole
+    boxes: Reals
+    labels: Whole
+    ignore: Flags
+    crowd: Flags
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        image_ids: Iterable[ImageId],
+        image_index: ArrayLike,
+        boxes: ArrayLike,
+        labels: ArrayLike,
+        num_known: int,
+        ignore: ArrayLike | None = None,
+        crowd: ArrayLike | None = None,
+    ) -> Self:
+        """Build from plain arrays; every label of ``num_known`` and above becomes unknown.
+
+        Raises:
+            DataError: columns of unequal length, an impossible box, a negative label, an image that is not there.
+        """
+        size = len(np.asarray(boxes, dtype=np.float64).reshape(-1, 4))
+        ids = tuple(image_ids)
+        table, columns = _columns(
+            "the ground truth",
+            boxes,
+            image_index=(image_index, np.int64),
+            labels=(labels, np.int64),
+            ignore=(np.zeros(size, dtype=bool) if ignore is None else ignore, np.bool_),
+            crowd=(np.zeros(size, dtype=bool) if crowd is None else crowd, np.bool_),
+        )
+        _check_images("the ground truth", columns["image_index"], len(ids))
+        if (columns["labels"] < 0).any():
+            raise DataError(
+                f"label {int(columns['labels'].min())} in the ground truth", remedy="labels are rows, from 0"
+            )
+        rows = np.minimum(columns["labels"], num_known)
+        groups = columns["crowd"]
+        return cls(ids, columns["image_index"], table, rows, columns["ignore"] | groups, groups)
+
+    @classmethod
+    def from_records(cls, dataset: AnnotatedImages, space: LabelSpace) -> Self:
+        """Build from a data set and the label space of a task.
+
+        A record that is listed again comes again, with the same id and objects, after all records.
+
+        Raises:
+            DataError: as :meth:`from_arrays`, naming the image.
+        """
+        names = list(dataset.categories)
+        row_of = {name: row for row, name in enumerate(space.known)}
+        records = list(dataset.records)
+        records += [record for record in records for _ in range(getattr(record, "listed", 1) - 1)]
+        tables: list[tuple[NDArray[Any], ...]] = []
+        for position, record in enumerate(records):
+            rows = [
+                row_of.get(category if isinstance(category, str) else names[int(category)], space.unknown)
+                for category in record.categories
+            ]
+            crowd = getattr(record, "crowd", None)
+            try:
+                boxes, columns = _columns(
+                    "the record",
+                    record.boxes,
+                    categories=(rows, np.int64),
+                    ignore=(record.ignore, np.bool_),
+                    crowd=(np.zeros(len(rows), dtype=bool) if crowd is None else crowd, np.bool_),
+                )
+            except DataError as error:
+                raise DataError(error.problem, where=f"image {record.image_id!r}", remedy=error.remedy) from None
+            index = np.full(len(boxes), position, dtype=np.int64)
+            tables.append((index, boxes, columns["categories"], columns["ignore"] | columns["crowd"], columns["crowd"]))
+        if not tables:
+            return cls.from_arrays((), [], np.zeros((0, 4)), [], space.num_known)
+        stacked = (np.concatenate(parts) for parts in zip(*tables))
+        return cls(tuple(record.image_id for record in records), *stacked)
+
+
+@dataclass(frozen=True)
+class ScoredBoxes:
+    """Detections on the images of a :class:`GroundTruth`.
+
+    Args:
+        image_index: (D,) int64, position in the ground truth's ``image_ids``; the first one, if an id is repeated.
+        boxes: (D, 4) float64.
+        labels: (D,) int64, 0 … K-1 known, K unknown.
+        scores: (D,) float64.
+    """
+
+    image_index: Whole
+    boxes: Reals
+    labels: Whole
+    scores: Reals
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    @classmethod
+    def from_arrays(cls, image_index: ArrayLike, boxes: ArrayLike, labels: ArrayLike, scores: ArrayLike) -> Self:
+        """Build from plain arrays.
+
+        Raises:
+            DataError: columns of unequal length, an impossible box, a score that is not finite.
+        """
+        table, columns = _columns(
+            "the detections",
+            boxes,
+            image_index=(image_index, np.int64),
+            labels=(labels, np.int64),
+            scores=(scores, np.float64),
+        )
+        wrong = ~np.isfinite(columns["scores"])
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise DataError(
+                f"score {columns['scores'][row]} of detection {row}", remedy="give a finite score for each detection"
+            )
+        return cls(columns["image_index"], table, columns["labels"], columns["scores"])
+
+    def __getitem__(self, rows: NDArray[Any]) -> ScoredBoxes:
+        return ScoredBoxes(self.image_index[rows], self.boxes[rows], self.labels[rows], self.scores[rows])
+
+    def check(self, ground_truth: GroundTruth, num_known: int) -> None:
+        """Refuse detections that do not fit the ground truth.
+
+        Raises:
+            DataError: an image that is not there, or a label that is neither known nor unknown.
+        """
+        _check_images("the detections", self.image_index, len(ground_truth.image_ids))
+        if self.labels.size and not 0 <= self.labels.min() <= self.labels.max() <= num_known:
+            raise DataError(
+                f"detections have labels {self.labels.min()} to {self.labels.max()}",
+                remedy=f"with {num_known} known classes a label is 0 to {num_known - 1}, or {num_known} for unknown",
+            )

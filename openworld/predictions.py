@@ -1,0 +1,323 @@
+"""predictions.json: what a detector said about a set of images, with the decision and the energy of each detection.
+
+    {"format": "openworld-predictions/1", "tasks": [[class names], …], "task": t,
+     "images": [{"id": …, "file": …, "width": …, "height": …,
+                 "detections": [{"bbox": [x, y, w, h], "label": name or "unknown", "score": …, "energy": …,
+                                 "best_known": name}, …]}, …]}
+
+Boxes are pixels of the original image, 0-based; detections are sorted by falling score; numbers keep full precision.
+Every image that was seen is listed, also without detections. ``energy`` and ``best_known`` may be absent or null, so
+that any detector's output can be scored.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openworld.errors import DataError, OpenWorldError
+from openworld.labels import UNKNOWN_NAME, LabelSpace
+from openworld.runtime.files import write_atomic
+from openworld.structures import Detections
+
+FORMAT = "openworld-predictions/1"
+
+Reals = NDArray[np.float64]
+Whole = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PredictedImage:
+    """One image and its detections.
+
+    Args:
+        image_id: as in the annotation file.
+        file: path or name of the image file.
+        width, height: pixels of the original image.
+        detections: boxes in those pixels.
+    """
+
+    image_id: int | str
+    file: str
+    width: int
+    height: int
+    detections: Detections
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The detections of one file as arrays. I images, N detections.
+
+    Args:
+        tasks: class names, one tuple a task.
+        task: the task whose model predicted, from 1.
+        image_ids: (I) ids, each once.
+        files: (I) image files.
+        widths, heights: (I,) int64 pixels.
+        image_index: (N,) int64, position of a detection's image.
+        boxes: (N, 4) float64 ``x1 y1 x2 y2``.
+        labels: (N,) int64 head rows, known or unknown.
+        scores: (N,) float64 in [0, 1].
+        energies: (N,) float64 free energies, NaN where the file has none.
+        best_known: (N,) int64, the best known class, -1 where the file has none.
+    """
+
+    tasks: tuple[tuple[str, ...], ...]
+    task: int
+    image_ids: tuple[int | str, ...]
+    files: tuple[str, ...]
+    widths: Whole
+    heights: Whole
+    image_index: Whole
+    boxes: Reals
+    labels: Whole
+    scores: Reals
+    energies: Reals
+    best_known: Whole
+
+    def __post_init__(self) -> None:
+        images, size = len(self.image_ids), len(self.boxes)
+        if self.boxes.shape != (size, 4):
+            raise ValueError(f"Predictions.boxes has shape {self.boxes.shape}, expected ({size}, 4)")
+        if len(self.files) != images:
+            raise ValueError(f"Predictions has {images} image_ids and {len(self.files)} files")
+        columns = ("image_index", "labels", "scores", "energies", "best_known")
+        for name, length in [("widths", images), ("heights", images), *((column, size) for column in columns)]:
+            if getattr(self, name).shape != (length,):
+                raise ValueError(f"Predictions.{name} has shape {getattr(self, name).shape}, expected ({length},)")
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    @property
+    def label_space(self) -> LabelSpace:
+        return LabelSpace.of(self.tasks, self.task)
+
+
+def write_predictions(path: Path, space: LabelSpace, images: Iterable[PredictedImage]) -> None:
+    """Write predictions.json, whole or not at all, one image a line.
+
+    Args:
+        path: the file.
+        space: label space of the model; names the rows.
+        images: each image once; detections are sorted here.
+
+    Raises:
+        DataError: an image given twice or without a size, or a detection with a score outside [0, 1], a box that is not
+            finite or not ordered, an infinite energy, or a label that is neither known nor unknown.
+    """
+    seen: set[int | str] = set()
+    lines = []
+    for image in images:
+        where = f"{path}, image {image.image_id!r}"
+        if image.image_id in seen:
+            raise DataError("the image is predicted twice", where=where, remedy="predict each image once")
+        seen.add(image.image_id)
+        _check_size(image.width, image.height, where)
+        content = {
+            "id": image.image_id,
+            "file": image.file,
+            "width": image.width,
+            "height": image.height,
+            "detections": _written_detections(image.detections, space, where),
+        }
+        lines.append(json.dumps(content, allow_nan=False, ensure_ascii=False))
+    head = json.dumps({"format": FORMAT, "tasks": space.tasks, "task": space.task}, ensure_ascii=False)[:-1]
+    body = ",\n".join(lines)
+    write_atomic(Path(path), f'{head}, "images": [\n{body}\n]}}\n')
+
+
+def _written_detections(detections: Detections, space: LabelSpace, where: str) -> list[dict[str, Any]]:
+    boxes = detections.boxes.detach().cpu().double().numpy()
+    scores = detections.scores.detach().cpu().double().numpy()
+    energies = detections.energies.detach().cpu().double().numpy()
+    labels = detections.labels.detach().cpu().numpy()
+    best = detections.known_labels.detach().cpu().numpy()
+    _check_numbers(boxes, scores, np.zeros(len(boxes), dtype=np.int64), [where])
+    wrong_label = (labels < 0) | (labels > space.unknown) | (best < 0) | (best >= space.num_known)
+    if wrong_label.any():
+        position = int(np.argmax(wrong_label))
+        raise DataError(
+            f"label {labels[position]}, best known class {best[position]}",
+            where=f"{where}, detection {position}",
+            remedy=f"a label is a row from 0 to {space.unknown}, the best known class one below {space.unknown}",
+        )
+    if np.isinf(energies).any():
+        position = int(np.argmax(np.isinf(energies)))
+        raise DataError(
+            f"energy {energies[position]}",
+            where=f"{where}, detection {position}",
+            remedy="the logits overflowed; look at the model's weights",
+        )
+    names = space.row_names
+    order = np.argsort(-scores, kind="stable")
+    corner_and_size = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+    columns = (corner_and_size, labels, scores, energies, best)
+    return [
+        {
+            "bbox": box,
+            "label": names[label],
+            "score": score,
+            "energy": None if math.isnan(energy) else energy,
+            "best_known": names[known],
+        }
+        for box, label, score, energy, known in zip(*(column[order].tolist() for column in columns))
+    ]
+
+
+def _check_size(width: Any, height: Any, where: str) -> None:
+    if type(width) is not int or type(height) is not int or width < 1 or height < 1:
+        raise DataError(
+            f"width {width!r} and height {height!r}", where=where, remedy="give the image's size in whole pixels"
+        )
+
+
+def _check_numbers(boxes: Reals, scores: Reals, owner: Whole, wheres: list[str]) -> None:
+    """Refuse impossible xyxy boxes and scores; ``owner`` (N,), not falling, is each row's position in ``wheres``."""
+    wrong_score = ~((scores >= 0) & (scores <= 1))
+    wrong_box = ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
+    wrong = np.flatnonzero(wrong_score | wrong_box)
+    if not wrong.size:
+        return
+    row = int(wrong[0])
+    where = f"{wheres[owner[row]]}, detection {row - int(np.searchsorted(owner, owner[row]))}"
+    if wrong_score[row]:
+        raise DataError(f"score {scores[row]}", where=where, remedy="a score is a number from 0 to 1")
+    raise DataError(
+        f"box {boxes[row].tolist()} (x1 y1 x2 y2)",
+        where=where,
+        remedy="a box has finite coordinates, and a width and height of at least 0",
+    )
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read and validate predictions.json.
+
+    Raises:
+        DataError: a file that cannot be read or is of another format, an image id that comes twice, a class name that
+            the file's task does not know, or a value that is missing, not a number, or out of range.
+    """
+    path = Path(path)
+    content = _read_json(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise DataError(
+            f"the format is {found!r}, not {FORMAT!r}",
+            where=str(path),
+            remedy=f'write an object with "format": "{FORMAT}", "tasks", "task" and "images"',
+        )
+    try:
+        space = LabelSpace.of(content["tasks"], content["task"])
+    except OpenWorldError as error:
+        raise DataError(error.problem, where=str(path), remedy=error.remedy) from None
+    except (KeyError, TypeError):
+        raise DataError(
+            "tasks or task is missing or malformed",
+            where=str(path),
+            remedy='"tasks" is a list of lists of class names, "task" a number from 1',
+        ) from None
+    images = content.get("images")
+    if not isinstance(images, list):
+        raise DataError("images is not a list", where=str(path), remedy='list the images under "images"')
+
+    rows = {name: row for row, name in enumerate((*space.known, UNKNOWN_NAME))}
+    best_rows: dict[str | None, int] = {None: -1, **{name: row for row, name in enumerate(space.known)}}
+    ids: list[int | str] = []
+    wheres: list[str] = []
+    sizes: list[int] = []
+    flat: list[dict[str, Any]] = []
+    seen: set[int | str] = set()
+    for position, image in enumerate(images):
+        name = image.get("id") if isinstance(image, dict) else None
+        if not isinstance(name, (int, str)) or isinstance(name, bool):
+            raise DataError(
+                f"image {position} has the id {name!r}", where=str(path), remedy="give each image a text or a whole id"
+            )
+        where = f"{path}, image {name!r}"
+        if name in seen:
+            raise DataError("the image id comes twice", where=where, remedy="predict each image once")
+        seen.add(name)
+        detections = image.get("detections")
+        if not isinstance(detections, list):
+            raise DataError(
+                "detections is not a list", where=where, remedy="list the detections, or [] where there are none"
+            )
+        _check_size(image.get("width"), image.get("height"), where)
+        for number, detection in enumerate(detections):
+            _check_detection(detection, rows, best_rows, space, f"{where}, detection {number}")
+        ids.append(name)
+        wheres.append(where)
+        sizes.append(len(detections))
+        flat.extend(detections)
+
+    image_index = np.repeat(np.arange(len(ids), dtype=np.int64), sizes)
+    boxes = np.array([detection["bbox"] for detection in flat], dtype=np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    scores = np.array([detection["score"] for detection in flat], dtype=np.float64)
+    _check_numbers(boxes, scores, image_index, wheres)
+    return Predictions(
+        tasks=space.tasks,
+        task=space.task,
+        image_ids=tuple(ids),
+        files=tuple(str(image.get("file", "")) for image in images),
+        widths=np.array([image["width"] for image in images], dtype=np.int64),
+        heights=np.array([image["height"] for image in images], dtype=np.int64),
+        image_index=image_index,
+        boxes=boxes,
+        labels=np.array([rows[detection["label"]] for detection in flat], dtype=np.int64),
+        scores=scores,
+        energies=np.array([detection.get("energy") for detection in flat], dtype=np.float64),
+        best_known=np.array([best_rows[detection.get("best_known")] for detection in flat], dtype=np.int64),
+    )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"cannot be read: {error.strerror or error}", where=str(path), remedy="check the path and its permissions"
+        ) from None
+    except ValueError as error:
+        raise DataError(f"is not JSON: {error}", where=str(path), remedy="write the file again") from None
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or type(value) is int
+
+
+def _check_detection(
+    detection: Any, rows: dict[str, int], best_rows: dict[str | None, int], space: LabelSpace, where: str
+) -> None:
+    """Refuse a detection whose entries have the wrong type or name a class that is not known."""
+    if not isinstance(detection, dict):
+        raise DataError(
+            f"{detection!r} is not an object", where=where, remedy='a detection has "bbox", "label" and "score"'
+        )
+    box, score = detection.get("bbox"), detection.get("score")
+    if type(box) is not list or len(box) != 4 or not all(map(_is_number, box)):
+        raise DataError(f"bbox {box!r}", where=where, remedy="a bbox is four numbers: x, y, width, height")
+    if not _is_number(score):
+        raise DataError(f"score {score!r}", where=where, remedy="a score is a number from 0 to 1")
+    known = ", ".join(space.known)
+    label, best = detection.get("label"), detection.get("best_known")
+    if not isinstance(label, str) or label not in rows:
+        raise DataError(
+            f"label {label!r} is not known at task {space.task}",
+            where=where,
+            remedy=f"a label is {UNKNOWN_NAME!r} or one of {known}",
+        )
+    if best is not None and (not isinstance(best, str) or best not in best_rows):
+        raise DataError(
+            f"best_known {best!r} is not known at task {space.task}", where=where, remedy=f"known are: {known}"
+        )
+    energy = detection.get("energy")
+    if energy is not None and (not _is_number(energy) or not math.isfinite(energy)):
+        raise DataError(f"energy {energy!r}", where=where, remedy="an energy is a finite number, or null without one")
