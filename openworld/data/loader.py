@@ -1,0 +1,258 @@
+"""Batches. What a training step sees is a pure function of the seed and the step, so a resumed run needs only the step.
+
+Epochs are permutations laid end to end: place ``p = step * batch_size + position`` holds image ``permutation(p // n)[p
+% n]`` of ``n`` images, augmented by a generator seeded with step and position. The number of worker processes changes
+nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from openworld.data.images import load_image
+from openworld.data.options import LoaderOptions
+from openworld.data.records import Record
+from openworld.data.splits import Sample
+from openworld.data.transforms import augment, prepare
+from openworld.errors import DataError
+from openworld.runtime.seeding import generator
+from openworld.structures import Target
+
+__all__ = ["EvalBatch", "TrainBatch", "TrainBatches", "eval_batches", "load_image", "load_record", "to_original"]
+
+log = logging.getLogger("openworld.data")
+
+TrainBatch = tuple[list[Tensor], list[Target]]
+"""images (3, h, w) float32 in [0, 1], and their targets in pixels of these images."""
+EvalBatch = tuple[list[Tensor], list[Record], list[Tensor]]
+"""images (3, h, w) float32 in [0, 1], their records, and (4,) float32 scales for :func:`to_original`."""
+
+
+def load_record(record: Record) -> Tensor:
+    """Decode a record's image to (3, H, W) uint8.
+
+    Raises:
+        DataError: as :func:`openworld.data.images.load_image`, or the file's size is not the annotated one: the boxes
+            would lie elsewhere.
+    """
+    image = load_image(record.path)
+    height, width = image.shape[-2:]
+    if (width, height) != (record.width, record.height):
+        turned = (width, height) == (record.height, record.width)
+        raise DataError(
+            f"image is {width}x{height}, its annotation (id {record.image_id!r}) says {record.width}x{record.height}",
+            where=str(record.path),
+            remedy="the file was turned after it was annotated: store it in the annotated orientation"
+            if turned
+            else "use the images that were annotated, or scale the boxes and correct width and height",
+        )
+    return image
+
+
+def to_original(boxes: Tensor, scale: Tensor, record: Record) -> Tensor:
+    """Boxes (N, 4) in pixels of an evaluation image -> pixels of the original image, clipped to it."""
+    limits = torch.tensor([record.width, record.height] * 2, dtype=boxes.dtype, device=boxes.device)
+    return (boxes / scale.to(boxes)).clamp(min=0).minimum(limits)
+
+
+@dataclass
+class _Step:
+    """One training batch and the images that could not be read for it: (position in samples, message)."""
+
+    images: list[Tensor] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
+    broken: list[tuple[int, str]] = field(default_factory=list)
+
+
+class _TrainSteps:
+    """Builds the batch of any step; lives in the training process or in each worker."""
+
+    def __init__(
+        self, samples: Sequence[Sample], batch_size: int, seed_parts: tuple[int | str, ...], options: LoaderOptions
+    ) -> None:
+        self.samples, self.batch_size, self.seed_parts, self.options = samples, batch_size, seed_parts, options
+        size = sum(3 * sample.record.width * sample.record.height for sample in samples)
+        keep = options.workers == 0 and size < options.cache_mib * 2**20
+        self._cache: dict[int, Tensor] | None = {} if keep else None
+        self._broken: dict[int, str] = {}
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    def __getitem__(self, step: int) -> _Step:
+        batch = _Step()
+        for position in range(self.batch_size):
+            self._add(batch, step, position)
+        if not batch.images:  # every image was broken: the first good one of those that come next
+            for position in range(self.batch_size, self.batch_size + len(self.samples)):
+                self._add(batch, step, position)
+                if batch.images:
+                    break
+        return batch
+
+    def _add(self, batch: _Step, step: int, position: int) -> None:
+        index = self._index(step * self.batch_size + position)
+        sample = self.samples[index]
+        try:
+            image = self._image(index)
+        except DataError as error:
+            self._broken[index] = str(error)
+            batch.broken.append((index, str(error)))
+            return
+        random = generator(*self.seed_parts, "augment", step, position)
+        pixels, boxes = augment(image, torch.from_numpy(sample.boxes), self.options, random)
+        batch.images.append(pixels)
+        batch.targets.append(Target(boxes, torch.from_numpy(sample.labels.copy()), sample.record.image_id))
+
+    def _index(self, place: int) -> int:
+        epoch, offset = divmod(place, len(self.samples))
+        if self._order[0] != epoch:
+            random = generator(*self.seed_parts, "order", epoch)
+            self._order = (epoch, torch.randperm(len(self.samples), generator=random).tolist())
+        return self._order[1][offset]
+
+    def _image(self, index: int) -> Tensor:
+        if self._cache is None:
+            return load_record(self.samples[index].record)
+        if index not in self._cache:
+            if index in self._broken:
+                raise DataError(self._broken[index])
+            self._cache[index] = load_record(self.samples[index].record)
+        return self._cache[index]
+
+
+class TrainBatches:
+    """Batches of steps ``start_step`` … ``total_steps - 1``.
+
+    An image that cannot be read is left out: its batch is smaller, or holds the next good image if nothing else is
+    left. It is logged once and kept in ``broken``.
+
+    Args:
+        samples: a view that training may see.
+        batch_size: images a step.
+        seed_parts: numbers and names that all order and augmentation are derived from.
+        start_step: first step, counted from 0; a resumed run gives the step that it stopped before.
+        total_steps: one past the last step.
+        options: sizes, augmentation, workers.
+
+    Raises:
+        DataError: no samples; or, while iterating, more than ``options.max_bad_fraction`` of the images are broken.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        *,
+        batch_size: int,
+        seed_parts: tuple[int | str, ...],
+        start_step: int,
+        total_steps: int,
+        options: LoaderOptions,
+    ) -> None:
+        if not samples:
+            raise DataError(
+                "there is no image to train on: none has a box of the classes that this phase trains",
+                remedy="check `tasks` against the classes that the training data annotates",
+            )
+        self.broken: dict[str, str] = {}
+        """Path of each image that could not be read: why."""
+        self._samples = samples
+        self._range = range(start_step, total_steps)
+        self._options = options
+        self._steps = _TrainSteps(samples, batch_size, tuple(seed_parts), options)
+
+    def __len__(self) -> int:
+        return len(self._range)
+
+    def __iter__(self) -> Iterator[TrainBatch]:
+        for batch in _in_order(self._steps, self._range, self._options.workers):
+            self._report(batch.broken)
+            if not batch.images:
+                raise DataError(
+                    f"none of {len(self._samples)} images can be read; the last: {batch.broken[-1][1]}",
+                    remedy="check the folder of the images",
+                )
+            yield batch.images, batch.targets
+
+    def _report(self, broken: list[tuple[int, str]]) -> None:
+        for index, message in broken:
+            path = str(self._samples[index].record.path)
+            if path not in self.broken:
+                self.broken[path] = message
+                log.warning("image left out: %s", message)
+        distinct = {str(sample.record.path) for sample in self._samples} if broken else set()
+        if len(self.broken) > self._options.max_bad_fraction * len(distinct) and broken:
+            shown = "\n  ".join(list(self.broken.values())[:20])
+            raise DataError(
+                f"{len(self.broken)} of {len(distinct)} images cannot be read, more than the fraction "
+                f"max_bad_fraction={self._options.max_bad_fraction:g}:\n  {shown}",
+                remedy="replace these images, remove them from the annotations, or raise loader.max_bad_fraction",
+            )
+
+
+def eval_batches(
+    samples: Sequence[Sample] | Sequence[Record], batch_size: int, options: LoaderOptions
+) -> Iterator[EvalBatch]:
+    """Every image once, in order, without augmentation.
+
+    Raises:
+        DataError: an image cannot be read. Evaluation does not leave images out: the numbers would not compare.
+    """
+    records = [sample.record if isinstance(sample, Sample) else sample for sample in samples]
+    groups = [records[start : start + batch_size] for start in range(0, len(records), batch_size)]
+    batches = _EvalBatches(groups, options)
+    for batch in _in_order(batches, range(len(groups)), options.workers):
+        if isinstance(batch, str):
+            raise DataError(batch)
+        yield batch
+
+
+class _EvalBatches:
+    """Batch of any number; an image that cannot be read gives the message instead (it must cross processes)."""
+
+    def __init__(self, groups: list[list[Record]], options: LoaderOptions) -> None:
+        self.groups, self.options = groups, options
+
+    def __getitem__(self, number: int) -> EvalBatch | str:
+        records = self.groups[number]
+        try:
+            prepared = [prepare(load_record(record), self.options) for record in records]
+        except DataError as error:
+            return str(error)
+        return [image for image, _ in prepared], records, [scale for _, scale in prepared]
+
+
+Item = TypeVar("Item", covariant=True)
+
+
+class _Indexed(Protocol[Item]):
+    def __getitem__(self, index: int, /) -> Item: ...
+
+
+def _in_order(source: _Indexed[Item], numbers: range, workers: int) -> Iterator[Item]:
+    """``source[n]`` for each number in order, computed ahead by worker processes if there are any."""
+    if workers == 0:
+        for number in numbers:
+            yield source[number]
+        return
+    yield from DataLoader(
+        _AsTorch(source),
+        batch_size=None,
+        sampler=numbers,
+        num_workers=min(workers, max(1, len(numbers))),
+        generator=torch.Generator(),  # or the loader draws from the global one, and workers would change the run
+    )
+
+
+class _AsTorch(TorchDataset[Item]):
+    def __init__(self, source: _Indexed[Item]) -> None:
+        self.source = source
+
+    def __getitem__(self, index: int) -> Item:
+        return self.source[index]

@@ -1,0 +1,78 @@
+"""Geometry of training and evaluation images. Images are (3, H, W), boxes (N, 4) ``x1 y1 x2 y2`` in pixels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from openworld.data.options import LoaderOptions
+
+
+def resized_size(height: int, width: int, min_size: int, max_size: int, factor: float = 1.0) -> tuple[int, int]:
+    """(height, width) with the shorter side at ``min_size``, unless the longer one would pass ``max_size``.
+
+    Both are then multiplied by ``factor``. No side becomes smaller than 1.
+    """
+    scale = factor * min(min_size / min(height, width), max_size / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, antialiased. (3, H, W) float32 -> (3, *size) float32."""
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    resized = F.interpolate(image[None], size=size, mode="bilinear", antialias=True, align_corners=False)
+    return resized[0].clamp_(0, 1)
+
+
+def box_scale(old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """(4,) float32 factors for boxes when an image goes from ``old`` to ``new`` (height, width)."""
+    vertical, horizontal = new[0] / old[0], new[1] / old[1]
+    return torch.tensor([horizontal, vertical, horizontal, vertical], dtype=torch.float32)
+
+
+def flip(image: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Mirror left and right."""
+    x1, y1, x2, y2 = boxes.unbind(1)
+    width = image.shape[-1]
+    return image.flip(-1), torch.stack([width - x2, y1, width - x1, y2], dim=1)
+
+
+def as_float(image: Tensor) -> Tensor:
+    """uint8 in 0…255 -> float32 in [0, 1]."""
+    return image.to(torch.float32) / 255
+
+
+def prepare(image: Tensor, options: LoaderOptions) -> tuple[Tensor, Tensor]:
+    """An image as evaluation feeds it, without augmentation.
+
+    Args:
+        image: (3, H, W) uint8.
+
+    Returns:
+        (3, h, w) float32 in [0, 1], and the (4,) float32 scale: boxes of the original image times the scale are boxes
+        of the result, detections divided by it are in original pixels.
+    """
+    old = (image.shape[-2], image.shape[-1])
+    new = resized_size(*old, options.min_size, options.max_size)
+    return resize(as_float(image), new), box_scale(old, new)
+
+
+def augment(image: Tensor, boxes: Tensor, options: LoaderOptions, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """An image as training feeds it: resized with scale jitter, perhaps flipped.
+
+    Args:
+        image: (3, H, W) uint8.
+        boxes: (N, 4) float32, pixels of ``image``.
+        generator: all randomness; two numbers are drawn whatever the options are.
+
+    Returns:
+        (3, h, w) float32 in [0, 1], and boxes (N, 4) float32 in its pixels.
+    """
+    draw_scale, draw_flip = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+    low, high = options.scale_jitter
+    old = (image.shape[-2], image.shape[-1])
+    new = resized_size(*old, options.min_size, options.max_size, low + (high - low) * draw_scale)
+    result, scaled = resize(as_float(image), new), boxes * box_scale(old, new)
+    return flip(result, scaled) if draw_flip < options.flip else (result, scaled)

@@ -1,0 +1,185 @@
+"""Batches are a function of seed and step; broken images are left out, counted and limited."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from openworld.data.loader import TrainBatch, TrainBatches, eval_batches, load_record, to_original
+from openworld.data.options import LoaderOptions
+from openworld.data.records import Record
+from openworld.data.splits import Sample
+from openworld.errors import DataError
+
+OPTIONS = LoaderOptions(min_size=24, max_size=32)
+
+
+def make_sample(folder: Path, number: int, size: tuple[int, int] = (32, 24)) -> Sample:
+    path = folder / f"{number}.png"
+    pixels = np.random.default_rng(number).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    boxes = np.array([[1, 2, 10, 20]] * (number % 3), dtype=np.float32).reshape(-1, 4)
+    labels, ignore = np.full(len(boxes), number, dtype=np.int64), np.zeros(len(boxes), dtype=np.bool_)
+    return Sample(Record(number, path, *size, boxes, labels, ignore), boxes, labels, ignore)
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> list[Sample]:
+    return [make_sample(tmp_path, number) for number in range(7)]
+
+
+def batches(
+    samples: Sequence[Sample],
+    start: int = 0,
+    stop: int = 9,
+    options: LoaderOptions = OPTIONS,
+    size: int = 3,
+    seed: int = 1,
+) -> list[TrainBatch]:
+    loader = TrainBatches(
+        samples, batch_size=size, seed_parts=(seed, "train"), start_step=start, total_steps=stop, options=options
+    )
+    result = list(loader)
+    assert len(result) == len(loader) == stop - start
+    return result
+
+
+def assert_equal(first: list[TrainBatch], second: list[TrainBatch]) -> None:
+    for (images, targets), (other_images, other_targets) in zip(first, second, strict=True):
+        for image, other in zip(images, other_images, strict=True):
+            assert torch.equal(image, other)
+        for target, other_target in zip(targets, other_targets, strict=True):
+            assert target.image_id == other_target.image_id
+            assert torch.equal(target.boxes, other_target.boxes) and torch.equal(target.labels, other_target.labels)
+
+
+def ids(result: list[TrainBatch]) -> list[list[int | str]]:
+    return [[target.image_id for target in targets] for _, targets in result]
+
+
+def test_resumed_batches_are_those_of_the_whole_run(samples: list[Sample]) -> None:
+    whole = batches(samples)
+    for step in (1, 4, 8, 9):
+        assert_equal(batches(samples, start=step), whole[step:])
+
+
+def test_workers_and_cache_change_nothing(samples: list[Sample]) -> None:
+    whole = batches(samples, stop=5)
+    state = torch.get_rng_state()
+    assert_equal(batches(samples, stop=5, options=LoaderOptions(min_size=24, max_size=32, workers=2)), whole)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_equal(batches(samples, stop=5, options=LoaderOptions(min_size=24, max_size=32, cache_mib=0)), whole)
+
+
+def test_each_epoch_is_a_new_permutation(samples: list[Sample]) -> None:
+    flat = [number for step in ids(batches(samples, stop=7)) for number in step]
+    epochs = [flat[start : start + 7] for start in range(0, 21, 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_seed_changes_the_order(samples: list[Sample]) -> None:
+    assert ids(batches(samples)) != ids(batches(samples, seed=2))
+
+
+def test_images_and_targets(samples: list[Sample]) -> None:
+    for images, targets in batches(samples):
+        for image, target in zip(images, targets, strict=True):
+            assert image.dtype == torch.float32 and image.shape[0] == 3 and image.min() >= 0 and image.max() <= 1
+            assert target.boxes.dtype == torch.float32 and target.labels.dtype == torch.int64
+            assert len(target) == int(target.image_id) % 3
+            assert (target.boxes[:, 2:] <= torch.tensor([image.shape[2], image.shape[1]]) + 1e-4).all()
+
+
+def test_batch_larger_than_the_data(samples: list[Sample]) -> None:
+    assert [len(step) for step in ids(batches(samples[:2], size=5))] == [5] * 9
+
+
+def break_images(samples: list[Sample], numbers: list[int]) -> None:
+    contents = [b"", b"no image", samples[0].record.path.read_bytes()[:200], None]
+    for kind, number in enumerate(numbers):
+        content = contents[kind % 4]
+        if content is None:
+            Image.new("RGB", (24, 32)).save(samples[number].record.path)  # turned after annotation
+        else:
+            samples[number].record.path.write_bytes(content)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_images_are_left_out(samples: list[Sample], caplog: pytest.LogCaptureFixture, workers: int) -> None:
+    healthy = ids(batches(samples))
+    break_images(samples, [1, 2, 3, 4])
+    options = LoaderOptions(min_size=24, max_size=32, max_bad_fraction=0.9, workers=workers)
+    loader = TrainBatches(samples, batch_size=3, seed_parts=(1, "train"), start_step=0, total_steps=9, options=options)
+    with caplog.at_level(logging.WARNING, logger="openworld.data"):
+        result = ids(list(loader))
+    for step, wanted in zip(result, healthy, strict=True):
+        good = [number for number in wanted if number not in (1, 2, 3, 4)]
+        assert step == good if good else len(step) == 1
+    assert sorted(loader.broken) == [str(samples[number].record.path) for number in (1, 2, 3, 4)]
+    assert len(caplog.records) == 4
+    assert any("stored" in reason or "turned" in reason for reason in loader.broken.values())
+
+
+def test_batch_of_broken_images_takes_the_next_good_one(samples: list[Sample]) -> None:
+    healthy = [number for step in ids(batches(samples, size=1, stop=14)) for number in step]
+    break_images(samples, [1, 2])
+    options = LoaderOptions(min_size=24, max_size=32, max_bad_fraction=1.0)
+    result = batches(samples, size=1, stop=9, options=options)
+    expected = [next(number for number in healthy[step:] if number not in (1, 2)) for step in range(9)]
+    assert [number for step in ids(result) for number in step] == expected
+    assert_equal(batches(samples, size=1, start=4, stop=9, options=options), result[4:])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_broken_images_stop_the_run(samples: list[Sample], workers: int) -> None:
+    break_images(samples, [0, 5])
+    options = LoaderOptions(min_size=24, max_size=32, max_bad_fraction=0.2, workers=workers)
+    with pytest.raises(DataError, match=r"2 of 7 images cannot be read") as caught:
+        batches(samples, options=options)
+    assert "0.png" in str(caught.value) and "5.png" in str(caught.value)
+
+
+def test_no_good_image_and_no_image(samples: list[Sample]) -> None:
+    break_images(samples, list(range(7)))
+    with pytest.raises(DataError, match="none of 7 images can be read"):
+        batches(samples, options=LoaderOptions(min_size=24, max_size=32, max_bad_fraction=1.0))
+    with pytest.raises(DataError, match="no image to train on"):
+        batches([])
+
+
+def test_evaluation_sees_each_image_once_and_maps_back(tmp_path: Path) -> None:
+    samples = [make_sample(tmp_path, number, size=(40 + number, 30)) for number in range(5)]
+    whole = list(eval_batches(samples, 2, OPTIONS))
+    assert [len(images) for images, _, _ in whole] == [2, 2, 1]
+    assert [record.image_id for _, records, _ in whole for record in records] == list(range(5))
+    for images, records, scales in whole:
+        for image, record, scale in zip(images, records, scales, strict=True):
+            full = torch.tensor([[0.0, 0.0, image.shape[2], image.shape[1]]])
+            back = to_original(full, scale, record)
+            assert torch.allclose(back, torch.tensor([[0.0, 0.0, record.width, record.height]]))
+    parallel = eval_batches(
+        [sample.record for sample in samples], 2, LoaderOptions(min_size=24, max_size=32, workers=2)
+    )
+    for (images, _, _), (others, _, _) in zip(whole, parallel, strict=True):
+        assert all(torch.equal(image, other) for image, other in zip(images, others, strict=True))
+    assert list(eval_batches([], 2, OPTIONS)) == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_evaluation_refuses_a_broken_image(samples: list[Sample], workers: int) -> None:
+    break_images(samples, [3])
+    with pytest.raises(DataError, match=r"3\.png: file is empty"):
+        list(eval_batches(samples, 2, LoaderOptions(min_size=24, max_size=32, workers=workers)))
+
+
+def test_size_that_differs_from_the_annotation(samples: list[Sample]) -> None:
+    Image.new("RGB", (99, 24)).save(samples[0].record.path)
+    with pytest.raises(DataError, match=r"image is 99x24, its annotation \(id 0\) says 32x24"):
+        load_record(samples[0].record)

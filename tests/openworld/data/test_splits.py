@@ -1,0 +1,141 @@
+"""What each view shows, and that no schedule lets a later task's label through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openworld.data import splits
+from openworld.data.records import Dataset, Record
+from openworld.errors import DataError
+from openworld.labels import LabelSpace
+
+NAMES = ("a", "b", "c", "d", "e")
+
+
+def record(
+    image_id: int, categories: list[int], crowd: list[int] | None = None, difficult: tuple[int, ...] = ()
+) -> Record:
+    """Box ``n`` of an image starts at (n, 0), so that boxes can be told apart."""
+    count = len(categories)
+    crowds = np.isin(np.arange(count), crowd or [])
+    return Record(
+        image_id=image_id,
+        path=Path(f"{image_id}.jpg"),
+        width=100,
+        height=100,
+        boxes=np.array([[number, 0, number + 5, 5] for number in range(count)], dtype=np.float32).reshape(-1, 4),
+        categories=np.array(categories, dtype=np.int64),
+        ignore=crowds | np.isin(np.arange(count), difficult),
+        crowd=crowds,
+    )
+
+
+DATASET = Dataset(NAMES, (record(1, [0, 2, 4]), record(2, [2, 2], crowd=[1]), record(3, []), record(4, [3, 1])))
+LABELS = LabelSpace.of([["b", "a"], ["c"], ["d"]], 2)
+
+
+def seen(view: splits.View) -> dict[int | str, list[tuple[int, int]]]:
+    """image id: (number of the box, head row)."""
+    return {
+        sample.record.image_id: [(int(box[0]), int(row)) for box, row in zip(sample.boxes, sample.labels, strict=True)]
+        for sample in view
+    }
+
+
+def test_training_sees_current_classes_and_no_crowd() -> None:
+    assert seen(splits.training_view(DATASET, LABELS)) == {1: [(1, 2)], 2: [(0, 2)]}
+
+
+def test_difficult_boxes_are_trained_on() -> None:
+    dataset = Dataset(NAMES, (record(1, [2], difficult=(0,)),))
+    (sample,) = splits.training_view(dataset, LABELS)
+    assert sample.ignore.tolist() == [True]
+
+
+def test_replay_sees_known_classes_of_the_named_images_in_their_order() -> None:
+    assert seen(splits.replay_view(DATASET, LABELS, [4, 1])) == {4: [(1, 0)], 1: [(0, 1), (1, 2)]}
+    with pytest.raises(DataError, match=r"1 of 2 replay images are not in the data: \[9\]"):
+        splits.replay_view(DATASET, LABELS, [1, 9])
+
+
+def test_held_out_sees_known_classes() -> None:
+    assert seen(splits.held_out_view(DATASET, LABELS)) == {1: [(0, 1), (1, 2)], 2: [(0, 2)], 4: [(1, 0)]}
+
+
+def test_evaluation_sees_everything_and_the_rest_is_unknown() -> None:
+    view = splits.test_view(DATASET, LABELS)
+    assert seen(view) == {1: [(0, 1), (1, 2), (2, 3)], 2: [(0, 2), (1, 2)], 3: [], 4: [(0, 3), (1, 0)]}
+    assert view[1].ignore.tolist() == [False, True]
+
+
+def test_category_called_background_is_an_unknown_object() -> None:
+    dataset = Dataset(("background", "unknown", "a"), (record(1, [0, 1, 2]),))
+    labels = LabelSpace.of([["a"]], 1)
+    assert splits.test_view(dataset, labels)[0].labels.tolist() == [1, 1, 0]
+    assert seen(splits.training_view(dataset, labels)) == {1: [(2, 0)]}
+
+
+def test_schedule_with_a_name_that_no_data_has() -> None:
+    dataset = Dataset(("traffic light", "Aeroplane"), ())
+    splits.check_schedule([["traffic light"], ["Aeroplane"]], dataset)
+    splits.check_schedule([["traffic light"], ["cat"]], dataset, Dataset(("cat",), ()))
+    with pytest.raises(DataError) as caught:
+        splits.check_schedule([["trafic light"], ["aeroplane", "zzz"]], dataset)
+    message = str(caught.value)
+    assert "'trafic light' of task 1 (did you mean 'traffic light'?)" in message
+    assert "'aeroplane' of task 2 (did you mean 'Aeroplane'?)" in message
+    assert "'zzz' of task 2;" in message or "'zzz' of task 2\n" in message
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[Dataset, LabelSpace]:
+    order = draw(st.permutations([f"class {number}" for number in range(7)]))
+    cuts = sorted(draw(st.sets(st.integers(1, 6), min_size=1, max_size=4)))
+    tasks = [order[low:high] for low, high in zip([0, *cuts[:-1]], cuts, strict=True)]  # the rest is in no task
+    images = draw(st.lists(st.lists(st.integers(0, 6), max_size=6), max_size=6))
+    names = draw(st.permutations(order))
+    records = tuple(record(number, categories, crowd=[4]) for number, categories in enumerate(images))
+    return Dataset(tuple(names), records), LabelSpace.of(tasks, draw(st.integers(1, len(tasks))))
+
+
+@given(worlds())
+def test_no_label_of_a_later_task_is_visible(world: tuple[Dataset, LabelSpace]) -> None:
+    dataset, labels = world
+    ids = [record.image_id for record in dataset.records]
+    views = {
+        "current": splits.training_view(dataset, labels),
+        "known": splits.held_out_view(dataset, labels),
+        "replay": splits.replay_view(dataset, labels, ids),
+    }
+    for kind, view in views.items():
+        visible = labels.current if kind == "current" else labels.known
+        expected = {}
+        for entry in dataset.records:  # by name, box by box
+            rows = [
+                (number, labels.known.index(dataset.categories[category]))
+                for number, category in enumerate(entry.categories)
+                if dataset.categories[category] in visible and number != 4
+            ]
+            if rows:
+                expected[entry.image_id] = rows
+        assert seen(view) == expected
+        assert all(row < labels.num_known for rows in seen(view).values() for _, row in rows)
+        reachable = {dataset.categories[category] for sample in view for category in sample.record.categories}
+        assert reachable <= set(visible)
+        assert all(len(sample.record) == len(sample.labels) for sample in view)
+
+
+def test_held_out_images_are_a_share_that_depends_on_their_ids_alone() -> None:
+    records = tuple(record(number, [0]) for number in range(400))
+    rest, held = splits.hold_out(Dataset(NAMES, records), 0.25)
+    ids = [entry.image_id for entry in held.records]
+    assert 70 < len(ids) < 130 and len(rest.records) + len(ids) == 400
+    assert not set(ids) & set(rest.by_id)
+    _, fewer = splits.hold_out(Dataset(NAMES, records[100:][::-1]), 0.25)
+    assert sorted(fewer.by_id) == [number for number in ids if int(number) >= 100]
+    assert splits.hold_out(Dataset(NAMES, records), 0.0)[1].records == ()
