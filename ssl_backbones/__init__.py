@@ -1,0 +1,1 @@
+"""Contrastive self-supervised pretraining of ResNets that detectors can use."""

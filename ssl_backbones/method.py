@@ -1,0 +1,90 @@
+"""What every method is: views in, loss out, and what it does around a step and before an epoch.
+
+A method composes the same few nouns: an encoder E(view) -> h, a projector P(h) -> z, perhaps a predictor, a teacher
+and a store (ssl_backbones/state.py), with normalisation and temperature visible in its loss line.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_backbones.nets import ResNet
+from ssl_backbones.options import PretrainOptions
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Views of N images.
+
+    Attributes:
+        views: one (N, 3, S, S) float32 tensor a view, preprocessed; S may differ between views (multi-crop).
+        index: (N,) int64 position of each image in the set, for methods that keep something an image.
+    """
+
+    views: list[Tensor]
+    index: Tensor
+
+    def to(self, device: torch.device, *, channels_last: bool = False) -> Batch:
+        """The same batch on a device."""
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        views = [view.to(device, memory_format=layout, non_blocking=True) for view in self.views]
+        return Batch(views, self.index.to(device, non_blocking=True))
+
+
+class Method(nn.Module, ABC):
+    """Base of all methods. Everything that lasts longer than a step is a parameter or a persistent buffer."""
+
+    decays_norm_and_bias: ClassVar[bool] = False
+    """Whether weight decay (and the layer-wise rates of LARS) applies to one-dimensional parameters too."""
+
+    def __init__(self, options: PretrainOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.encoder = ResNet(options.arch)
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Loss of a batch (scalar with gradient) and numbers for the log. Stores may move on in here."""
+
+    def before_epoch(self, epoch: int, eval_batches: Callable[[], Iterable[Batch]]) -> None:
+        """Called before the first step of each pass over the images (k-means of the clustering methods).
+
+        Args:
+            epoch: from 0.
+            eval_batches: makes an iterable over the whole set in order, one undistorted view an image.
+        """
+
+    def before_step(self, step: int, steps: int) -> None:
+        """Called before the loss of step ``step`` (from 0) of ``steps``."""
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Called after the optimiser has moved the parameters."""
+
+    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Groups for the optimiser: what is decayed and adapted, and what is not."""
+        free = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1 and not self.decays_norm_and_bias]
+        spared = {id(p) for p in free}
+        decayed = [p for p in self.parameters() if p.requires_grad and id(p) not in spared]
+        groups = [
+            {"params": decayed, "weight_decay": weight_decay, "adapt": True},
+            {"params": free, "weight_decay": 0.0, "adapt": False},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def backbone(self) -> ResNet:
+        """The network to export: the encoder, unless a method says that its teacher is the better one."""
+        return self.encoder
+
+
+@torch.no_grad()
+def spread(z_ND: Tensor) -> float:
+    """Collapse meter (SimSiam, section 4.1): std of normalised features times sqrt(D). 1 isotropic, 0 collapsed."""
+    z = F.normalize(z_ND.float(), dim=1)
+    return float(z.std(dim=0, correction=0).mean() * z.shape[1] ** 0.5)

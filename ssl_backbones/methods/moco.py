@@ -1,0 +1,63 @@
+"""MoCo v2: Momentum Contrast (He et al. 2020) with the head and views of Chen et al. (2020b)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ssl_backbones.losses import info_nce
+from ssl_backbones.method import Batch, Method, spread
+from ssl_backbones.nets import mlp
+from ssl_backbones.options import PretrainOptions
+from ssl_backbones.state import Queue, Teacher
+
+
+class MoCoV2(Method):
+    """A query finds the key of its own image, made by a slow teacher, among the keys of many earlier batches.
+
+    Order of the authors' code: the teacher follows, keys, logits against the queue, enqueue. The head is D-ReLU-128
+    without batch norm; weight decay applies to every parameter. The exported network is the query encoder.
+
+    Shuffle-BN: a query and its key must not be normalised together with the same neighbours, or the network reads
+    the answer off the batch statistics. The authors permute the keys over 8 devices, each with statistics of its
+    own. In one process a permutation alone changes nothing, since the statistics of a set do not depend on its order;
+    so ``shuffle_groups`` = G cuts the batch into G groups that are normalised separately (queries in order, keys
+    permuted), which is what G devices compute. It costs G small forward passes in the place of a large one, and is
+    off (G = 1) by default. The query is then normalised with the queries only, as it always is: leakage through
+    equal neighbours remains.
+    """
+
+    decays_norm_and_bias = True
+
+    def __init__(self, options: PretrainOptions) -> None:
+        super().__init__(options)
+        dim = self.encoder.dim
+        self.projector = mlp([dim, dim, options.projection_dim], hidden_norm=False)
+        self.teacher = Teacher(nn.Sequential(self.encoder, self.projector))
+        self.queue = Queue(options.queue_size, options.projection_dim)
+
+    def before_step(self, step: int, steps: int) -> None:
+        """The teacher follows the student."""
+        self.teacher.follow(nn.Sequential(self.encoder, self.projector), self.options.teacher_momentum)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """InfoNCE of the queries (first views) against their keys (second views) and the queue."""
+        view_q, view_k = batch.views
+        order = torch.arange(len(view_q), device=view_q.device)
+        groups = min(self.options.shuffle_groups, len(view_q))
+        shuffled = order if groups == 1 else torch.randperm(len(view_q)).to(order.device)
+        q = grouped(lambda x: self.projector(self.encoder(x)), view_q, order, groups)
+        k = grouped(self.teacher, view_k, shuffled, groups)
+        loss = info_nce(q, k, self.queue.negatives(), self.options.temperature)
+        self.queue.enqueue(k)
+        return loss, {"spread": spread(q)}
+
+
+def grouped(network: Callable[[Tensor], Tensor], views_N: Tensor, order_N: Tensor, groups: int) -> Tensor:
+    """Run ``network`` on ``groups`` parts of the batch, cut along ``order_N``; rows come back in the batch's order."""
+    if groups == 1:
+        return network(views_N)
+    out = torch.cat([network(views_N[part]) for part in order_N.chunk(groups)])
+    return out[order_N.argsort()]

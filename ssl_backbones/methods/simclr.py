@@ -1,0 +1,29 @@
+"""SimCLR: A Simple Framework for Contrastive Learning of Visual Representations (Chen et al. 2020)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssl_backbones.losses import nt_xent
+from ssl_backbones.method import Batch, Method, spread
+from ssl_backbones.nets import mlp
+from ssl_backbones.options import PretrainOptions
+
+
+class SimCLR(Method):
+    """Two views of an image attract, all other views of the batch repel.
+
+    The head is the authors' code: D-D-128, no biases, batch norm after both layers, the last one without shift.
+    Biases and norms are spared weight decay.
+    """
+
+    def __init__(self, options: PretrainOptions) -> None:
+        super().__init__(options)
+        dim = self.encoder.dim
+        self.projector = mlp([dim, dim, options.projection_dim], hidden_norm=True, last_norm="scale", bias=False)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """NT-Xent of the two views. One forward pass over both: they share batch-norm statistics (reference code)."""
+        z1, z2 = self.projector(self.encoder(torch.cat(batch.views))).chunk(2)
+        return nt_xent(z1, z2, self.options.temperature), {"spread": spread(z1)}

@@ -1,0 +1,143 @@
+"""ResNets and projection heads.
+
+Shapes: N images, H x W pixels, D channels of the last stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.ops import FrozenBatchNorm2d
+
+from ssl_backbones.options import ArchOptions
+
+BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
+
+
+class ResNet(nn.Module):
+    """ResNet without classifier, made of torchvision's blocks under torchvision's names (conv1, bn1, layer1..layer4).
+
+    At ``width`` 1 its keys and its numbers are those of ``torchvision.models`` without ``fc``. Keys do not depend on
+    ``stride_in_1x1`` and ``pool_padding``: a file loads either way, only the features tell (see handover.verify).
+
+    Attributes:
+        options: the :class:`ArchOptions` it was made from.
+        channels: channels of each stage, by name ``c2``..``c5``.
+        dim: D, channels of ``c5``.
+    """
+
+    def __init__(self, options: ArchOptions) -> None:
+        super().__init__()
+        self.options = options
+        block, counts = BLOCKS[options.arch]
+        norm: Callable[..., nn.Module] = nn.BatchNorm2d if options.norm == "batch" else FrozenBatchNorm2d
+        stem_width = options.stem_width or max(1, round(64 * options.width))
+        if options.stem == "imagenet7x7":
+            self.conv1 = nn.Conv2d(3, stem_width, 7, stride=2, padding=3, bias=False)
+            end = options.pool_padding == "end"
+            self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=0 if end else 1, ceil_mode=end)
+        else:
+            self.conv1 = nn.Conv2d(3, stem_width, 3, stride=1, padding=1, bias=False)
+            self.maxpool = nn.Identity()
+        self.bn1 = norm(stem_width)
+        self.relu = nn.ReLU(inplace=True)
+        inplanes, self.channels = stem_width, {}
+        for stage, count in enumerate(counts):
+            planes = max(1, round(64 * 2**stage * options.width))
+            layer = _stage(block, inplanes, planes, count, 1 if stage == 0 else 2, norm, options.stride_in_1x1)
+            self.add_module(f"layer{stage + 1}", layer)
+            inplanes = planes * block.expansion
+            self.channels[f"c{stage + 2}"] = inplanes
+        self.dim = inplanes
+        self._initialise(options.zero_init_residual)
+
+    def _initialise(self, zero_init_residual: bool) -> None:
+        """He et al. (2015), fan out, as torchvision does; optionally the last norm of each block at zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if zero_init_residual:
+            for module in self.modules():
+                if isinstance(module, BasicBlock | Bottleneck):
+                    last = module.bn3 if isinstance(module, Bottleneck) else module.bn2
+                    nn.init.zeros_(last.weight)
+
+    def forward_stages(self, images: Tensor, last: str = "c5") -> dict[str, Tensor]:
+        """Feature maps after each stage.
+
+        Args:
+            images: (N, 3, H, W) float, already preprocessed.
+            last: stage to stop after; later ones are neither computed nor returned.
+
+        Returns:
+            ``c2``..``c5``: (N, channels, H/s, W/s) with s = 4, 8, 16, 32 (1, 2, 4, 8 for the 3x3 stem).
+        """
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        stages = {}
+        for stage in range(4):
+            x = self.get_submodule(f"layer{stage + 1}")(x)
+            stages[f"c{stage + 2}"] = x
+            if f"c{stage + 2}" == last:
+                break
+        return stages
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Global average of ``c5``: (N, 3, H, W) -> (N, D)."""
+        return torch.flatten(nn.functional.adaptive_avg_pool2d(self.forward_stages(images)["c5"], 1), 1)
+
+
+def _stage(
+    block: type[BasicBlock] | type[Bottleneck],
+    inplanes: int,
+    planes: int,
+    count: int,
+    stride: int,
+    norm: Callable[..., nn.Module],
+    stride_in_1x1: bool,
+) -> nn.Sequential:
+    """One stage: a block that may stride and widen, then ``count - 1`` that keep the shape."""
+    outplanes = planes * block.expansion
+    shortcut = None
+    if stride != 1 or inplanes != outplanes:
+        shortcut = nn.Sequential(nn.Conv2d(inplanes, outplanes, 1, stride=stride, bias=False), norm(outplanes))
+    first = block(inplanes, planes, stride, shortcut, norm_layer=norm)
+    if stride_in_1x1 and isinstance(first, Bottleneck):
+        first.conv1.stride, first.conv2.stride = (stride, stride), (1, 1)
+    return nn.Sequential(first, *(block(outplanes, planes, norm_layer=norm) for _ in range(count - 1)))
+
+
+def mlp(
+    dims: Sequence[int],
+    *,
+    hidden_norm: bool,
+    last_norm: Literal["none", "affine", "scale", "plain"] = "none",
+    bias: bool = True,
+) -> nn.Sequential:
+    """A projection or prediction head: Linear (, BatchNorm), ReLU, ..., Linear (, BatchNorm).
+
+    Args:
+        dims: widths from the input to the output, at least two.
+        hidden_norm: batch norm before each ReLU.
+        last_norm: batch norm on the output: none, with scale and shift, with scale only, or without parameters.
+        bias: biases of the linear layers.
+    """
+    layers: list[nn.Module] = []
+    for position, (inside, outside) in enumerate(pairwise(dims)):
+        layers.append(nn.Linear(inside, outside, bias=bias))
+        if position < len(dims) - 2:
+            layers += [nn.BatchNorm1d(outside)] * hidden_norm + [nn.ReLU(inplace=True)]
+    if last_norm != "none":
+        norm = nn.BatchNorm1d(dims[-1], affine=last_norm != "plain")
+        if last_norm == "scale":
+            norm.bias.requires_grad_(False)
+        layers.append(norm)
+    return nn.Sequential(*layers)

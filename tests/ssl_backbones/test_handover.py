@@ -1,0 +1,236 @@
+"""Layouts in, torchvision names out; and the check that two networks see the same."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from openworld.errors import CheckpointError, HandoverError
+from openworld.runtime.files import sha256_of
+from ssl_backbones.handover import load_backbone_file, stage_features, test_image, verify
+from ssl_backbones.nets import ResNet
+from ssl_backbones.options import IMAGENET_MEAN, IMAGENET_STD, ArchOptions, Preprocess
+
+ARCH = ArchOptions(arch="resnet50", width=0.125, stem_width=16)
+PREPROCESS: Preprocess = {"order": "RGB", "range": 1.0, "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+HEAD = {"fc.weight": torch.ones(2, 2), "fc.bias": torch.ones(2)}
+
+
+@pytest.fixture(scope="module")
+def network() -> ResNet:
+    torch.manual_seed(0)
+    return ResNet(ARCH)
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{key}": value for key, value in tensors.items()}
+
+
+def decoy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The other network of a checkpoint: right names, wrong numbers."""
+    return {key: torch.full_like(value, 9) for key, value in tensors.items()}
+
+
+def layout(name: str, own: dict[str, Tensor]) -> Any:
+    full, other = {**own, **HEAD}, decoy(own)
+    if name == "moco":
+        keys = {
+            **under("module.encoder_q.", full),
+            **under("module.encoder_k.", other),
+            "module.queue": torch.ones(2, 3),
+        }
+        return {"epoch": 200, "arch": "resnet50", "state_dict": keys, "optimizer": {"state": {}}}
+    if name == "moco_v3":
+        keys = {**under("module.base_encoder.", full), **under("module.momentum_encoder.", other)}
+        return {"state_dict": keys, "args": argparse.Namespace(lr=0.3)}
+    if name == "simsiam":
+        return {"state_dict": {**under("module.encoder.", full), "module.predictor.0.weight": torch.ones(1)}}
+    if name == "solo_learn":
+        return {
+            "state_dict": {
+                **under("backbone.", own),
+                **under("momentum_backbone.", other),
+                "projector.0.bias": torch.ones(1),
+            }
+        }
+    if name == "barlow_full":
+        return {"model": {**under("module.backbone.", own), "module.projector.0.weight": torch.ones(1)}}
+    if name == "dino_full":
+        return {
+            "student": under("module.backbone.", other),
+            "teacher": {**under("backbone.", own), "head.mlp.0.weight": torch.ones(1)},
+            "args": argparse.Namespace(arch="resnet50"),
+        }
+    if name == "swav":
+        return {**under("module.", own), "module.prototypes.weight": torch.ones(2, 2)}
+    if name == "vissl":
+        return {"classy_state_dict": {"base_model": {"model": {"trunk": under("_feature_blocks.", own), "heads": {}}}}}
+    if name == "lightly":
+        numbers = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
+        renamed = {f"{numbers[key.split('.')[0]]}.{key.split('.', 1)[1]}": value for key, value in own.items()}
+        return {"state_dict": {**under("backbone.", renamed), "projection_head.layers.0.weight": torch.ones(1)}}
+    return full  # torchvision, Barlow Twins and DINO backbones
+
+
+LAYOUTS = [
+    "torchvision",
+    "moco",
+    "moco_v3",
+    "simsiam",
+    "solo_learn",
+    "barlow_full",
+    "dino_full",
+    "swav",
+    "vissl",
+    "lightly",
+]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts(name: str, network: ResNet, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pth"
+    own = dict(network.state_dict())
+    torch.save(layout(name, own), path)
+    arch, preprocess, tensors = load_backbone_file(path)
+    assert arch == ARCH
+    assert preprocess["std"][0] == (0.228 if name == "swav" else 0.229)
+    assert list(tensors) == list(own)
+    assert all(torch.equal(tensors[key], own[key]) for key in own)
+
+
+def test_safetensors_in_half_precision_without_counters(network: ResNet, tmp_path: Path) -> None:
+    path = tmp_path / "some.safetensors"
+    kept = {k: v.half() for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+    safetensors.torch.save_file(kept, path)
+    tensors = load_backbone_file(path, preprocess=PREPROCESS).state_dict
+    assert tensors["conv1.weight"].dtype == torch.float32
+    ResNet(ARCH).load_state_dict(tensors)
+
+
+def write_own(folder: Path, network: ResNet, **changes: Any) -> Path:
+    path = folder / "backbone.safetensors"
+    safetensors.torch.save_file(network.state_dict(), path)
+    arch = {"arch": "resnet50", "width": 0.125, "stem_width": 16, "stride_in_1x1": True}
+    card = {"arch": arch, "preprocess": {**PREPROCESS, "mean": [0.0] * 3}, "sha256": sha256_of(path), **changes}
+    (folder / "card.json").write_text(json.dumps(card))
+    return path
+
+
+def test_own_file_with_card(network: ResNet, tmp_path: Path) -> None:
+    write_own(tmp_path, network)
+    found = load_backbone_file(tmp_path)
+    assert found.arch.stride_in_1x1 and found.preprocess["mean"] == [0, 0, 0]
+    assert not load_backbone_file(tmp_path, arch=ARCH).arch.stride_in_1x1
+
+
+def test_a_card_that_does_not_fit(network: ResNet, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        load_backbone_file(write_own(tmp_path, network, sha256="0"))
+    with pytest.raises(CheckpointError, match="is no card"):
+        load_backbone_file(write_own(tmp_path, network, preprocess={"mean": [0]}))
+
+
+def test_what_cannot_be_read(network: ResNet, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such file"):
+        load_backbone_file(tmp_path / "absent.pth")
+    (tmp_path / "damaged.safetensors").write_bytes(b"123")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_backbone_file(tmp_path / "damaged.safetensors")
+    torch.save({"state_dict": network}, tmp_path / "pickled.pth")
+    with pytest.raises(CheckpointError, match="could run code"):
+        load_backbone_file(tmp_path / "pickled.pth")
+    torch.save({"model": {"patch_embed.proj.weight": torch.ones(1)}}, tmp_path / "vit.pth")
+    with pytest.raises(CheckpointError, match="no ResNet found"):
+        load_backbone_file(tmp_path / "vit.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(CheckpointError, match="starts with \\['list'\\]"):
+        load_backbone_file(tmp_path / "list.pth")
+
+
+def test_the_first_differing_keys_are_named(network: ResNet, tmp_path: Path) -> None:
+    own = dict(network.state_dict())
+    del own["layer3.2.conv2.weight"]
+    torch.save(own, tmp_path / "less.pth")
+    with pytest.raises(CheckpointError, match=r"missing layer3.2.conv2.weight"):
+        load_backbone_file(tmp_path / "less.pth")
+    torch.save({**network.state_dict(), "layer1.0.se.weight": torch.ones(1)}, tmp_path / "more.pth")
+    with pytest.raises(CheckpointError, match=r"unexpected layer1.0.se.weight"):
+        load_backbone_file(tmp_path / "more.pth")
+    torch.save(dict(network.state_dict()), tmp_path / "fine.pth")
+    with pytest.raises(CheckpointError, match=r"conv1.weight is \(16, 3, 7, 7\), expected \(32, 3, 7, 7\).*more"):
+        load_backbone_file(tmp_path / "fine.pth", arch=ArchOptions(arch="resnet50", width=0.5))
+    deep = {k.replace("layer1.2", "layer1.3"): v for k, v in network.state_dict().items()} | network.state_dict()
+    torch.save(deep, tmp_path / "deep.pth")
+    with pytest.raises(CheckpointError, match=r"bottleneck blocks \(4, 4, 6, 3\)"):
+        load_backbone_file(tmp_path / "deep.pth")
+
+
+def twin(network: ResNet, **changes: Any) -> ResNet:
+    options = {"arch": "resnet50", "width": 0.125, "stem_width": 16, **changes}
+    other = ResNet(ArchOptions(**options))
+    other.load_state_dict(network.state_dict())
+    return other
+
+
+def test_verify_agrees_and_restores_the_mode(network: ResNet) -> None:
+    network.train()
+    before = network.get_buffer("bn1.running_mean").clone()
+    frozen = twin(network, norm="frozen")
+    found = verify(stage_features(network, PREPROCESS), stage_features(frozen, PREPROCESS))
+    assert set(found) == {"c2", "c3", "c4", "c5"} and max(found.values()) < 1e-5
+    assert network.training and torch.equal(before, network.get_buffer("bn1.running_mean"))
+
+
+def test_verify_accepts_the_same_input_written_otherwise(network: ResNet) -> None:
+    scaled: Preprocess = {**PREPROCESS, "range": 255.0}
+    scaled["mean"], scaled["std"] = [255 * m for m in IMAGENET_MEAN], [255 * s for s in IMAGENET_STD]
+    verify(stage_features(network, PREPROCESS), stage_features(network, scaled))
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage", "cause"),
+    [
+        ({"stride_in_1x1": True}, "C3", "stride_in_1x1"),
+        ({"pool_padding": "end"}, "C2", "pool padding"),
+    ],
+)
+def test_verify_finds_what_keys_hide(network: ResNet, changes: dict[str, Any], stage: str, cause: str) -> None:
+    with pytest.raises(HandoverError, match=f"differ first at {stage}.*{cause}"):
+        verify(stage_features(network, PREPROCESS), stage_features(twin(network, **changes), PREPROCESS))
+
+
+def test_verify_finds_preprocessing(network: ResNet) -> None:
+    a = stage_features(network, PREPROCESS)
+    bgr: Preprocess = {**PREPROCESS, "order": "BGR", "mean": list(IMAGENET_MEAN[::-1]), "std": list(IMAGENET_STD[::-1])}
+    with pytest.raises(HandoverError, match="colour order"):
+        verify(a, stage_features(network, bgr))
+    with pytest.raises(HandoverError, match=r"C2.*mean and std"):
+        verify(a, stage_features(network, {**PREPROCESS, "mean": [0.0] * 3, "std": [1.0] * 3}))
+
+
+def test_verify_finds_one_wrong_stage_shapes_and_nan(network: ResNet) -> None:
+    a = stage_features(network, PREPROCESS)
+    other = twin(network)
+    with torch.no_grad():
+        other.get_parameter("layer4.2.conv3.weight").mul_(1.01)
+    with pytest.raises(HandoverError, match="differ first at C5"):
+        verify(a, stage_features(other, PREPROCESS))
+    with pytest.raises(HandoverError, match=r"C2 \(shapes"):
+        verify(a, lambda image: a(image[:, ::2]))
+    with pytest.raises(HandoverError, match="C4"):
+        verify(a, lambda image: {k: v * float("nan") if k == "c4" else v for k, v in a(image).items()})
+
+
+def test_the_image_never_changes() -> None:
+    image = test_image()
+    assert image.shape == (3, 128, 160) and image.dtype == torch.uint8
+    assert image.float().mean(dim=(1, 2)).tolist() == pytest.approx([152.2, 109.8, 68.5], abs=1)
+    for other in (image.flip(0), image.flip(1), image.flip(2)):
+        assert (image.int() - other.int()).abs().float().mean() > 10

@@ -1,0 +1,77 @@
+"""SimCLR and MoCo v2: heads, what moves, what is decayed."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_backbones.method import Batch, spread
+from ssl_backbones.methods import METHODS
+from ssl_backbones.methods.moco import MoCoV2, grouped
+from ssl_backbones.methods.simclr import SimCLR
+from ssl_backbones.options import ArchOptions, PretrainOptions
+
+
+def options(**changes: object) -> PretrainOptions:
+    return PretrainOptions(arch=ArchOptions(width=0.125), view_size=32, queue_size=12, **changes)  # type: ignore[arg-type]
+
+
+def batch(count: int = 4) -> Batch:
+    return Batch([torch.rand(count, 3, 32, 32), torch.rand(count, 3, 32, 32)], torch.arange(count))
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_loss_has_a_gradient_and_backbone_is_the_student(name: str) -> None:
+    torch.manual_seed(0)
+    method = METHODS[name](options()).train()
+    method.before_step(0, 1)
+    loss, numbers = method.loss(batch())
+    loss.backward()
+    assert loss.ndim == 0 and loss.isfinite() and 0 < numbers["spread"] < 1.5
+    assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
+    assert method.backbone() is method.encoder
+
+
+def test_simclr_spares_norms_and_biases() -> None:
+    decayed, free = SimCLR(options()).param_groups(0.1)
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+    assert {p.ndim for p in decayed["params"]} == {2, 4} and {p.ndim for p in free["params"]} == {1}
+
+
+def test_moco_decays_everything_but_its_teacher() -> None:
+    method = MoCoV2(options())
+    (group,) = method.param_groups(0.1)
+    teachers = {id(p) for p in method.teacher.parameters()}
+    assert not teachers & {id(p) for p in group["params"]}
+    assert len(group["params"]) == len(teachers)
+
+
+def test_moco_enqueues_after_the_logits() -> None:
+    torch.manual_seed(0)
+    method = MoCoV2(options(temperature=1e6)).train()  # all logits equal: ln(K + 1) with the K of before
+    before = method.queue.negatives()
+    loss, _ = method.loss(batch())
+    assert loss.item() == pytest.approx(math.log(13), rel=1e-4)
+    assert int(method.queue.filled) == 4 and torch.equal(method.queue.features[4:], before[4:])
+
+
+def test_groups_normalise_separately_and_keep_the_order() -> None:
+    norm = nn.BatchNorm1d(1)
+    x, order = torch.tensor([[0.0], [10.0], [2.0], [30.0]]), torch.tensor([0, 2, 1, 3])
+    assert grouped(norm, x, order, 2).flatten().tolist() == pytest.approx([-1, -1, 1, 1], abs=1e-3)
+    assert torch.equal(grouped(norm, x, order, 1), norm(x))
+
+
+def test_permutation_without_groups_changes_nothing() -> None:
+    norm, x = nn.BatchNorm1d(3), torch.randn(6, 3)
+    order = torch.randperm(6)
+    assert torch.allclose(norm(x[order])[order.argsort()], norm(x), atol=1e-6)
+
+
+def test_spread_is_one_when_isotropic_and_zero_when_collapsed() -> None:
+    torch.manual_seed(0)
+    assert spread(torch.randn(4000, 16)) == pytest.approx(1, abs=0.02)
+    assert spread(torch.ones(8, 16)) == pytest.approx(0, abs=1e-3)

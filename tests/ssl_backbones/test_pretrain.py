@@ -1,0 +1,191 @@
+"""The loop end to end, tiny: exact resume, a finished run, the card, bad numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor
+
+from openworld.errors import CheckpointError, DataError, NumericsError
+from openworld.runtime.files import sha256_of
+from openworld.runtime.runlog import RunLog
+from ssl_backbones.images import find_images
+from ssl_backbones.method import Batch
+from ssl_backbones.methods import METHODS
+from ssl_backbones.methods.simclr import SimCLR
+from ssl_backbones.nets import ResNet
+from ssl_backbones.options import ArchOptions, PretrainOptions
+from ssl_backbones.pretrain import LabelledCrops, pretrain
+
+TINY: dict[str, Any] = {
+    "view_size": 32,
+    "steps": 5,
+    "batch_size": 4,
+    "warmup": 1,
+    "queue_size": 10,
+    "checkpoint_every": 2,
+    "knn_k": 3,
+}
+
+
+def options(**changes: Any) -> PretrainOptions:
+    return PretrainOptions(arch=ArchOptions(width=0.125), **{**TINY, **changes})
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for i in range(9):
+        Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((80, 60)).save(folder / f"{i}.png")
+    return find_images(folder)
+
+
+def crops() -> LabelledCrops:
+    random = np.random.default_rng(1)
+    red = [
+        random.integers(0, 60, (20, 30, 3), dtype=np.uint8) + np.array([180, 0, 0], dtype=np.uint8) for _ in range(5)
+    ]
+    blue = [torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1) for image in red[:3]]
+    return [*red, *blue], ["red"] * 5 + ["blue"] * 3
+
+
+class Killed(Exception):
+    """Stands for the power cut."""
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("kill_at", [1, 4])
+def test_resume_is_exact(
+    name: str, kill_at: int, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(1)
+    chosen = options(method=name, views=name, shuffle_groups=2)
+    whole_log, log = RunLog(tmp_path / "whole.jsonl"), RunLog(tmp_path / "metrics.jsonl")
+    for each in (whole_log, log):
+        each.append("phase", stage="world", task=None, seconds=1.0)
+    whole = pretrain(chosen, paths, tmp_path / "whole", seed=7, log=whole_log, labelled_crops=crops())
+
+    def kill(self: object, step: int, steps: int) -> None:
+        if step == kill_at:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(METHODS[name], "after_step", kill)
+        with pytest.raises(Killed):
+            pretrain(chosen, paths, tmp_path / "cut", seed=7, resume=True, log=log, labelled_crops=crops())
+    torch.manual_seed(12345)
+    cut = pretrain(chosen, paths, tmp_path / "cut", seed=7, resume=True, log=log, labelled_crops=crops())
+    assert cut.path.read_bytes() == whole.path.read_bytes()
+    assert cut.card == whole.card
+    assert log.read() == whole_log.read()
+    assert not (tmp_path / "cut" / "checkpoints").exists()
+
+
+def test_backbone_and_card(paths: list[Path], tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "metrics.jsonl")
+    result = pretrain(options(), paths, tmp_path / "b", seed=1, log=log, labelled_crops=crops())
+    card = json.loads((tmp_path / "b" / "card.json").read_text())
+    assert card == result.card
+    assert (card["method"], card["steps"], card["seed"], card["data"]["images"]) == ("simclr", 5, 1, 9)
+    assert card["preprocess"] == {"order": "RGB", "range": 1.0, "mean": [0, 0, 0], "std": [1, 1, 1]}
+    assert card["sha256"] == sha256_of(result.path)
+    assert card["arch"] == dataclasses.asdict(ArchOptions(width=0.125))
+    knn = card["knn"]
+    assert (knn["chance"], knn["k"], knn["samples"]) == (5 / 8, 3, 8)
+    assert 0 <= knn["trained"] <= 1
+    assert knn["untrained"] > knn["chance"]  # red and blue part without training
+    tensors = safetensors.torch.load_file(result.path)
+    ResNet(ArchOptions(**card["arch"])).load_state_dict(tensors)
+    steps = log.read()
+    assert [entry["step"] for entry in steps] == [1, 2, 3, 4, 5]
+    assert set(steps[0]) == {"event", "stage", "step", "loss", "lr", "spread"}
+    assert steps[0]["loss"] == pytest.approx(np.log(7), abs=2)
+
+
+def test_a_finished_run_is_returned_at_once(paths: list[Path], tmp_path: Path) -> None:
+    first = pretrain(options(steps=1), paths, tmp_path, seed=0)
+    written = first.path.stat().st_mtime_ns
+    again = pretrain(options(steps=1, log_every=9), [], tmp_path, seed=0, resume=True)
+    assert again == first and first.path.stat().st_mtime_ns == written
+    with pytest.raises(CheckpointError, match="made with steps 1, now it is 2"):
+        pretrain(options(steps=2), paths, tmp_path, seed=0, resume=True)
+    other = pretrain(options(steps=2), paths, tmp_path, seed=0)
+    assert other.card["steps"] == 2
+    assert not (tmp_path / "checkpoints").exists()
+    other.path.write_bytes(b"damaged")
+    assert pretrain(options(steps=2), paths, tmp_path, seed=0, resume=True).card == other.card
+
+
+def test_a_fresh_start_over_a_finished_run_can_be_resumed(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(self: object, step: int, steps: int) -> None:
+        raise Killed
+
+    pretrain(options(steps=1), paths, tmp_path, seed=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(SimCLR, "after_step", kill)
+        with pytest.raises(Killed):
+            pretrain(options(steps=2), paths, tmp_path, seed=0)
+    assert pretrain(options(steps=2), paths, tmp_path, seed=0, resume=True).card["steps"] == 2
+
+
+def test_resume_with_other_images_is_refused(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(self: object, step: int, steps: int) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimCLR, "after_step", kill)
+        with pytest.raises(Killed):
+            pretrain(options(), paths, tmp_path, seed=0)
+    with pytest.raises(CheckpointError, match="number of images 9, now it is 8"):
+        pretrain(options(), paths[1:], tmp_path, seed=0, resume=True)
+
+
+def test_a_loss_that_is_no_number_never_reaches_the_weights(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepped = []
+
+    def poisoned(self: SimCLR, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        return self.encoder(batch.views[0]).sum() * float("nan"), {}
+
+    monkeypatch.setattr(SimCLR, "loss", poisoned)
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: stepped.append(1))
+    with pytest.raises(NumericsError, match="the loss is nan at step 1"):
+        pretrain(options(), paths, tmp_path, seed=0)
+    assert not stepped
+
+
+def test_epochs_and_half_precision(paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, list[int]]] = []
+
+    def note(self: object, epoch: int, eval_batches: Callable[[], Iterable[Batch]]) -> None:
+        seen.append((epoch, [i for batch in eval_batches() for i in batch.index.tolist()]))
+
+    monkeypatch.setattr(SimCLR, "before_epoch", note)
+    pretrain(options(precision="bf16", optimizer="lars"), paths, tmp_path, seed=0)
+    assert seen == [(epoch, list(range(9))) for epoch in range(3)]  # 9 images, batches of 4: 2 steps an epoch
+
+
+def test_no_steps_is_the_untrained_network(paths: list[Path], tmp_path: Path) -> None:
+    assert pretrain(options(steps=0), paths, tmp_path, seed=0).card["knn"] is None
+
+
+def test_crops_that_are_no_images(paths: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="2 crops but 1 labels"):
+        pretrain(options(), paths, tmp_path, seed=0, labelled_crops=([np.zeros((4, 4, 3), np.uint8)] * 2, [0]))
+    with pytest.raises(DataError, match=r"float32 of shape \(3, 0, 4\)"):
+        pretrain(options(), paths, tmp_path, seed=0, labelled_crops=([torch.zeros(3, 0, 4)] * 2, [0, 1]))
