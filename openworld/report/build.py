@@ -1,0 +1,490 @@
+"""One HTML page of a run, from the files in its folder alone.
+
+The page is self-contained: styles, figures (inline SVG) and pictures (JPEG data) are in the file, there is no script,
+and it opens from a disk without a network. Whatever artefact is missing is said in its place.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from openworld.report import plots
+from openworld.report.draw import NOT_TAUGHT_COLOUR, UNKNOWN_COLOUR
+from openworld.report.pictures import LabelledImages, Panel, Picture, data_uri, pictures
+from openworld.report.run_folder import RunArtefacts, flatten, mapping, number, read_run, sequence
+from openworld.runtime.files import write_atomic
+
+_STAGES = ("world", "pretrain", "train", "exemplars", "replay", "energy", "evaluate")
+_LISTED = 12
+"""More classes than this are counted, not listed."""
+
+
+def build_report(
+    run: Path,
+    test: LabelledImages | None = None,
+    *,
+    known_threshold: float = 0.3,
+    unknowns_per_image: int = 4,
+    images: int = 6,
+) -> Path:
+    """Write ``report.html`` into the folder of a run.
+
+    Args:
+        run: the folder; only config.yaml must be there.
+        test: the annotated test images, for the pictures; without them the pictures show detections only.
+        known_threshold: least score of a known detection that is drawn.
+        unknowns_per_image: the so many unknown detections with the highest scores are drawn.
+        images: most test images that are shown.
+
+    Returns:
+        Path of report.html.
+
+    Raises:
+        DataError: there is no such folder.
+        ConfigError: its config.yaml is missing or is not a mapping.
+    """
+    import jinja2
+
+    artefacts = read_run(run)
+    shown, unopened = pictures(
+        artefacts, test, count=images, known_threshold=known_threshold, unknowns=unknowns_per_image
+    )
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(resources.files("openworld.report").joinpath("template.html").read_text("utf-8"))
+    page = template.render(
+        title=str(artefacts.config.get("name") or artefacts.path.resolve().name),
+        folder=artefacts.path.resolve().name,
+        palette=plots.PALETTE,
+        swatches={"unknown": _css(UNKNOWN_COLOUR), "not_taught": _css(NOT_TAUGHT_COLOUR)},
+        notes=artefacts.notes,
+        warnings=_warnings(artefacts),
+        headline=_headline(artefacts),
+        classes=_classes(artefacts),
+        run=_what_was_run(artefacts),
+        results=_results(artefacts),
+        forgetting=_forgetting(artefacts),
+        pictures=[_picture(picture) for picture in shown],
+        pictures_note=_pictures_note(artefacts, shown, test, known_threshold, unknowns_per_image),
+        unopened=unopened,
+        energy=[_energy(task.number, task.energy) for task in artefacts.tasks if task.energy is not None],
+        knn=_knn(artefacts.card),
+        card=[(key, _text(value)) for key, value in flatten(artefacts.card)] if artefacts.card else [],
+        losses=_safe(plots.loss_curves(artefacts.log)),
+        commands=_commands(artefacts),
+    )
+    target = artefacts.path / "report.html"
+    write_atomic(target, page)
+    return target
+
+
+def _headline(run: RunArtefacts) -> dict[str, Any]:
+    """The three big numbers, each with what it means, and one sentence that reads them."""
+    scored = [(task.number, task.metrics) for task in run.tasks if task.metrics is not None]
+    if not scored:
+        return {"figures": [], "sentence": "This run has no metrics.json yet: nothing has been evaluated."}
+    last, metrics = scored[-1]
+    known = number(metrics.get("known_ap50"))
+    count = len(run.known(last))
+    classes = f"{count} class{'es' if count != 1 else ''}"
+    with_unknown = [
+        (task, value) for task, found in scored if (value := number(found.get("unknown_recall50"))) is not None
+    ]
+    unknown_task, recall = with_unknown[-1] if with_unknown else (last, None)
+    kept, taught = _kept(run)
+    figures = [
+        {
+            "kind": "known",
+            "name": "Known mAP@50",
+            "value": _percent(known),
+            "note": f"{classes} known after task {last}" if count else f"after task {last}",
+        },
+        {
+            "kind": "unknown",
+            "name": "U-Recall",
+            "value": _percent(recall),
+            "note": f"of the objects never taught, after task {unknown_task}"
+            if recall is not None
+            else "no evaluated task has objects that were not taught",
+        },
+        {
+            "kind": "previous",
+            "name": "Kept mAP of old classes",
+            "value": _percent(kept),
+            "note": f"{100 * kept / taught:.0f}\u00a0% of the {100 * taught:.1f} that they had when taught"
+            if kept is not None and taught
+            else (f"after task {last}" if kept is not None else "no class is old yet"),
+        },
+    ]
+    parts = []
+    if known is not None:
+        parts.append(
+            f"names the {classes} it was taught at {100 * known:.1f} mAP@50"
+            if count
+            else f"reaches {100 * known:.1f} mAP@50"
+        )
+    if recall is not None:
+        when = "" if unknown_task == last else f" (after task {unknown_task}, the last one with such objects)"
+        parts.append(f"marks {100 * recall:.0f} of 100 objects that nobody taught it as unknown{when}")
+    if kept is not None and taught:
+        share = f"{100 * kept / taught:.0f}\u00a0%"
+        parts.append(
+            f"keeps {share} of what its old classes scored when they were taught"
+            if kept < taught
+            else f"has forgotten nothing on average (its old classes stand at {share} of what they scored when taught)"
+        )
+    subject = f"After {last} task{'s' if last != 1 else ''} the detector "
+    sentence = subject + (_enumerate(parts) if parts else "has no score: its metrics are all empty") + "."
+    return {"figures": figures, "sentence": sentence}
+
+
+def _kept(run: RunArtefacts) -> tuple[float | None, float | None]:
+    """mAP@50 of the previous classes after the last task, and the mean of their AP@50 when each was taught.
+
+    The second is None unless every class of the first has both numbers, so that the ratio compares equals, and where it
+    is below half a point, of which no share is worth a word.
+    """
+    scored = [task for task in run.tasks if task.metrics is not None]
+    if not scored:
+        return None, None
+    last = scored[-1]
+    kept = number(mapping(last.metrics).get("previous_ap50"))
+    before = []
+    for task, names in enumerate(run.schedule[: last.number - 1], start=1):
+        found = next((other.metrics for other in scored if other.number == task), None)
+        before += [_class_ap(found, name) for name in names if _class_ap(last.metrics, name) is not None]
+    known = [value for value in before if value is not None]
+    taught = sum(known) / len(known) if known and len(known) == len(before) else None
+    return kept, taught if taught is not None and taught >= 0.005 else None
+
+
+def _class_ap(metrics: Mapping[str, Any] | None, name: str) -> float | None:
+    return number(mapping(mapping(mapping(metrics).get("classes")).get(name)).get("ap50"))
+
+
+def _classes(run: RunArtefacts) -> list[dict[str, Any]]:
+    """The schedule: what each task teaches."""
+    rows = []
+    for task, names in enumerate(run.schedule, start=1):
+        if not names:
+            continue
+        shown = ", ".join(names[:_LISTED])
+        more = len(names) - _LISTED
+        rows.append({"task": task, "count": len(names), "names": shown + (f" and {more} more" if more > 0 else "")})
+    return rows
+
+
+def _results(run: RunArtefacts) -> dict[str, Any]:
+    """The table of results by task, and its figure."""
+    rows: list[dict[str, Any]] = []
+    for task in run.tasks:
+        if task.metrics is None:
+            rows.append({"task": task.number, "missing": True})
+            continue
+        found = task.metrics
+        hits = {key: number(mapping(found.get("unknown_hits")).get(key)) for key in ("unknown", "known", "background")}
+        total = sum(value for value in hits.values() if value is not None)
+        rows.append(
+            {
+                "task": task.number,
+                "missing": False,
+                "previous": _percent(found.get("previous_ap50")),
+                "current": _percent(found.get("current_ap50")),
+                "known": _percent(found.get("known_ap50")),
+                "recall": _percent(found.get("unknown_recall50")),
+                "ap": _percent(found.get("unknown_ap50")),
+                "precision": _percent(found.get("unknown_precision50")),
+                "wi": _decimal(found.get("wi"), 4),
+                "a_ose": _count(found.get("a_ose")),
+                "hits": [(key, _count(value), 100 * (value or 0) / total) for key, value in hits.items()]
+                if total
+                else [],
+                "counts": [(key, _text(value)) for key, value in flatten(mapping(found.get("counts")))],
+            }
+        )
+    scored = [(task.number, task.metrics) for task in run.tasks if task.metrics is not None]
+    protocols = sorted({str(found["protocol"]) for _, found in scored if found.get("protocol") is not None})
+    return {
+        "rows": rows,
+        "protocols": protocols,
+        "figure": _safe(plots.results_by_task(scored)),
+        "hits": any(row.get("hits") for row in rows),
+        "counts": any(row.get("counts") for row in rows),
+    }
+
+
+def _forgetting(run: RunArtefacts) -> dict[str, Any]:
+    """Mean AP of each task's classes after every task, their lines, and the heat map of single classes."""
+    scored = [task for task in run.tasks if task.metrics is not None]
+    tasks = [task.number for task in scored]
+    values: dict[str, list[float | None]] = {}
+    taught: dict[str, int] = {}
+    groups: dict[int, list[float | None]] = {}
+    for group, names in enumerate(run.schedule, start=1):
+        known = [name for name in names if any(_class_ap(task.metrics, name) is not None for task in scored)]
+        for name in known:
+            values[name] = [_class_ap(task.metrics, name) if task.number >= group else None for task in scored]
+            taught[name] = group
+        if known and group in tasks:
+            groups[group] = [_mean([values[name][index] for name in known]) for index in range(len(tasks))]
+    rows = []
+    for group, means in groups.items():
+        change = plots.class_change(means, group, tasks)
+        cells = [_percent(mean) if task >= group else "" for task, mean in zip(tasks, means, strict=True)]
+        rows.append(
+            {
+                "task": group,
+                "cells": cells,
+                "change": "–" if change is None else _signed(change),
+                "tone": "" if change is None or _signed(change) == "0.0" else ("worse" if change < 0 else "better"),
+            }
+        )
+    losers = sorted(
+        (change, name)
+        for name, row in values.items()
+        if (change := plots.class_change(row, taught[name], tasks)) is not None and change <= -0.005
+    )
+    return {
+        "tasks": tasks,
+        "rows": rows,
+        "losers": [(name, f"{-100 * change:.1f}") for change, name in losers[:3]],
+        "figure": _safe(plots.forgetting_lines(groups, tasks)),
+        "heatmap": _safe(plots.class_heatmap(values, taught, tasks)),
+    }
+
+
+def _what_was_run(run: RunArtefacts) -> dict[str, Any]:
+    """Configuration, environment, repairs of the data, exemplars and times."""
+    data = []
+    for name, part in (run.data or {}).items():
+        found = mapping(part)
+        data.append(
+            {
+                "name": str(name),
+                "images": _count(found.get("images")),
+                "annotations": _count(found.get("annotations")),
+                "repairs": [(str(kind), _count(count)) for kind, count in mapping(found.get("repairs")).items()],
+                "examples": [str(example) for example in sequence(found.get("examples"))],
+            }
+        )
+    exemplars = []
+    for task in run.tasks:
+        if task.exemplars is not None:
+            instances = mapping(task.exemplars.get("instances"))
+            exemplars.append(
+                {
+                    "task": task.number,
+                    "images": len(sequence(task.exemplars.get("images"))),
+                    "per_class": _text(task.exemplars.get("per_class")),
+                    "strategy": _text(task.exemplars.get("strategy")),
+                    "instances": ", ".join(f"{name} {_count(count)}" for name, count in instances.items()),
+                }
+            )
+    return {
+        "config": [(key, _text(value)) for key, value in flatten(run.config)],
+        "environment": [(key, _text(value)) for key, value in flatten(run.environment)] if run.environment else [],
+        "data": data,
+        "exemplars": exemplars,
+        "times": _times(run.log),
+    }
+
+
+def _times(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Seconds by task and phase, in the order of the log. A phase that was resumed counts all its parts."""
+    spent: dict[Any, dict[str, float]] = {}
+    for entry in log:
+        seconds = number(entry.get("seconds"))
+        if entry.get("event") == "phase" and seconds is not None:
+            stages = spent.setdefault(entry.get("task"), {})
+            stage = str(entry.get("stage"))
+            stages[stage] = stages.get(stage, 0.0) + seconds
+    longest = max((sum(stages.values()) for stages in spent.values()), default=0.0)
+    rows = [
+        {
+            "task": "before task 1" if task is None else f"task {task}",
+            "total": _duration(sum(stages.values())),
+            "phases": [
+                {
+                    "stage": stage,
+                    "kind": stage if stage in _STAGES else "other",
+                    "time": _duration(seconds),
+                    "share": 100 * seconds / longest if longest else 0.0,
+                }
+                for stage, seconds in stages.items()
+            ],
+        }
+        for task, stages in spent.items()
+    ]
+    total = _duration(sum(sum(stages.values()) for stages in spent.values())) if rows else None
+    return {"rows": rows, "total": total}
+
+
+def _warnings(run: RunArtefacts) -> list[str]:
+    """What a reader must know before quoting a number."""
+    fallen = [str(task.number) for task in run.tasks if mapping(task.energy).get("status") == "fallback"]
+    if not fallen:
+        return []
+    where = f"task{'s' if len(fallen) > 1 else ''} {_enumerate(fallen)}"
+    return [
+        f"In {where} the energy could not be fitted, so the classifier's own unknown score decided alone between known "
+        "and unknown. The reason is below, under the energy histogram."
+    ]
+
+
+def _energy(task: int, energy: Mapping[str, Any]) -> dict[str, Any]:
+    fits = []
+    for kind in ("known", "unknown"):
+        fit = mapping(energy.get(kind))
+        if fit:
+            numbers = [_decimal(fit.get(key), 3) for key in ("shape", "location", "scale")]
+            tail = [
+                _count(fit.get("count")),
+                _decimal(fit.get("log_likelihood"), 1),
+                _decimal(fit.get("ks_statistic"), 3),
+            ]
+            fits.append({"kind": kind, "numbers": numbers + tail})
+    return {
+        "task": task,
+        "status": _text(energy.get("status")),
+        "reason": None if energy.get("reason") is None else str(energy["reason"]),
+        "temperature": _decimal(energy.get("temperature"), 2),
+        "boundary": _decimal(energy.get("boundary"), 3),
+        "fits": fits,
+        "figure": _safe(plots.energy_histogram(energy, task)),
+    }
+
+
+def _knn(card: Mapping[str, Any] | None) -> dict[str, Any]:
+    """kNN accuracies of the card's ``knn`` entry: ``trained``, ``untrained`` and ``chance``, fractions."""
+    listed = mapping(mapping(card).get("knn"))
+    found = {key: value for key in ("trained", "untrained", "chance") if (value := number(listed.get(key))) is not None}
+    reading = None
+    if "trained" in found and "untrained" in found:
+        gain = 100 * (found["trained"] - found["untrained"])
+        reading = (
+            f"Pretraining added {gain:.1f} points over the same network with random weights."
+            if gain > 0
+            else f"Pretraining added nothing: the untrained network is {-gain:.1f} points ahead."
+        )
+    return {"figure": _safe(plots.knn_bars(found)), "reading": reading}
+
+
+def _picture(picture: Picture) -> dict[str, Any]:
+    story = None
+    if picture.story:
+        story = f"{_enumerate(list(picture.story))}: first found as unknown, named once taught"
+    return {
+        "id": picture.image_id,
+        "name": picture.name,
+        "story": story,
+        "panels": [_panel(panel, picture.name) for panel in picture.panels],
+    }
+
+
+def _panel(panel: Panel, name: str) -> dict[str, Any]:
+    caption = None
+    if panel.shown is not None:
+        strange = sum(panel.shown.is_unknown)
+        caption = f"{len(panel.shown.names) - strange} known, {strange} unknown"
+    return {
+        "task": panel.task,
+        "truth": data_uri(panel.truth) if panel.truth is not None else None,
+        "found": data_uri(panel.found) if panel.found is not None else None,
+        "caption": caption,
+        "alt": f"Detections on {name} after task {panel.task}: {caption or 'none'}",
+    }
+
+
+def _pictures_note(
+    run: RunArtefacts, shown: Sequence[Picture], test: LabelledImages | None, threshold: float, unknowns: int
+) -> str:
+    if all(task.predictions is None for task in run.tasks):
+        return "No task has a predictions.json, so there are no pictures."
+    if test is None:
+        choice = "Annotations were not given to the report, so the pictures show detections only, right or wrong."
+    elif not any(picture.telling for picture in shown):
+        choice = "No detection that would be drawn is right on any image, so these are simply the first ones."
+    else:
+        choice = (
+            "Images are chosen for what they show, not at random: right detections of many classes, unknown objects "
+            "found, and objects that turn from unknown into a name. They look better than the average."
+        )
+    return f"{choice} Drawn are known detections from score {threshold:g} on and the {unknowns} strongest unknown ones."
+
+
+def _commands(run: RunArtefacts) -> list[dict[str, str]]:
+    folder = shlex.quote(str(run.path))
+    again = shlex.quote(f"{str(run.path).rstrip('/')}-again")
+    return [
+        {
+            "what": "the whole run again, into a new folder",
+            "line": f"openworld run --config {folder}/config.yaml --output {again}",
+        },
+        {"what": "this page again", "line": f"openworld report {folder}"},
+    ]
+
+
+def _safe(svg: str | None) -> Any:
+    """Mark a figure as markup. Texts inside were escaped when the SVG was written."""
+    from markupsafe import Markup
+
+    return None if svg is None else Markup(svg)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _percent(value: Any) -> str:
+    found = number(value)
+    return "–" if found is None else f"{100 * found:.1f}"
+
+
+def _decimal(value: Any, digits: int) -> str:
+    found = number(value)
+    return "–" if found is None else f"{found:,.{digits}f}".replace("-", "−")
+
+
+def _signed(change: float) -> str:
+    """A change of a fraction in points with its sign; what rounds to nothing has none."""
+    text = f"{100 * change:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
+
+
+def _count(value: Any) -> str:
+    found = number(value)
+    return "–" if found is None else f"{found:,.0f}"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_text, value)) + "]"
+    return str(value)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _enumerate(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _css(colour: tuple[int, int, int]) -> str:
+    return "#" + "".join(f"{channel:02x}" for channel in colour)

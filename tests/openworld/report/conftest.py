@@ -1,0 +1,259 @@
+"""A made-up run folder, complete by the layout of a run: three tasks, plausible numbers, drawn images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image, ImageDraw
+
+TASKS = [["disc", "ring", "cross", "square"], ["triangle", "star", "bar"], ["hexagon", "heart", "moon"]]
+SIDE = 128
+
+
+@dataclass
+class FakeRecord:
+    image_id: int
+    path: Path
+    boxes: Any
+    categories: list[int]
+    ignore: list[bool]
+
+
+@dataclass
+class FakeTestSet:
+    records: list[FakeRecord] = field(default_factory=list)
+    categories: list[str] = field(default_factory=list)
+
+
+def write_run(
+    run: Path, tasks: list[list[str]] | None = None, *, images: int = 10, seed: int = 3, taught: int | None = None
+) -> FakeTestSet:
+    """Write a run folder with all artefacts and return its annotated test set."""
+    tasks = tasks or TASKS
+    number = np.random.default_rng(seed)
+    names = [name for group in tasks for name in group]
+    test = _test_set(run, names, images, number)
+    _write(
+        run / "env.json",
+        {"python": "3.11.9", "torch": "2.15.0", "cpu": "2 cores", "device": "cpu", "openworld": "0.1.0"},
+    )
+    config = {
+        "name": "Three tasks of shapes",
+        "seed": 0,
+        "data": {"name": "synthetic shapes", "image_size": SIDE, "tasks": tasks},
+        "pretrain": {"method": "moco_v2", "steps": 300, "lr": 0.06},
+        "train": {"steps": 240, "lr": 0.02, "batch_size": 8},
+        "ore": {"mode": "paper", "clustering": {"margin": 10.0, "momentum": 0.99}, "energy": {"temperature": 1.5}},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    repairs = {"clipped box": 7, "empty box dropped": 2, "duplicate image": 1}
+    examples = ["img_004.png, annotation 17: box 4 px outside the image, clipped"]
+    _write(
+        run / "data.json",
+        {
+            "train": {"images": 600, "annotations": 1904, "repairs": repairs, "examples": examples},
+            "test": {
+                "images": images,
+                "annotations": sum(len(r.categories) for r in test.records),
+                "repairs": {},
+                "examples": [],
+            },
+        },
+    )
+    card = {"method": "moco_v2", "arch": "resnet18", "steps": 300, "feature_dim": 512}
+    _write(run / "backbone" / "card.json", {**card, "knn": {"trained": 0.684, "untrained": 0.431, "chance": 0.1}})
+    log = [{"event": "phase", "stage": "world", "task": None, "seconds": 8.3}]
+    log += [
+        {
+            "event": "step",
+            "stage": "pretrain",
+            "step": n,
+            "loss": 1.4 + 3.2 * 0.99**n + 0.12 * number.normal(),
+            "lr": 0.06,
+        }
+        for n in range(300)
+    ]
+    log += [{"event": "phase", "stage": "pretrain", "task": None, "seconds": 171.0}]
+    for task in range(1, (taught or len(tasks)) + 1):
+        log += _task(run / f"task{task}", task, tasks, test, number)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log) + '{"event": "st')
+    return test
+
+
+def _test_set(run: Path, names: list[str], images: int, number: np.random.Generator) -> FakeTestSet:
+    test = FakeTestSet(categories=names)
+    for index in range(images):
+        pixels = np.clip(number.normal(118, 9, (SIDE // 4, SIDE // 4, 3)) + number.normal(0, 22, 3), 0, 255).astype(
+            np.uint8
+        )
+        image = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        draw = ImageDraw.Draw(image)
+        boxes, categories = [], []
+        cells = number.permutation(4)[: number.integers(2, 5)]
+        for cell in cells:
+            category = int(number.integers(len(names)))
+            side = float(number.integers(30, 52))
+            x = float(64 * (cell % 2) + number.uniform(4, 60 - side)) if side < 56 else 4.0
+            y = float(64 * (cell // 2) + number.uniform(4, 60 - side)) if side < 56 else 4.0
+            fill = tuple(int(value) for value in number.integers(30, 230, 3))
+            corners = 3 + category
+            if category % 3 == 0:
+                draw.ellipse((x, y, x + side, y + side), fill=fill)
+            else:
+                draw.regular_polygon((x + side / 2, y + side / 2, side / 2), corners, fill=fill)
+            boxes.append([x, y, x + side, y + side])
+            categories.append(category)
+        path = run / "world" / f"img_{index:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+        ignore = [False] * len(boxes)
+        test.records.append(FakeRecord(index, path, np.array(boxes, dtype=np.float32), categories, ignore))
+    return test
+
+
+def _task(
+    folder: Path, task: int, tasks: list[list[str]], test: FakeTestSet, number: np.random.Generator
+) -> list[dict[str, Any]]:
+    previous = [name for group in tasks[: task - 1] for name in group]
+    current = tasks[task - 1]
+    known = previous + current
+    last = task == len(tasks)
+    classes = {
+        name: {
+            "ap50": float(np.clip(number.normal(0.62 if name in current else 0.52, 0.12), 0.02, 0.97)),
+            "recall50": 0.8,
+            "precision50": 0.4,
+            "ground_truth": int(number.integers(10, 60)),
+        }
+        for name in known
+    }
+    mean = lambda group: float(np.mean([classes[name]["ap50"] for name in group])) if group else None  # noqa: E731
+    metrics = {
+        "task": task,
+        "protocol": "unique",
+        "known_ap50": mean(known),
+        "previous_ap50": mean(previous),
+        "current_ap50": mean(current),
+        "unknown_recall50": None if last else float(number.uniform(0.25, 0.5)),
+        "unknown_ap50": None if last else float(number.uniform(0.05, 0.2)),
+        "unknown_precision50": None if last else float(number.uniform(0.2, 0.5)),
+        "wi": None if last else float(number.uniform(0.01, 0.05)),
+        "a_ose": None if last else int(number.integers(20, 1400)),
+        "classes": classes,
+        "counts": {"images": len(test.records), "detections": 812, "unknown_objects": 0 if last else 61},
+        "unknown_hits": {"unknown": 0 if last else 31, "known": 12, "background": 27},
+    }
+    _write(folder / "metrics.json", metrics)
+    samples = {
+        "known": (6 + 2.2 * number.weibull(2.6, 800)).tolist(),
+        "unknown": (4.2 + 1.6 * number.weibull(1.9, 300)).tolist(),
+    }
+    fit = {"count": 800, "log_likelihood": -812.4, "ks_statistic": 0.031}
+    energy = {
+        "status": "fallback" if last else "fitted",
+        "reason": "only 12 unknown regions, 30 are needed" if last else None,
+        "temperature": 1.0,
+        "known": {"shape": 2.6, "location": 6.0, "scale": 2.2, **fit},
+        "unknown": None if last else {"shape": 1.9, "location": 4.2, "scale": 1.6, **fit, "count": 300},
+        "samples": {"known": samples["known"], "unknown": samples["unknown"][:12] if last else samples["unknown"]},
+        "boundary": None if last else 6.53,
+    }
+    _write(folder / "energy.json", energy)
+    exemplars = {"task": task, "per_class": 20, "strategy": "balanced", "seed": 0}
+    _write(folder / "exemplars.json", {**exemplars, "images": list(range(57)), "instances": dict.fromkeys(known, 20)})
+    images = [_predicted(record, test.categories, known, folder.parent, number) for record in test.records]
+    _write(
+        folder / "predictions.json",
+        {"format": "openworld-predictions/1", "tasks": tasks, "task": task, "images": images},
+    )
+    lines = []
+    for stage, steps in (("train", 240), ("replay", 60 if task > 1 else 0)):
+        for step in range(steps):
+            falling = 0.985**step
+            losses = {
+                "objectness": 0.05 + 0.5 * falling + 0.02 * number.normal(),
+                "rpn_box": 0.04 + 0.2 * falling + 0.01 * number.normal(),
+                "classification": 0.2 + 1.1 * falling + 0.05 * number.normal(),
+                "box": 0.2 + 0.3 * falling + 0.03 * number.normal(),
+                "clustering": 0.1 + 0.4 * falling * (step > 40) + 0.02 * number.normal(),
+            }
+            lines.append(
+                {
+                    "event": "step",
+                    "stage": stage,
+                    "task": task,
+                    "step": step,
+                    "loss": sum(losses.values()),
+                    "losses": losses,
+                    "lr": 0.02,
+                }
+            )
+        if steps:
+            lines.append({"event": "phase", "stage": stage, "task": task, "seconds": 0.9 * steps})
+    lines += [
+        {"event": "phase", "stage": "exemplars", "task": task, "seconds": 1.2},
+        {"event": "phase", "stage": "energy", "task": task, "seconds": 9.4},
+        {"event": "phase", "stage": "evaluate", "task": task, "seconds": 21.7},
+    ]
+    return lines
+
+
+def _predicted(
+    record: FakeRecord, names: list[str], known: list[str], run: Path, number: np.random.Generator
+) -> dict[str, Any]:
+    detections = []
+    for box, category in zip(record.boxes.tolist(), record.categories, strict=True):
+        x1, y1, x2, y2 = (value + float(number.normal(0, 1.5)) for value in box)
+        name = names[category]
+        label = name if name in known and number.random() < 0.85 else "unknown"
+        detections.append(
+            _detection([x1, y1, x2 - x1, y2 - y1], label, float(number.uniform(0.4, 0.99)), known, number)
+        )
+    for _ in range(3):
+        corner, side = number.uniform(0, 80, 2), number.uniform(12, 40, 2)
+        label = str(number.choice([*known, "unknown"]))
+        detections.append(
+            _detection([*corner.tolist(), *side.tolist()], label, float(number.uniform(0.05, 0.35)), known, number)
+        )
+    detections.sort(key=lambda item: -item["score"])
+    file = record.path.relative_to(run).as_posix()
+    return {"id": record.image_id, "file": file, "width": SIDE, "height": SIDE, "detections": detections}
+
+
+def _detection(
+    box: list[float], label: str, score: float, known: list[str], number: np.random.Generator
+) -> dict[str, Any]:
+    best = label if label != "unknown" else str(number.choice(known))
+    return {"bbox": box, "label": label, "score": score, "energy": -float(number.normal(7, 1)), "best_known": best}
+
+
+def _write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def fake_run(tmp_path: Path) -> tuple[Path, FakeTestSet]:
+    """A complete run folder and its test set."""
+    run = tmp_path / "shapes"
+    run.mkdir()
+    return run, write_run(run, images=4)
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., tuple[Path, FakeTestSet]]:
+    """Write another run folder: ``make_run("name", tasks)``."""
+
+    def make(name: str, tasks: list[list[str]], **options: Any) -> tuple[Path, FakeTestSet]:
+        run = tmp_path / name
+        run.mkdir()
+        return run, write_run(run, tasks, **options)
+
+    return make

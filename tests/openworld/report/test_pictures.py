@@ -1,0 +1,84 @@
+"""Which detections and which images are shown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from openworld.errors import DataError
+from openworld.report.pictures import Objects, Shown, choose, image_evidence, pictures, sample_sheet, shown_detections
+from openworld.report.run_folder import read_run
+
+
+def _found(label: str, score: float) -> dict[str, object]:
+    return {"bbox": [1, 2, 3, 4], "label": label, "score": score}
+
+
+def test_known_by_threshold_and_the_best_unknowns() -> None:
+    entry = {
+        "detections": [
+            _found("a", 0.2),
+            _found("a", 0.4),
+            *[_found("unknown", s) for s in (0.01, 0.05, 0.03)],
+            {"bbox": None},
+        ]
+    }
+    shown = shown_detections(entry, 0.3, 2)
+    assert shown.names == ("a", "unknown", "unknown") and shown.scores == (0.4, 0.05, 0.03)
+    assert shown.boxes[0].tolist() == [1, 2, 4, 6]
+    assert shown_detections({}, 0.3, 2).boxes.shape == (0, 4)
+
+
+def test_evidence_of_an_object_that_gets_its_name() -> None:
+    box = np.array([[0.0, 0, 10, 10]])
+    shown = {1: Shown(box, ("unknown",), (0.5,)), 2: Shown(box + 1, ("cat",), (0.5,))}
+    known = {1: frozenset({"dog"}), 2: frozenset({"dog", "cat"})}
+    evidence = image_evidence(shown, Objects(box, ("cat",)), known)
+    assert evidence == {("unknown", "cat"): 1, ("known", "cat"): 1, ("named", "cat"): 1}
+    # "unknown" on a known object, a wrong name and a box elsewhere count for nothing
+    assert not image_evidence({2: shown[1]}, Objects(box, ("cat",)), known)
+    assert not image_evidence({2: shown[2]}, Objects(box, ("dog",)), known)
+    assert not image_evidence({2: shown[2]}, Objects(box + 50, ("cat",)), known)
+
+
+def test_choice_is_varied_and_does_not_hang_on_the_order() -> None:
+    evidence = {
+        "1": Counter({("named", "cat"): 1, ("known", "dog"): 2}),
+        "2": Counter({("named", "cat"): 1, ("known", "dog"): 1}),
+        "3": Counter({("unknown", "cow"): 2, ("known", "dog"): 1}),
+        "4": Counter[tuple[str, str]](),
+    }
+    assert choose(evidence, 3) == choose(dict(reversed(evidence.items())), 3) == ["1", "3", "2"]
+    assert choose({}, 3) == []
+
+
+def test_the_same_images_for_every_task(fake_run: tuple[Path, object]) -> None:
+    run, test = fake_run
+    shown, notes = pictures(read_run(run), test, count=2)  # type: ignore[arg-type]
+    assert len(shown) == 2 and not notes
+    for picture in shown:
+        assert [panel.task for panel in picture.panels] == [1, 2, 3]
+        assert all(panel.truth is not None and panel.found is not None for panel in picture.panels)
+
+
+def test_an_image_that_is_gone_is_said(fake_run: tuple[Path, object]) -> None:
+    run, _ = fake_run
+    (run / "world" / "img_000.png").unlink()
+    (run / "world" / "img_001.png").write_text("not an image")
+    shown, notes = pictures(read_run(run), None)
+    assert len(shown) == 2 and len(notes) == 2 and "img_000.png" in " ".join(notes)
+
+
+def test_sample_sheet(make_run: Callable[..., tuple[Path, object]], tmp_path: Path) -> None:
+    run, test = make_run("two", [["a", "b"], ["c"]], images=3)
+    sheet = Image.open(sample_sheet(run, test, tmp_path / "sheet.png", count=2, size=128))  # type: ignore[arg-type]
+    assert sheet.width > 3 * 128  # annotations and two tasks
+    for task in (1, 2):
+        (run / f"task{task}" / "predictions.json").unlink()
+    with pytest.raises(DataError, match="evaluate"):
+        sample_sheet(run, None, tmp_path / "none.png")
