@@ -153,10 +153,6 @@ class EnergyOptions:
     """Regions labelled *unknown* are samples of the unknown fit if their IoU with every annotated box is below this
     (paper, section 4.2: background by the box head's threshold)."""
 
-    rerun_nms: bool = True
-    """Suppress duplicates again after detections became unknown, since two classes on one object may have become one
-    label (own correction; the reference code keeps the duplicates)."""
-
     def __post_init__(self) -> None:
         _check(
             math.isfinite(self.temperature) and self.temperature > 0,

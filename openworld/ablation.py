@@ -1,0 +1,184 @@
+"""What each part brings: the same schedule with one part switched off at a time, over several seeds."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from openworld.config import RunConfig
+from openworld.configfile import dump_config
+from openworld.errors import ConfigError, OpenWorldError
+from openworld.runtime.files import write_atomic, write_json
+from openworld.tasks import run_backbone
+
+Change = Callable[[RunConfig], RunConfig]
+
+VARIANTS: dict[str, Change] = {
+    "full": lambda config: config,
+    "no unknown labelling": lambda config: _without(config, "unknown_labels"),
+    "no clustering": lambda config: _without(config, "clustering"),
+    "no energy": lambda config: _without(config, "energy"),
+    "no replay": lambda config: _without(config, "exemplars"),
+    "random initialisation": lambda config: replace(
+        config, pretrain=None, model=replace(config.model, weights=None, arch=_arch(config))
+    ),
+}
+"""Each variant differs from the full configuration in one thing."""
+
+COLUMNS: dict[str, str] = {
+    "known_ap50": "Known mAP@50",
+    "previous_ap50": "Previous",
+    "current_ap50": "Current",
+    "unknown_recall50": "U-Recall",
+    "unknown_ap50": "U-AP",
+    "unknown_precision50": "U-Precision",
+    "wi": "WI",
+    "a_ose": "A-OSE",
+}
+
+
+def _without(config: RunConfig, part: str) -> RunConfig:
+    options = replace(getattr(config.ore, part), enabled=False)
+    return replace(config, ore=replace(config.ore, **{part: options}))
+
+
+def _arch(config: RunConfig) -> Any:
+    return config.pretrain.arch if config.pretrain is not None else config.model.arch
+
+
+def run_ablation(
+    config: RunConfig, folder: Path, *, seeds: Sequence[int], variants: Sequence[str], jobs: int, console: Console
+) -> dict[str, Any]:
+    """Run every variant with every seed, each in a folder and a process of its own, and print means and spreads.
+
+    The backbone of a seed is pretrained once and shared. What is finished in the folder is not run again, so an
+    interrupted ablation goes on with the same command.
+
+    Args:
+        config: the full configuration; its seed is replaced.
+        folder: where the runs, ablation.json and ablation.md go.
+        seeds: of weights, order and choice; the data stay the same.
+        variants: names out of :data:`VARIANTS`; none means all.
+        jobs: runs side by side, each with its share of the CPU's threads.
+
+    Raises:
+        ConfigError: a variant that does not exist.
+        OpenWorldError: a run failed; its log is named.
+    """
+    names = list(variants) or list(VARIANTS)
+    for name in names:
+        if name not in VARIANTS:
+            raise ConfigError(f"there is no variant {name!r}", remedy=f"choose from: {', '.join(VARIANTS)}")
+    threads = config.threads or max(1, (os.cpu_count() or 1) // jobs)
+    shared = replace(config, threads=threads)
+    with ThreadPoolExecutor(jobs) as pool:
+        backbones: dict[int, str | None] = dict.fromkeys(seeds)
+        if config.pretrain is not None:
+            pretraining = {seed: replace(shared, seed=seed) for seed in seeds}
+            paths = pool.map(lambda seed: run_backbone(pretraining[seed], folder / f"seed{seed}"), seeds)
+            backbones = {seed: str(path) for seed, path in zip(seeds, paths, strict=True)}
+        plans = []
+        for seed in seeds:
+            for name in names:
+                plan = VARIANTS[name](replace(shared, seed=seed, name=f"{name}, seed {seed}"))
+                if plan.pretrain is not None:
+                    plan = replace(plan, pretrain=None, model=replace(plan.model, weights=backbones[seed]))
+                plans.append((name, seed, plan, folder / f"seed{seed}" / name.replace(" ", "-")))
+        results = list(pool.map(lambda item: (item[0], item[1], _run(item[2], item[3], console)), plans))
+    summary = summarise(results, names)
+    write_json(folder / "ablation.json", {"seeds": list(seeds), "results": summary})
+    write_atomic(folder / "ablation.md", as_markdown(summary))
+    for table in tables(summary):
+        console.print(table)
+    return summary
+
+
+def _run(config: RunConfig, folder: Path, console: Console) -> list[dict[str, Any]]:
+    """One run in a process of its own; its metrics by task."""
+    paths = [folder / f"task{task}" / "metrics.json" for task in range(1, config.last_task + 1)]
+    if not all(path.exists() for path in paths):
+        folder.mkdir(parents=True, exist_ok=True)
+        plan = folder.parent / f"{folder.name}.yaml"
+        write_atomic(plan, dump_config(config))
+        command = [sys.executable, "-m", "openworld", "run", "--config", str(plan), "--output", str(folder)]
+        command += ["--resume"] if (folder / "config.yaml").exists() else []
+        environment = {**os.environ, "OMP_NUM_THREADS": str(config.threads)}
+        with open(folder.parent / f"{folder.name}.log", "w", encoding="utf-8") as log:
+            if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode:
+                raise OpenWorldError("the run failed", where=log.name, remedy="read this log, then run the ablation again")
+    console.print(f"done: {config.name}")
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def summarise(results: Sequence[tuple[str, int, list[dict[str, Any]]]], names: Sequence[str]) -> dict[str, Any]:
+    """``{variant: {task: {metric: {"mean", "spread", "values"}}}}``; the spread is the sample standard deviation."""
+    summary: dict[str, Any] = {}
+    for name in names:
+        by_task: dict[str, Any] = {}
+        runs = [metrics for variant, _, metrics in results if variant == name]
+        for position in range(len(runs[0])):
+            by_task[str(position + 1)] = {
+                metric: _spread([run[position][metric] for run in runs]) for metric in COLUMNS
+            }
+        summary[name] = by_task
+    return summary
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, Any]:
+    present = [float(value) for value in values if value is not None]
+    return {
+        "mean": statistics.fmean(present) if present else None,
+        "spread": statistics.stdev(present) if len(present) > 1 else None,
+        "values": list(values),
+    }
+
+
+def tables(summary: dict[str, Any]) -> list[Table]:
+    """A terminal table for each task."""
+    result = []
+    for task in next(iter(summary.values())):
+        table = Table(title=f"after task {task}: mean ± standard deviation over seeds")
+        table.add_column("variant")
+        for title in COLUMNS.values():
+            table.add_column(title, justify="right")
+        for name, by_task in summary.items():
+            table.add_row(name, *(_cell(metric, by_task[task][metric]) for metric in COLUMNS))
+        result.append(table)
+    return result
+
+
+def as_markdown(summary: dict[str, Any]) -> str:
+    """The same tables for a text file."""
+    lines = []
+    for task in next(iter(summary.values())):
+        lines += [f"After task {task}", "", "| variant | " + " | ".join(COLUMNS.values()) + " |"]
+        lines += ["|---" * (len(COLUMNS) + 1) + "|"]
+        lines += [
+            f"| {name} | " + " | ".join(_cell(metric, by_task[task][metric]) for metric in COLUMNS) + " |"
+            for name, by_task in summary.items()
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(metric: str, value: dict[str, Any]) -> str:
+    if value["mean"] is None:
+        return "–"
+    if metric == "a_ose":
+        text, spread = f"{value['mean']:.0f}", f"{value['spread'] or 0:.0f}"
+    elif metric == "wi":
+        text, spread = f"{value['mean']:.3f}", f"{value['spread'] or 0:.3f}"
+    else:
+        text, spread = f"{100 * value['mean']:.1f}", f"{100 * (value['spread'] or 0):.1f}"
+    return f"{text} ± {spread}" if value["spread"] is not None else text

@@ -1,0 +1,62 @@
+"""Configuration files: YAML to dataclasses and back, through jsonargparse (types, unknown keys, overrides)."""
+
+from __future__ import annotations
+
+from argparse import ArgumentError
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from openworld.config import RunConfig
+from openworld.errors import ConfigError
+
+T = TypeVar("T")
+
+PACKAGED = Path(__file__).resolve().parent.parent / "configs"
+
+
+def find_config(name: str) -> Path:
+    """A configuration file: the path as given, or below the project's configs/ folder.
+
+    Raises:
+        ConfigError: it is in neither place.
+    """
+    for candidate in (Path(name), PACKAGED / name, PACKAGED / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(f"configuration file {name!r} does not exist", remedy="give a path to a .yaml file")
+
+
+def dump_config(config: object) -> str:
+    """A resolved configuration as YAML, every leaf written out."""
+    return yaml.safe_dump(asdict(config), sort_keys=False)  # type: ignore[call-overload,no-any-return]
+
+
+def make_parser(**settings: Any) -> ArgumentParser:
+    """An argument parser that takes no abbreviations: a misspelt key is an error."""
+    return ArgumentParser(allow_abbrev=False, **settings)
+
+
+def build(owner: type[T], arguments: Namespace) -> T:
+    """An options dataclass out of instantiated arguments, which may hold more than its fields."""
+    return owner(**{field.name: arguments[field.name] for field in fields(owner)})  # type: ignore[arg-type]
+
+
+def read_config(path: Path) -> RunConfig:
+    """A run's configuration from a YAML file alone.
+
+    Raises:
+        ConfigError: no such file, a key that does not exist, a value of another type, a file that is not YAML.
+    """
+    parser = make_parser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(RunConfig, None)
+    try:
+        return build(RunConfig, parser.instantiate(parser.parse_args(["--config", str(find_config(str(path)))])))
+    except ArgumentError as error:
+        raise ConfigError(
+            str(error), where=str(path), remedy="correct the key or the value; `openworld run --help` lists them"
+        ) from error

@@ -1,0 +1,109 @@
+"""Options of the detector. Standard library only, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from openworld.errors import ConfigError
+from ssl_backbones.options import ArchOptions
+
+
+@dataclass(kw_only=True)
+class RpnOptions:
+    """Region proposal network (Faster R-CNN, section 3.1)."""
+
+    anchor_sizes: list[float] = field(default_factory=lambda: [16.0, 32.0, 64.0, 128.0])
+    """Anchor side lengths in pixels: one for each FPN level (C2…C5); with C4 all of them at every cell."""
+    anchor_ratios: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
+    """Height over width of the anchors."""
+    foreground_iou: float = 0.7
+    """An anchor is positive from this IoU with a box (each box's best anchor always is)."""
+    background_iou: float = 0.3
+    """An anchor is negative below this IoU."""
+    sampled_anchors: int = 256
+    """Anchors a image in the loss; at most half of them positive."""
+    train_candidates: int = 400
+    """Proposals a level before NMS in training."""
+    train_proposals: int = 200
+    """Proposals an image after NMS in training."""
+    test_candidates: int = 300
+    """Proposals a level before NMS at test."""
+    test_proposals: int = 100
+    """Proposals an image after NMS at test."""
+    nms_iou: float = 0.7
+    """IoU above which the weaker of two proposals is removed."""
+
+    def __post_init__(self) -> None:
+        if not self.anchor_sizes or not self.anchor_ratios:
+            raise ConfigError("rpn.anchor_sizes and rpn.anchor_ratios must not be empty")
+        if not 0 <= self.background_iou <= self.foreground_iou <= 1:
+            raise ConfigError(
+                f"rpn.background_iou {self.background_iou} and rpn.foreground_iou {self.foreground_iou} are out of order",
+                remedy="0 <= background_iou <= foreground_iou <= 1",
+            )
+
+
+@dataclass(kw_only=True)
+class RoiOptions:
+    """Box head (Fast R-CNN, section 2)."""
+
+    sampled_regions: int = 64
+    """Regions an image in the classification loss."""
+    positive_fraction: float = 0.25
+    """At most this share of them is foreground."""
+    foreground_iou: float = 0.5
+    """A region belongs to a box from this IoU."""
+    hidden_dim: int = 256
+    """Width of the two fully connected layers of the FPN head. (With C4 the feature is res5's, 2048-d in a ResNet-50.)"""
+    sampling_ratio: int = 1
+    """Points a side at which RoIAlign reads each bin (Mask R-CNN and torchvision: 2)."""
+    score_threshold: float = 0.05
+    """Detections below are dropped."""
+    nms_iou: float = 0.5
+    """Overlap above which the weaker of two detections of one class is dropped."""
+    cross_nms_iou: float = 0.5
+    """Overlap above which an unknown detection is dropped beside a better known one, and the reverse. 1 keeps both,
+    as in the authors' code."""
+    detections_per_image: int = 100
+    """The best detections of an image are kept."""
+
+    def __post_init__(self) -> None:
+        for name in ("positive_fraction", "foreground_iou", "score_threshold", "nms_iou", "cross_nms_iou"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"roi.{name} is {getattr(self, name)}", remedy="give a value from 0 to 1")
+
+
+@dataclass(kw_only=True)
+class ModelOptions:
+    """A Faster R-CNN with a head of [known…, unknown, background]."""
+
+    weights: str | None = None
+    """Backbone to start from: a file that `openworld pretrain` wrote, or any checkpoint that `ssl_backbones.handover`
+    reads. None: random."""
+    arch: ArchOptions | None = None
+    """The network. null: what the weight file's card says or its tensors show; for random weights the demo's ResNet.
+    Needed for weights whose tensors do not tell everything (stride in the 1x1, padding of the pool)."""
+    neck: Literal["fpn", "c4"] = "fpn"
+    """Feature pyramid with a two-layer box head, or ORE's C4 with res5 as the box head."""
+    fpn_channels: int = 64
+    """Channels of every pyramid level (the papers: 256)."""
+    norm: Literal["batch", "frozen"] = "batch"
+    """BatchNorm of the backbone: trained on, or frozen in statistics and affine (for ImageNet-scale weights)."""
+    freeze_stages: int = 0
+    """How many stages keep their weights, from the stem on: 0 none, 1 the stem, 2 the stem and C2, …, 5 all."""
+    rpn: RpnOptions = field(default_factory=RpnOptions)
+    roi: RoiOptions = field(default_factory=RoiOptions)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: convolutions and linear layers under autocast; losses, energies and boxes stay float32."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, … ; auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.freeze_stages <= 5:
+            raise ConfigError(f"model.freeze_stages is {self.freeze_stages}", remedy="give a number from 0 to 5")
+        if self.neck == "fpn" and len(self.rpn.anchor_sizes) != 4:
+            raise ConfigError(
+                f"an FPN has 4 levels and model.rpn.anchor_sizes has {len(self.rpn.anchor_sizes)} entries",
+                remedy="give one anchor size for each of C2, C3, C4, C5",
+            )

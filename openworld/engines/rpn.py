@@ -1,0 +1,124 @@
+"""Region proposal network out of torchvision's parts, in a forward of our own that keeps the objectness.
+
+B images, A anchors of one image over all levels, P proposals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import boxes as box_ops
+
+from openworld.engines.options import RpnOptions
+from openworld.structures import Target
+
+MIN_SIDE_PX = 1.0
+
+
+class ProposalNetwork(nn.Module):
+    """RPN head, anchors, matching, loss and proposal selection.
+
+    Args:
+        channels: channels of each feature level.
+        anchor_sizes: for each level, its anchor side lengths in pixels.
+    """
+
+    def __init__(self, channels: int, anchor_sizes: Sequence[Sequence[float]], options: RpnOptions) -> None:
+        super().__init__()
+        self.options = options
+        ratios = tuple(tuple(options.anchor_ratios) for _ in anchor_sizes)
+        self.anchors = AnchorGenerator(tuple(tuple(sizes) for sizes in anchor_sizes), ratios)  # type: ignore[arg-type]
+        self.head = RPNHead(channels, self.anchors.num_anchors_per_location()[0])
+        self.coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+        self.matcher = Matcher(options.foreground_iou, options.background_iou, allow_low_quality_matches=True)
+        self.sampler = BalancedPositiveNegativeSampler(options.sampled_anchors, 0.5)
+
+    def forward(
+        self, images: ImageList, levels: list[Tensor], targets: Sequence[Target] | None
+    ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
+        """Proposals of each image with their objectness, and the losses where targets are given.
+
+        Args:
+            images: padded batch with the true sizes.
+            levels: feature maps (B, C, h, w), finest first.
+            targets: annotated boxes, or None at test.
+
+        Returns:
+            boxes: for each image (P, 4) float32, clipped to the image, sorted by falling objectness.
+            objectness: for each image (P,) float32 logits.
+            losses: ``objectness`` and ``rpn_box``, or nothing.
+        """
+        objectness_maps, delta_maps = self.head(levels)
+        per_level = [scores[0].numel() for scores in objectness_maps]
+        objectness_BA = torch.cat([_flatten(scores, 1)[..., 0] for scores in objectness_maps], dim=1).float()
+        deltas_BA4 = torch.cat([_flatten(deltas, 4) for deltas in delta_maps], dim=1).float()
+        anchors = self.anchors(images, levels)
+        with torch.no_grad():
+            anchors_BA4 = torch.stack(anchors)
+            decoded = self.coder.decode(deltas_BA4.detach().reshape(-1, 4), [anchors_BA4.reshape(-1, 4)])
+            boxes_BA4 = decoded.reshape(*deltas_BA4.shape)
+            proposals = [
+                self._select(boxes_A4, scores_A, per_level, size)
+                for boxes_A4, scores_A, size in zip(boxes_BA4, objectness_BA.detach(), images.image_sizes, strict=True)
+            ]
+        losses = {} if targets is None else self._losses(anchors, objectness_BA, deltas_BA4, targets)
+        return [boxes for boxes, _ in proposals], [scores for _, scores in proposals], losses
+
+    def _select(
+        self, boxes_A4: Tensor, scores_A: Tensor, per_level: list[int], size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Best candidates of each level, clipped, NMS within a level, best of all."""
+        candidates = self.options.train_candidates if self.training else self.options.test_candidates
+        keep_most = self.options.train_proposals if self.training else self.options.test_proposals
+        chosen, level_of, start = [], [], 0
+        for level, count in enumerate(per_level):
+            best = scores_A[start : start + count].topk(min(candidates, count)).indices + start
+            chosen.append(best)
+            level_of.append(torch.full_like(best, level))
+            start += count
+        index, level_index = torch.cat(chosen), torch.cat(level_of)
+        boxes = box_ops.clip_boxes_to_image(boxes_A4[index], size)
+        scores = scores_A[index]
+        usable = box_ops.remove_small_boxes(boxes, MIN_SIDE_PX)
+        boxes, scores, level_index = boxes[usable], scores[usable], level_index[usable]
+        kept = box_ops.batched_nms(boxes, scores, level_index, self.options.nms_iou)[:keep_most]
+        return boxes[kept], scores[kept]
+
+    def _losses(
+        self, anchors: list[Tensor], objectness_BA: Tensor, deltas_BA4: Tensor, targets: Sequence[Target]
+    ) -> dict[str, Tensor]:
+        """Binary cross-entropy and smooth L1 over sampled anchors (Faster R-CNN, eq. 1)."""
+        labels_B, goals_B = [], []
+        for anchors_A4, target in zip(anchors, targets, strict=True):
+            if len(target) == 0:
+                labels_B.append(torch.zeros(len(anchors_A4), device=anchors_A4.device))
+                goals_B.append(torch.zeros_like(anchors_A4))
+                continue
+            matched_A = self.matcher(box_ops.box_iou(target.boxes, anchors_A4))
+            labels = (matched_A >= 0).float()
+            labels[matched_A == Matcher.BETWEEN_THRESHOLDS] = -1.0
+            labels_B.append(labels)
+            goals_B.append(self.coder.encode_single(target.boxes[matched_A.clamp(min=0)], anchors_A4))
+        positive, negative = self.sampler(labels_B)
+        positive_BA, negative_BA = torch.stack(positive).bool(), torch.stack(negative).bool()
+        sampled_BA = positive_BA | negative_BA
+        labels_BA, goals_BA4 = torch.stack(labels_B), torch.stack(goals_B)
+        sampled = sampled_BA.sum().clamp(min=1)
+        box = functional.smooth_l1_loss(deltas_BA4[positive_BA], goals_BA4[positive_BA], beta=1 / 9, reduction="sum")
+        objectness = functional.binary_cross_entropy_with_logits(
+            objectness_BA[sampled_BA], labels_BA[sampled_BA], reduction="sum"
+        )
+        return {"objectness": objectness / sampled, "rpn_box": box / sampled}
+
+
+def _flatten(maps: Tensor, channels: int) -> Tensor:
+    """(B, anchors·channels, h, w) → (B, h·w·anchors, channels), in the order of the anchor generator."""
+    batch, _, height, width = maps.shape
+    return maps.reshape(batch, -1, channels, height, width).permute(0, 3, 4, 1, 2).reshape(batch, -1, channels)

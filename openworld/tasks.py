@@ -1,0 +1,372 @@
+"""The schedule: for each task train, replay, fit the energy, evaluate, hand over; resumable at every step.
+
+Every phase starts from a checkpoint on the disk, whether the run was interrupted or not, so that a resumed run and an
+uninterrupted one do the same arithmetic.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openworld.config import PhaseOptions, RunConfig
+from openworld.configfile import dump_config, read_config
+from openworld.data.loader import TrainBatches, eval_batches, load_record
+from openworld.data.options import LoaderOptions
+from openworld.data.records import Record
+from openworld.data.splits import View, held_out_view, replay_view, training_view
+from openworld.errors import CheckpointError, ConfigError
+from openworld.evaluate import evaluate_predictions
+from openworld.labels import LabelSpace
+from openworld.ore.exemplars import exemplar_record
+from openworld.predict import backbone_file, build_detector, detect_images, restore_detector
+from openworld.predictions import PredictedImage, read_predictions, write_predictions
+from openworld.runtime.checkpoint import Checkpoint, newest_valid
+from openworld.runtime.environment import describe, select_device
+from openworld.runtime.files import write_atomic, write_json
+from openworld.runtime.runlog import RunLog, progress_bar
+from openworld.runtime.seeding import seed_everything
+from openworld.sources import Sources, open_sources
+from openworld.structures import Detections, Target
+from openworld.train import Detector, Phase, save_progress, train_phase
+from ssl_backbones.pretrain import pretrain
+
+STAGES = ("train", "replay", "energy")
+"""What a task does to its model, in order."""
+
+EVALUATION_BATCH = 8
+PARTIAL_EVERY = 400
+"""Images between two savings of an evaluation."""
+
+_POSITION = {stage: index * 10**9 for index, stage in enumerate(STAGES)}
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run: its configuration, folder, data and log."""
+
+    config: RunConfig
+    folder: Path
+    sources: Sources
+    log: RunLog
+
+    def task_folder(self, task: int) -> Path:
+        return self.folder / f"task{task}"
+
+    def labels(self, task: int) -> LabelSpace:
+        return LabelSpace.of(self.config.schedule, task)
+
+
+def run_schedule(config: RunConfig, folder: Path, *, resume: bool) -> list[dict[str, Any]]:
+    """Carry a schedule to its end and return the metrics of each task.
+
+    Args:
+        config: the whole configuration; it is written to the folder.
+        folder: where the run lives.
+        resume: go on with what the folder holds. Without it a folder that holds a run is refused.
+
+    Raises:
+        ConfigError: the folder holds a run (and not ``resume``), or a run of another configuration.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    with locked(folder):
+        claim(config, folder, resume=resume)
+        log = RunLog(folder / "metrics.jsonl")
+        write_json(folder / "env.json", describe())
+        sources = open_sources(config, folder)
+        write_json(folder / "data.json", sources.summary())
+        run = Run(config, folder, sources, log)
+        if config.pretrain is not None:
+            pretrain_backbone(run, resume=resume)
+        return [run_task(run, task) for task in range(1, config.last_task + 1)]
+
+
+def run_backbone(config: RunConfig, folder: Path) -> Path:
+    """Only the pretraining of a run; returns its backbone file. Goes on with, or returns, what the folder holds."""
+    with locked(folder):
+        log = RunLog(folder / "metrics.jsonl")
+        pretrain_backbone(Run(config, folder, open_sources(config, folder), log), resume=True)
+    return folder / "backbone" / "backbone.safetensors"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second process out of a run's folder; the lock ends with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            stream.seek(0)
+            raise ConfigError(
+                f"process {stream.read().strip() or '?'} works in this folder",
+                where=str(folder),
+                remedy="wait for it, or choose another --output",
+            ) from error
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
+
+
+def claim(config: RunConfig, folder: Path, *, resume: bool) -> None:
+    """Write config.yaml into a new folder, or check that the folder's run is this one."""
+    path = folder / "config.yaml"
+    if not path.exists():
+        write_atomic(path, dump_config(config))
+        return
+    if not resume:
+        raise ConfigError(
+            "holds a run already", where=str(folder), remedy="add --resume to go on with it, or choose another --output"
+        )
+    difference = config_difference(read_config(path), config)
+    if difference:
+        raise ConfigError(
+            "the configuration differs from the one that the run began with: " + "; ".join(difference),
+            where=str(path),
+            remedy="resume with the same configuration, or start a new run in another folder",
+        )
+
+
+def config_difference(old: RunConfig, new: RunConfig) -> list[str]:
+    """Leaves in which two configurations differ, as ``key: old → new``."""
+
+    def leaves(value: Any, key: str) -> dict[str, Any]:
+        if isinstance(value, dict):
+            return {name: leaf for part, item in value.items() for name, leaf in leaves(item, f"{key}.{part}").items()}
+        return {key.removeprefix("."): value}
+
+    before, after = leaves(asdict(old), ""), leaves(asdict(new), "")
+    return [
+        f"{key}: {before.get(key)!r} → {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def pretrain_backbone(run: Run, *, resume: bool) -> None:
+    """Contrastive pretraining on the images of the schedule's training set, without their labels."""
+    options, folder = run.config.pretrain, run.folder / "backbone"
+    assert options is not None
+    if (folder / "card.json").exists():
+        return
+    started = time.monotonic()
+    pretrain(
+        options,
+        run.sources.pretraining_images(options),
+        folder,
+        seed=run.config.seed,
+        device=select_device(run.config.model.device),
+        resume=resume,
+        log=run.log,
+        labelled_crops=run.sources.labelled_crops(options.view_size),
+    )
+    run.log.append("phase", stage="pretrain", task=None, seconds=time.monotonic() - started)
+
+
+# -- one task ---------------------------------------------------------------------------------------------------------
+
+
+def run_task(run: Run, task: int) -> dict[str, Any]:
+    """All stages of a task that are not done yet, then its evaluation."""
+    folder = run.task_folder(task)
+    if not (folder / "exemplars.json").exists():
+        choose_exemplars(run, task)
+    for stage in stages_of(run.config, task):
+        found = newest_valid(folder / "checkpoint")
+        at = -1 if found is None else STAGES.index(found.state["stage"])
+        if at > STAGES.index(stage) or (found is not None and at == STAGES.index(stage) and found.state["done"]):
+            continue
+        started = time.monotonic()
+        resumed = found if found is not None and at == STAGES.index(stage) else None
+        base = found if found is not None or task == 1 else newest_valid(run.task_folder(task - 1) / "checkpoint")
+        run.log.truncate(run.log.offset_of_task(task) if base is None else int(base.state["log_offset"]))
+        detector = prepare_detector(run, task, stage, base)
+        if stage == "energy":
+            fit_energy(run, task, detector, started)
+        else:
+            optimise(run, task, stage, detector, resumed)
+    return evaluate_task(run, task)
+
+
+def stages_of(config: RunConfig, task: int) -> list[str]:
+    """Stages that a task has: the first one replays nothing."""
+    replays = task > 1 and config.ore.exemplars.enabled and config.replay.steps > 0
+    return [stage for stage in STAGES if stage != "replay" or replays]
+
+
+def prepare_detector(run: Run, task: int, stage: str, base: Checkpoint | None) -> Detector:
+    """The detector with which a stage starts: from the newest checkpoint, grown where the task is new."""
+    seed_everything(run.config.seed, task, stage)
+    weights = backbone_file(run.folder, run.config)
+    labels = run.labels(task)
+    if base is None:
+        if task > 1:
+            raise CheckpointError(
+                f"task {task} needs the detector of task {task - 1}",
+                where=str(run.task_folder(task - 1)),
+                remedy="run the tasks in order",
+            )
+        return build_detector(run.config, labels, weights)
+    detector = restore_detector(run.config, base, weights)
+    if int(base.state["task"]) < task:
+        detector.engine.grow(labels)
+        detector.ore.grow(labels)
+    return detector
+
+
+def optimise(
+    run: Run, task: int, stage: str, detector: Detector, resumed: Checkpoint | None
+) -> None:
+    """One optimisation phase: the task's new classes, or the exemplars of all."""
+    config = run.config
+    first, later = config.train, config.increment
+    options: PhaseOptions = config.replay if stage == "replay" else first if task == 1 else later
+    labels = run.labels(task)
+    view = training_view(run.sources.train, labels) if stage == "train" else exemplar_view(run, task)
+    batches = TrainBatches(
+        view,
+        batch_size=options.batch_size,
+        seed_parts=(config.seed, task, stage),
+        start_step=0 if resumed is None else int(resumed.state["step"]),
+        total_steps=options.steps,
+        options=config.data.loader,
+    )
+    phase = Phase(
+        task=task,
+        stage=stage,
+        options=options,
+        folder=run.task_folder(task) / "checkpoint",
+        position=_POSITION[stage],
+        first_step=0 if stage == "train" else (first if task == 1 else later).steps,
+    )
+    train_phase(detector, iter(batches), phase, run.log, resumed, {"known": list(labels.known)})
+
+
+def choose_exemplars(run: Run, task: int) -> None:
+    """Write the task's exemplars.json: images on which its classes are remembered."""
+    labels = run.labels(task)
+    view = training_view(run.sources.train, labels)
+    images = [(sample.record.image_id, [int(row) for row in sample.labels]) for sample in view]
+    record = exemplar_record(images, labels, run.config.ore.exemplars, run.config.seed)
+    write_json(run.task_folder(task) / "exemplars.json", record)
+
+
+def exemplar_view(run: Run, task: int) -> View:
+    """Exemplars of this and of all earlier tasks, with the labels of every class known now."""
+    images: list[int | str] = []
+    for number in range(1, task + 1):
+        path = run.task_folder(number) / "exemplars.json"
+        images += json.loads(path.read_text())["images"]
+    return replay_view(run.sources.train, run.labels(task), list(dict.fromkeys(images)))
+
+
+def fit_energy(run: Run, task: int, detector: Detector, started: float) -> None:
+    """Fit the two Weibulls on held-out images that show the known labels only; write energy.json and the checkpoint."""
+    labels = run.labels(task)
+    view = held_out_view(run.sources.held_out, labels)
+    known: list[Tensor] = []
+    unknown: list[Tensor] = []
+    detector.eval()
+    if detector.ore.energy.enabled:
+        with progress_bar(f"task {task} energy", len(view)) as bar:
+            for images, targets in held_out_batches(view, run.config.data.loader):
+                regions = detector.engine.labelled_regions(images, targets, detector.ore.label_unknowns)
+                for samples, values in zip((known, unknown), detector.ore.energy_samples(regions), strict=True):
+                    samples.append(values.cpu())
+                for _ in images:
+                    bar.advance()
+    report = detector.ore.fit_energy(
+        torch.cat(known) if known else torch.zeros(0), torch.cat(unknown) if unknown else torch.zeros(0)
+    )
+    write_json(run.task_folder(task) / "energy.json", report)
+    run.log.append("phase", stage="energy", task=task, seconds=time.monotonic() - started)
+    phase = Phase(
+        task=task,
+        stage="energy",
+        options=PhaseOptions(steps=1, lr=1.0),
+        folder=run.task_folder(task) / "checkpoint",
+        position=_POSITION["energy"],
+        first_step=0,
+    )
+    save_progress(detector, None, phase, 1, run.log, {"known": list(labels.known)})
+
+
+def held_out_batches(view: View, options: LoaderOptions) -> Iterator[tuple[list[Tensor], list[Target]]]:
+    """Held-out images without augmentation, with the boxes of the view."""
+    position = 0
+    for images, records, scales in eval_batches(view, EVALUATION_BATCH, options):
+        samples = view[position : position + len(records)]
+        position += len(records)
+        yield (
+            images,
+            [
+                Target(torch.from_numpy(sample.boxes) * scale, torch.from_numpy(sample.labels), sample.record.image_id)
+                for sample, scale in zip(samples, scales, strict=True)
+            ],
+        )
+
+
+def evaluate_task(run: Run, task: int) -> dict[str, Any]:
+    """Detect on the test images, write predictions.json, score that file alone, write metrics.json."""
+    folder = run.task_folder(task)
+    if (folder / "metrics.json").exists():
+        return json.loads((folder / "metrics.json").read_text())  # type: ignore[no-any-return]
+    started = time.monotonic()
+    checkpoint = newest_valid(folder / "checkpoint")
+    assert checkpoint is not None
+    run.log.truncate(int(checkpoint.state["log_offset"]))
+    detector = restore_detector(run.config, checkpoint, backbone_file(run.folder, run.config)).eval()
+    labels, records = run.labels(task), run.sources.test.records
+    detections = detect_records(detector, records, run.config, folder / "detections.partial", f"task {task} test")
+    images = [
+        PredictedImage(record.image_id, str(record.path), record.width, record.height, found)
+        for record, found in zip(records, detections, strict=True)
+    ]
+    write_predictions(folder / "predictions.json", labels, images)
+    metrics = evaluate_predictions(read_predictions(folder / "predictions.json"), run.sources.test)
+    run.log.append("phase", stage="evaluate", task=task, seconds=time.monotonic() - started)
+    write_json(folder / "metrics.json", metrics)
+    (folder / "detections.partial").unlink(missing_ok=True)
+    return metrics
+
+
+def detect_records(
+    detector: Detector, records: Sequence[Record], config: RunConfig, partial: Path, title: str
+) -> list[Detections]:
+    """Detections of every record, kept in ``partial`` every now and then, so that a killed evaluation goes on."""
+    found = _read_partial(partial)
+    with progress_bar(title, len(records), done=len(found)) as bar:
+        while len(found) < len(records):
+            batch = records[len(found) : len(found) + EVALUATION_BATCH]
+            images = [load_record(record) for record in batch]
+            found += detect_images(detector, images, config.data.loader)
+            for _ in batch:
+                bar.advance()
+            if len(found) % PARTIAL_EVERY < EVALUATION_BATCH:
+                _write_partial(partial, found)
+    return found
+
+
+def _write_partial(path: Path, found: list[Detections]) -> None:
+    stream = io.BytesIO()
+    torch.save([asdict(detections) for detections in found], stream)
+    write_atomic(path, stream.getvalue())
+
+
+def _read_partial(path: Path) -> list[Detections]:
+    if not path.exists():
+        return []
+    return [Detections(**fields) for fields in torch.load(path, weights_only=True)]

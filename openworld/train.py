@@ -1,0 +1,167 @@
+"""One optimisation phase: the visible loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openworld.config import PhaseOptions
+from openworld.errors import NumericsError
+from openworld.ore.core import Ore
+from openworld.engines.torchvision_rcnn import OpenWorldRCNN
+from openworld.runtime.checkpoint import Checkpoint, save_checkpoint
+from openworld.runtime.runlog import RunLog, progress_bar
+from openworld.runtime.seeding import rng_state, set_rng_state
+from openworld.structures import Target
+
+
+class Detector(nn.Module):
+    """An engine and the open-world parts that watch it. Its state dict is the whole model of a task."""
+
+    def __init__(self, engine: OpenWorldRCNN, ore: Ore) -> None:
+        super().__init__()
+        self.engine = engine
+        self.ore = ore
+
+    def losses(self, images: Sequence[Tensor], targets: Sequence[Target], step: int) -> dict[str, Tensor]:
+        """All losses of one step; ``step`` counts from 0 within the task and times the prototypes."""
+        losses, regions = self.engine.training_step(images, targets, self.ore.label_unknowns)
+        assert regions.features is not None
+        losses["clustering"] = self.ore.step(regions.features, regions.labels, step)
+        return losses
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Where in the schedule an optimisation phase stands."""
+
+    task: int
+    stage: str
+    options: PhaseOptions
+    folder: Path
+    """Checkpoints of the task."""
+    position: int
+    """Added to the step to order the checkpoints of a task."""
+    first_step: int
+    """Steps that the task has done in earlier phases."""
+
+
+def train_phase(
+    detector: Detector,
+    batches: Iterator[tuple[list[Tensor], list[Target]]],
+    phase: Phase,
+    log: RunLog,
+    resume_from: Checkpoint | None,
+    extra_state: dict[str, Any],
+) -> None:
+    """Run a phase to its end, from its beginning or from a checkpoint of its own.
+
+    The batches must start at the step of the checkpoint. Every ``checkpoint_every`` steps and at the end the weights,
+    the optimiser, the generators and the log's length are written, from which a resumed run continues bit for bit.
+
+    Raises:
+        NumericsError: a loss is not finite; the weights are those before the step.
+    """
+    started = time.monotonic()
+    options = phase.options
+    optimizer = make_optimizer(detector, options)
+    start = 0
+    if resume_from is not None:
+        optimizer.load_state_dict(resume_from.state["optimizer"])
+        set_rng_state(resume_from.state["rng"])
+        start = int(resume_from.state["step"])
+    detector.train()
+    with progress_bar(f"task {phase.task} {phase.stage}", options.steps, done=start) as bar:
+        for step, (images, targets) in enumerate(batches, start=start):
+            lr = learning_rate(options, step)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            losses = detector.losses(images, targets, phase.first_step + step)
+            total = torch.stack(list(losses.values())).sum()
+            check_finite(total, losses, phase, step, targets)
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            if options.clip_gradient:
+                nn.utils.clip_grad_norm_(detector.parameters(), options.clip_gradient)
+            optimizer.step()
+
+            numbers = {name: float(value.detach()) for name, value in losses.items()}
+            loss = float(total.detach())
+            log.append("step", stage=phase.stage, task=phase.task, step=step + 1, loss=loss, losses=numbers, lr=lr)
+            bar.advance(loss=loss, lr=lr)
+            done = step + 1
+            if done % options.checkpoint_every == 0 and done < options.steps:
+                save_progress(detector, optimizer, phase, done, log, extra_state)
+    log.append("phase", stage=phase.stage, task=phase.task, seconds=time.monotonic() - started)
+    save_progress(detector, optimizer, phase, options.steps, log, extra_state)
+
+
+def save_progress(
+    detector: Detector,
+    optimizer: torch.optim.Optimizer | None,
+    phase: Phase,
+    step: int,
+    log: RunLog,
+    extra_state: dict[str, Any],
+) -> None:
+    """Checkpoint after ``step`` steps of a phase."""
+    save_checkpoint(
+        phase.folder,
+        f"{phase.stage}-{step:06d}",
+        position=phase.position + step,
+        tensors=detector.state_dict(),
+        state={
+            "task": phase.task,
+            "stage": phase.stage,
+            "step": step,
+            "done": step >= phase.options.steps,
+            "optimizer": optimizer.state_dict() if optimizer is not None else None,
+            "rng": rng_state(),
+            "log_offset": log.offset,
+            **extra_state,
+        },
+    )
+
+
+def make_optimizer(model: nn.Module, options: PhaseOptions) -> torch.optim.Optimizer:
+    """AdamW or SGD over the parameters that train; one-dimensional ones (biases, BatchNorm) do not decay."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=options.lr)
+    return torch.optim.SGD(groups, lr=options.lr, momentum=0.9)
+
+
+def learning_rate(options: PhaseOptions, step: int) -> float:
+    """Learning rate of a step (from 0): linear warm-up, then cosine or steps."""
+    if step < options.warmup_steps:
+        return options.lr * (step + 1) / options.warmup_steps
+    if options.schedule == "cosine":
+        share = (step - options.warmup_steps) / max(options.steps - options.warmup_steps, 1)
+        return options.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
+    return options.lr * 0.1 ** sum(step >= milestone * options.steps for milestone in options.milestones)
+
+
+def check_finite(
+    total: Tensor, losses: dict[str, Tensor], phase: Phase, step: int, targets: Sequence[Target]
+) -> None:
+    """Stop before a loss that is not finite reaches the weights."""
+    if bool(torch.isfinite(total)):
+        return
+    values = ", ".join(f"{name} {float(value.detach()):g}" for name, value in losses.items())
+    images = ", ".join(str(target.image_id) for target in targets)
+    raise NumericsError(
+        f"the loss is not finite ({values}) on images {images}",
+        where=f"task {phase.task}, {phase.stage}, step {step + 1}",
+        remedy="lower the learning rate or set clip_gradient; the last checkpoint is intact",
+    )

@@ -1,0 +1,111 @@
+"""Checkpoints: whole or absent, verified when read, older ones as a fallback."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from openworld.errors import CheckpointError
+from openworld.runtime.checkpoint import load_checkpoint, newest_valid, save_checkpoint
+
+
+def save(folder: Path, step: int, keep: int = 2) -> Path:
+    tensors = {"weight": torch.full((4, 3), float(step)), "count": torch.tensor(step)}
+    return save_checkpoint(
+        folder, f"train-{step:06d}", position=step, tensors=tensors, state={"step": step, "list": [1, 2.5]}, keep=keep
+    )
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(save(tmp_path, 7))
+    assert checkpoint.position == 7
+    assert checkpoint.state == {"step": 7, "list": [1, 2.5]}
+    assert torch.equal(checkpoint.tensors["weight"], torch.full((4, 3), 7.0))
+    assert int(checkpoint.tensors["count"]) == 7
+
+
+def test_the_oldest_ones_are_removed(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train-000002", "train-000003"]
+
+
+def test_no_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    assert newest_valid(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "state.pt", "manifest.json"])
+@pytest.mark.parametrize("fault", ["flipped byte", "truncated", "empty", "missing"])
+def test_a_damaged_one_is_passed_over(tmp_path: Path, file: str, fault: str) -> None:
+    save(tmp_path, 1)
+    path = save(tmp_path, 2) / file
+    content = bytearray(path.read_bytes())
+    if fault == "flipped byte":
+        content[len(content) // 2] ^= 0xFF
+        path.write_bytes(content)
+    elif fault == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif fault == "empty":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+    found = newest_valid(tmp_path)
+    assert found is not None and found.position == 1
+
+
+def test_all_damaged_is_an_error_and_no_fresh_start(tmp_path: Path) -> None:
+    (save(tmp_path, 1) / "state.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
+        newest_valid(tmp_path)
+
+
+def test_a_hostile_pickle_is_not_executed(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    marker = tmp_path / "executed"
+
+    class Hostile:
+        def __reduce__(self):  # type: ignore[no-untyped-def]
+            return os.system, (f"touch {marker}",)
+
+    torch.save({"step": Hostile()}, path / "state.pt")
+    manifest = json.loads((path / "manifest.json").read_text())
+    import hashlib
+
+    manifest["files"]["state.pt"]["sha256"] = hashlib.sha256((path / "state.pt").read_bytes()).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError):
+        load_checkpoint(path)
+    assert not marker.exists()
+
+
+WRITER = """
+import sys, torch
+from pathlib import Path
+from openworld.runtime.checkpoint import save_checkpoint
+for step in range(1, 10**6):
+    tensors = {"weight": torch.full((300_000,), float(step))}
+    save_checkpoint(Path(sys.argv[1]), f"train-{step:06d}", position=step, tensors=tensors, state={"step": step})
+    print(step, flush=True)
+"""
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_valid_checkpoint(tmp_path: Path) -> None:
+    for round_ in range(4):
+        folder = tmp_path / str(round_)
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        writer.stdout.readline()
+        time.sleep(0.013 * round_)
+        writer.send_signal(signal.SIGKILL)
+        written = [2] + [int(line) for line in writer.stdout.read().split()]
+        writer.wait()
+        found = newest_valid(folder)
+        assert found is not None and found.position >= max(written)
+        assert torch.equal(found.tensors["weight"], torch.full((300_000,), float(found.position)))

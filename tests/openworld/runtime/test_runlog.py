@@ -1,0 +1,35 @@
+"""The log of a run: lines, truncation, half-written ends."""
+
+from pathlib import Path
+
+from openworld.runtime.runlog import RunLog
+
+
+def test_truncate_forgets_what_came_after(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "metrics.jsonl")
+    log.append("step", task=1, step=1, loss=0.5)
+    offset = log.offset
+    log.append("step", task=1, step=2, loss=float("nan"))
+    assert log.read()[1]["loss"] is None
+    log.truncate(offset)
+    assert [entry["step"] for entry in log.read()] == [1]
+
+
+def test_offset_of_a_task(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "metrics.jsonl")
+    log.append("step", stage="pretrain", step=1)
+    start = log.offset
+    assert log.offset_of_task(1) == start
+    log.append("step", task=1, step=1)
+    log.append("step", task=2, step=1)
+    assert log.offset_of_task(1) == start
+    log.truncate(log.offset_of_task(2))
+    assert [entry.get("task") for entry in log.read()] == [None, 1]
+
+
+def test_a_half_written_line_is_passed_over(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "metrics.jsonl")
+    log.append("step", step=1)
+    with open(log.path, "a") as stream:
+        stream.write('{"event": "st')
+    assert [entry["step"] for entry in log.read()] == [1]
