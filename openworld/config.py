@@ -54,9 +54,11 @@ class PhaseOptions:
 class OreOptions:
     """The parts of ORE (Joseph et al., CVPR 2021)."""
 
-    unknown_labels: UnknownLabelOptions = field(default_factory=UnknownLabelOptions)
+    unknown_labels: UnknownLabelOptions = field(
+        default_factory=lambda: UnknownLabelOptions(per_image=2, max_iou=0.3, spread_iou=0.5)
+    )
     clustering: ClusteringOptions = field(
-        default_factory=lambda: ClusteringOptions(start_step=100, update_every=50, momentum=0.9)
+        default_factory=lambda: ClusteringOptions(weight=0.01, start_step=100, update_every=50, momentum=0.9)
     )
     energy: EnergyOptions = field(default_factory=EnergyOptions)
     exemplars: ExemplarOptions = field(default_factory=lambda: ExemplarOptions(per_class=50))

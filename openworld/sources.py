@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from openworld.config import RunConfig
@@ -14,7 +15,7 @@ from openworld.data.options import DataOptions
 from openworld.data.records import Dataset, Record, read_dataset
 from openworld.data.splits import check_schedule, hold_out
 from openworld.data.synthetic import make_world, pretrain_folder, world_sources
-from openworld.data.transforms import resize
+from openworld.data.transforms import as_float, resize
 from openworld.runtime.runlog import RunLog
 from ssl_backbones.images import find_images
 from ssl_backbones.options import PretrainOptions
@@ -69,7 +70,8 @@ def _crop(image: Tensor, box: list[float], side_px: int) -> Tensor:
     half = 0.55 * max(box[2] - box[0], box[3] - box[1])
     left, right = max(0, int(center_x - half)), min(width, int(center_x + half) + 1)
     top, bottom = max(0, int(center_y - half)), min(height, int(center_y + half) + 1)
-    return resize(image[:, top:bottom, left:right], (side_px, side_px))
+    crop = resize(as_float(image[:, top:bottom, left:right]), (side_px, side_px))
+    return (crop * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def open_sources(config: RunConfig, folder: Path) -> Sources:

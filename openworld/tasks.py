@@ -192,7 +192,7 @@ def run_task(run: Run, task: int) -> dict[str, Any]:
         started = time.monotonic()
         resumed = found if found is not None and at == STAGES.index(stage) else None
         base = found if found is not None or task == 1 else newest_valid(run.task_folder(task - 1) / "checkpoint")
-        run.log.truncate(run.log.offset_of_task(task) if base is None else int(base.state["log_offset"]))
+        run.log.truncate(run.log.offset_of_task(task) if found is None else int(found.state["log_offset"]))
         detector = prepare_detector(run, task, stage, base)
         if stage == "energy":
             fit_energy(run, task, detector, started)

@@ -72,7 +72,7 @@ class PretrainOptions:
     """Images a step (each gives two views). A set with fewer images is used whole in every step."""
     optimizer: Literal["sgd", "lars"] = "sgd"
     """SGD or LARS, both with momentum and a cosine schedule."""
-    lr: float = 0.06
+    lr: float = 0.01
     """Learning rate after warm-up, as it is: nothing scales it by the batch size."""
     sgd_momentum: float = 0.9
     """Momentum of the optimiser."""

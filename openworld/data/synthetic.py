@@ -64,7 +64,7 @@ class Shape:
     accent: tuple[Points, ...] = ()
     height: Callable[[Array, Array], Array] | None = None
     bevel: float = 0.22
-    turn: float = 180.0
+    turn: float = 60.0
 
 
 def _arc(radius: float, start: float = 0.0, stop: float = 360.0, x: float = 0.0, y: float = 0.0) -> Points:
@@ -165,6 +165,8 @@ SHAPES: dict[str, Shape] = {
     ),
 }
 CATEGORIES: tuple[str, ...] = tuple(SHAPES)
+TYPICAL_COLOUR = 0.8
+"""Share of the objects that have a colour typical of their category."""
 
 
 # --- one object -----------------------------------------------------------------------------------------------------
@@ -404,7 +406,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
             side = rng.uniform(22.0, max(24.0, largest)) * size / 128
             affine = _pose(SHAPES[CATEGORIES[category]], side, rng)
             center = np.round(rng.uniform(0.36 * side, size - 0.36 * side, 2)).astype(int)
-            look = _look(rng, light, picture, center, side)
+            look = _look(category, rng, light, picture, center, side)
             color, coverage = draw_object(CATEGORIES[category], affine, look, rng)
             placed = _paste(coverage, center, size)
             hidden = [layer * (1 - placed) for layer in visible]
@@ -439,16 +441,29 @@ def _pose(shape: Shape, side: float, rng: np.random.Generator) -> Array:
     return scaled
 
 
-def _look(rng: np.random.Generator, light: Array, picture: Array, center: NDArray[Any], side: float) -> Look:
-    """Colours that stand out against what lies behind; nothing here knows the category."""
+def _hue(category: int, rng: np.random.Generator) -> float:
+    """Position on the colour circle: the category's own, spread over its neighbours', or now and then any."""
+    if rng.uniform() >= TYPICAL_COLOUR:
+        return float(rng.uniform())
+    return float((category * 5 / len(CATEGORIES) + rng.normal(0, 0.06)) % 1.0)
+
+
+def _look(
+    category: int, rng: np.random.Generator, light: Array, picture: Array, center: NDArray[Any], side: float
+) -> Look:
+    """Colours that stand out against what lies behind.
+
+    As in the world, a category has a colour that it often has, not always, and that its neighbours on the colour circle
+    share: colour helps, and only shape decides.
+    """
     half = max(2, int(side / 2))
     x, y = (int(value) for value in center)
     behind = picture[max(0, y - half) : y + half, max(0, x - half) : x + half].mean(axis=(0, 1))
-    color = _hsv(rng.uniform(), rng.uniform(0.45, 0.95), rng.uniform(0.65, 1.0))
+    color = _hsv(_hue(category, rng), rng.uniform(0.45, 0.95), rng.uniform(0.65, 1.0))
     for _ in range(6):
         if np.abs(color - behind).sum() >= 0.65:
             break
-        color = _hsv(rng.uniform(), rng.uniform(0.45, 0.95), rng.uniform(0.65, 1.0))
+        color = _hsv(_hue(category, rng), rng.uniform(0.45, 0.95), rng.uniform(0.65, 1.0))
     accent = color * 0.55 if rng.uniform() < 0.5 else 0.35 * color + 0.62
     pattern = str(rng.choice(["plain", "plain", "plain", "stripes", "dots", "mottled"]))
     return Look(color, accent, pattern, rng.uniform(0, np.pi), rng.uniform(0.2, 1.0), light)

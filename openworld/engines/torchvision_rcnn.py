@@ -153,14 +153,14 @@ class OpenWorldRCNN(nn.Module):
         return _join(parts), torch.cat(goals)
 
     def _sample(self, regions: Regions) -> Tensor:
-        """Indices of the regions in the loss: known ones up to their share, every unknown one, background for the rest."""
+        """Indices of the regions in the loss: known and unknown ones up to their share each, background for the rest."""
         chosen: list[Tensor] = []
         total = self.options.roi.sampled_regions
         known_most = int(total * self.options.roi.positive_fraction)
         for image in range(int(regions.image_index.max()) + 1 if len(regions) else 0):
             here = regions.image_index == image
             known = _draw(torch.where(here & (regions.labels < self.labels.unknown))[0], known_most)
-            unknown = torch.where(here & (regions.labels == self.labels.unknown))[0]
+            unknown = _draw(torch.where(here & (regions.labels == self.labels.unknown))[0], known_most)
             room = max(total - len(known) - len(unknown), 0)
             background = _draw(torch.where(here & (regions.labels == self.labels.background))[0], room)
             chosen += [known, unknown, background]

@@ -102,6 +102,11 @@ class UnknownLabelOptions:
     max_area_fraction: float | None = None
     """Largest share of the image that a candidate may cover; None: no limit (paper)."""
 
+    spread_iou: float | None = None
+    """Background regions that overlap a chosen one by at least this IoU are unknown too, and no second one is chosen
+    there; None labels the chosen ones alone (paper). Without it, the neighbours of an unknown region are trained as
+    background and the two labels fight over one object (own extension)."""
+
     foreground: Literal["excluded", "logit_minus_one"] = "excluded"
     """Regions that are not background: ``excluded`` are never relabelled (paper); ``logit_minus_one`` compete with a
     logit of -1, as in the reference code, and win where every background logit is lower. The filters above are then
@@ -117,6 +122,8 @@ class UnknownLabelOptions:
         if self.max_area_fraction is not None:
             area = self.max_area_fraction
             _check(0 < area <= 1, "unknown.max_area_fraction", area, "a number above 0 and up to 1")
+        if self.spread_iou is not None:
+            _check(0 < self.spread_iou <= 1, "unknown.spread_iou", self.spread_iou, "a number above 0 and up to 1")
         good = self.foreground in ("excluded", "logit_minus_one")
         _check(good, "unknown.foreground", self.foreground, "excluded or logit_minus_one")
 

@@ -38,6 +38,42 @@ def top_per_image(scores: Tensor, candidates: Tensor, image_index: Tensor, per_i
     return chosen
 
 
+def spread_per_image(
+    scores: Tensor, candidates: Tensor, boxes: Tensor, image_index: Tensor, per_image: int, iou: float
+) -> Tensor:
+    """The ``per_image`` best places of each image: a best candidate with all candidates that overlap it.
+
+    Args:
+        scores, candidates, image_index, per_image: as in :func:`top_per_image`.
+        boxes: (R, 4) x1 y1 x2 y2 in pixels.
+        iou: overlap from which a candidate belongs to a chosen one.
+
+    Returns:
+        (R,) bool.
+    """
+    chosen = torch.zeros_like(candidates)
+    free = candidates.clone()
+    for _ in range(per_image):
+        best = top_per_image(scores, free, image_index, 1)
+        rows = best.nonzero()[:, 0]
+        if len(rows) == 0:
+            break
+        overlaps = _iou(boxes, boxes[rows]) * (image_index[:, None] == image_index[rows][None])
+        around = free & (overlaps.amax(dim=1) >= iou)
+        chosen |= around | best
+        free &= ~(around | best)
+    return chosen
+
+
+def _iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """(R, M) intersection over union of (R, 4) and (M, 4) boxes."""
+    corner = torch.maximum(boxes[:, None, :2], others[None, :, :2])
+    opposite = torch.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    shared = (opposite - corner).clamp(min=0).prod(2)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)[:, None] + (others[:, 2:] - others[:, :2]).prod(1)[None]
+    return shared / (areas - shared).clamp(min=1e-9)
+
+
 def unknown_candidates(
     labels: Tensor,
     objectness: Tensor,
@@ -120,4 +156,8 @@ def label_unknowns(
             options=options,
             image_sizes=image_sizes,
         )
-    return labels.masked_fill(top_per_image(scores, candidates, image_index, options.per_image), unknown)
+    if options.spread_iou is not None and options.foreground == "excluded":
+        chosen = spread_per_image(scores, candidates, boxes, image_index, options.per_image, options.spread_iou)
+    else:
+        chosen = top_per_image(scores, candidates, image_index, options.per_image)
+    return labels.masked_fill(chosen, unknown)

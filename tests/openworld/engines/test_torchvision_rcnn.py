@@ -12,6 +12,7 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.ops import boxes as box_ops
 
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
+from openworld.engines.rpn import MIN_SIDE_PX
 from openworld.engines.torchvision_rcnn import OpenWorldRCNN, _suppress_across
 from openworld.engines.weights import build_engine
 from openworld.errors import CheckpointError, HandoverError
@@ -69,16 +70,18 @@ def test_losses_are_finite_and_box_losses_are_zero_without_objects(neck: str, ta
 
 
 def test_proposal_losses_equal_a_slow_loop() -> None:
+    annotated = target((7, 9, 41, 44), labels=(1,))  # no IoU with an anchor lies on a threshold
     model = engine(rpn=RpnOptions(sampled_anchors=10**6)).train()  # every negative is sampled: nothing is random
     batch = model.normalise(images((64, 64)))
     levels = list(model.features(batch.tensors).values())
-    _, _, losses = model.rpn(batch, levels, [ONE])
+    _, _, losses = model.rpn(batch, levels, [annotated])
 
     anchors = model.rpn.anchors(batch, levels)[0]
-    scores, deltas = model.rpn.head(levels)
+    with torch.no_grad():
+        scores, deltas = model.rpn.head(levels)
     flat_scores = torch.cat([s[0].permute(1, 2, 0).reshape(-1) for s in scores])
     flat_deltas = torch.cat([d[0].permute(1, 2, 0).reshape(-1, 4) for d in deltas])
-    iou = box_ops.box_iou(ONE.boxes, anchors)[0]
+    iou = box_ops.box_iou(annotated.boxes, anchors)[0]
     best = float(iou.max())
     objectness, box, count = 0.0, 0.0, 0
     for index in range(len(anchors)):
@@ -91,7 +94,7 @@ def test_proposal_losses_equal_a_slow_loop() -> None:
             functional.binary_cross_entropy_with_logits(flat_scores[index], torch.tensor(float(positive)))
         )
         if positive:
-            a, g = anchors[index], ONE.boxes[0]
+            a, g = anchors[index], annotated.boxes[0]
             aw, ah, gw, gh = a[2] - a[0], a[3] - a[1], g[2] - g[0], g[3] - g[1]
             goal = torch.stack(
                 [
@@ -112,6 +115,9 @@ def test_proposals_equal_stock_torchvision() -> None:
     stock = fasterrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, num_classes=4, min_size=128, max_size=128, rpn_post_nms_top_n_test=60
     ).eval()
+    with torch.no_grad():  # logits that neither tie nor saturate the stock code's sigmoid
+        maps, _ = stock.rpn.head(list(stock.backbone(stock.transform(images((128, 128)))[0].tensors).values()))
+        stock.rpn.head.cls_logits.weight.mul_(2 / torch.cat([scores.flatten() for scores in maps]).std())
     arch = ArchOptions(arch="resnet50", width=1.0)
     ours = build_engine(
         SPACE,
@@ -122,7 +128,7 @@ def test_proposals_equal_stock_torchvision() -> None:
         ),
         None,
     ).eval()
-    body = {key: value for key, value in stock.backbone.body.state_dict().items()}
+    body = stock.backbone.body.state_dict()
     ours.features.body.load_state_dict(body)
     ours.features.fpn.load_state_dict(stock.backbone.fpn.state_dict(), strict=False)  # type: ignore[union-attr]
     ours.rpn.head.load_state_dict(stock.rpn.head.state_dict())
@@ -137,6 +143,7 @@ def test_proposals_equal_stock_torchvision() -> None:
         stock.rpn.anchor_generator.sizes = stock.rpn.anchor_generator.sizes[:4]
         stock.rpn.anchor_generator.aspect_ratios = stock.rpn.anchor_generator.aspect_ratios[:4]
         stock.rpn.anchor_generator.cell_anchors = stock.rpn.anchor_generator.cell_anchors[:4]
+        stock.rpn.min_size = MIN_SIDE_PX
         expected, _ = stock.rpn(transformed, stock_levels)
     assert len(boxes[0]) == len(expected[0]) > 10
     torch.testing.assert_close(boxes[0], expected[0], atol=1e-3, rtol=1e-4)

@@ -1,0 +1,180 @@
+"""From the command line to the report, and back after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from openworld.configfile import read_config
+from openworld.data.splits import training_view
+from openworld.labels import LabelSpace
+from openworld.sources import open_sources
+
+from .conftest import openworld
+
+METRICS = ("known_ap50", "previous_ap50", "current_ap50", "unknown_recall50", "unknown_ap50", "wi", "a_ose")
+
+
+def lines(run: Path) -> list[dict]:  # type: ignore[type-arg]
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for entry in entries:
+        entry.pop("seconds", None)
+    return entries
+
+
+def final_weights(run: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(run / "task2" / "checkpoint" / "energy-000001" / "model.safetensors")
+
+
+def test_a_run_leaves_every_artefact(tiny_run: Path) -> None:
+    for name in ("config.yaml", "env.json", "data.json", "metrics.jsonl", "report.html", "backbone/card.json"):
+        assert (tiny_run / name).is_file(), name
+    for task in (1, 2):
+        folder = tiny_run / f"task{task}"
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert metrics["protocol"] == "unique"
+        assert all(name in metrics for name in METRICS)
+        assert json.loads((folder / "energy.json").read_text())["status"] in ("fitted", "fallback")
+        assert json.loads((folder / "exemplars.json").read_text())["images"]
+        assert not (folder / "detections.partial").exists()
+    stages = [(entry["stage"], entry["task"]) for entry in lines(tiny_run) if entry["event"] == "phase"]
+    assert stages == [
+        ("pretrain", None),
+        ("train", 1),
+        ("energy", 1),
+        ("evaluate", 1),
+        ("train", 2),
+        ("replay", 2),
+        ("energy", 2),
+        ("evaluate", 2),
+    ]
+
+
+def test_no_step_is_missing_or_twice(tiny_run: Path) -> None:
+    steps = [(e["stage"], e["task"], e["step"]) for e in lines(tiny_run) if e["event"] == "step" and e.get("task")]
+    expected = [("train", 1, n) for n in range(1, 7)] + [("train", 2, n) for n in range(1, 5)]
+    assert steps == expected + [("replay", 2, n) for n in range(1, 4)]
+
+
+def test_evaluate_scores_the_file_alone(tiny_run: Path, tmp_path: Path) -> None:
+    result = tmp_path / "metrics.json"
+    openworld(
+        "evaluate",
+        "--predictions",
+        tiny_run / "task2" / "predictions.json",
+        "--ground-truth",
+        tiny_run / "world" / "test.json",
+        "--output",
+        result,
+    )
+    assert json.loads(result.read_text()) == json.loads((tiny_run / "task2" / "metrics.json").read_text())
+
+
+def test_prototypes_and_memory_are_in_the_checkpoint_and_grow(tiny_run: Path) -> None:
+    tensors = final_weights(tiny_run)
+    rows = 4 + 1  # known classes of both tasks, and unknown
+    present = [value for key, value in tensors.items() if key.endswith("prototypes.present")]
+    assert len(present) == 1 and present[0].shape == (rows,) and bool(present[0].any())
+    assert tensors["engine.classify.weight"].shape[0] == rows + 1
+
+
+def test_training_saw_no_label_of_a_later_task(tiny_run: Path) -> None:
+    config = read_config(tiny_run / "config.yaml")
+    view = training_view(open_sources(config, tiny_run).train, LabelSpace.of(config.schedule, 1))
+    names = {int(row) for sample in view for row in sample.labels}
+    assert names == {0, 1}
+
+
+@pytest.mark.parametrize("wait", ["pretrain", "train 1", "train 2", "replay 2"])
+def test_killed_and_resumed_is_bit_for_bit_the_same(tiny_config: Path, tiny_run: Path, tmp_path: Path, wait: str) -> None:
+    """SIGKILL when the log first shows the second step of a phase; the resumed run ends with the same weights."""
+    stage, _, task = wait.partition(" ")
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "openworld", "run", "--config", str(tiny_config), "--output", str(folder)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    wanted = {"event": "step", "stage": stage, "step": 2}
+    if task:
+        wanted["task"] = int(task)  # type: ignore[assignment]
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        log = (folder / "metrics.jsonl").read_text() if (folder / "metrics.jsonl").exists() else ""
+        entries = [json.loads(line) for line in log.splitlines() if line.endswith("}")]
+        if any(all(entry.get(key) == value for key, value in wanted.items()) for entry in entries):
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    openworld("run", "--config", tiny_config, "--output", folder, "--resume")
+    expected, got = final_weights(tiny_run), final_weights(folder)
+    assert expected.keys() == got.keys()
+    assert [key for key in expected if not torch.equal(expected[key], got[key])] == [] or all(
+        torch.equal(torch.nan_to_num(expected[key].double(), nan=-7), torch.nan_to_num(got[key].double(), nan=-7))
+        for key in expected
+    )
+    assert lines(folder) == lines(tiny_run)
+    assert json.loads((folder / "task2" / "metrics.json").read_text()) == json.loads(
+        (tiny_run / "task2" / "metrics.json").read_text()
+    )
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tiny_config: Path, tiny_run: Path) -> None:
+    result = openworld("run", "--config", tiny_config, "--output", tiny_run, check=False)
+    assert result.returncode == 2 and "holds a run already" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_resume_with_another_configuration_names_the_difference(tiny_config: Path, tiny_run: Path) -> None:
+    result = openworld(
+        "run", "--config", tiny_config, "--output", tiny_run, "--resume", "--train.lr", "0.5", check=False
+    )
+    assert result.returncode == 2 and "train.lr: 0.001 → 0.5" in result.stderr
+
+
+def test_predict_draws_a_folder_and_leaves_out_broken_images(tiny_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    (folder / "more").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(folder / "a.png")
+    Image.fromarray(rng.integers(0, 255, (90, 40), dtype=np.uint8)).save(folder / "more" / "grey.jpg")
+    (folder / "broken.jpg").write_bytes(b"not an image")
+    result = openworld("predict", folder, "--run", tiny_run, "--score", "0.0", "--output", tmp_path / "out")
+    assert "2 images, 1 left out" in result.stdout and "broken.jpg" in result.stderr
+    assert sorted(path.name for path in (tmp_path / "out" / "drawings").rglob("*.png")) == ["a.png", "grey.png"]
+    images = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
+    assert [(entry["id"], entry["width"], entry["height"]) for entry in images] == [
+        ("a.png", 70, 50),
+        ("more/grey.jpg", 40, 90),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "--output", "x", "--train.step", "3"), "train.step"),
+        (("run", "--output", "x", "--train.steps", "-3"), "steps is -3"),
+        (("run", "--output", "x", "--data.tasks", "[[ball, unicorn]]"), "unicorn"),
+        (("predict", "absent.png", "--run", "nowhere", "--output", "x"), "nowhere"),
+        (("evaluate", "--predictions", "absent.json", "--ground-truth", "absent.json"), "absent.json"),
+    ],
+)
+def test_bad_input_is_one_clear_message(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    arguments = tuple(str(tmp_path / "x") if argument == "x" else argument for argument in arguments)
+    result = openworld(*arguments, check=False)
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_doctor_finds_this_installation_sound() -> None:
+    assert "torch and torchvision" in openworld("doctor").stdout
