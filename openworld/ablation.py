@@ -116,7 +116,9 @@ def _run(config: RunConfig, folder: Path, console: Console) -> list[dict[str, An
         environment = {**os.environ, "OMP_NUM_THREADS": str(config.threads)}
         with open(folder.parent / f"{folder.name}.log", "w", encoding="utf-8") as log:
             if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode:
-                raise OpenWorldError("the run failed", where=log.name, remedy="read this log, then run the ablation again")
+                raise OpenWorldError(
+                    "the run failed", where=log.name, remedy="read this log, then run the ablation again"
+                )
     console.print(f"done: {config.name}")
     return [json.loads(path.read_text()) for path in paths]
 

@@ -55,7 +55,9 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], None
         verbs[name] = function
         return sub
 
-    demo_verb = verb("demo", demo, "the whole story on a synthetic world: a few minutes on a CPU, ends with report.html")
+    demo_verb = verb(
+        "demo", demo, "the whole story on a synthetic world: a few minutes on a CPU, ends with report.html"
+    )
     _run_arguments(demo_verb, default_output="runs/demo")
 
     run_verb = verb("run", run, "carry a schedule of tasks to its end: pretrain, train, replay, fit, evaluate, report")
@@ -63,7 +65,9 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], None
 
     pretrain_verb = verb("pretrain", pretrain, "contrastive pretraining of a backbone on a folder of images")
     pretrain_verb.add_argument("--config", action="config", help="a YAML file; see configs/pretrain")
-    pretrain_verb.add_argument("--output", type=str, required=True, help="folder for backbone.safetensors and card.json")
+    pretrain_verb.add_argument(
+        "--output", type=str, required=True, help="folder for backbone.safetensors and card.json"
+    )
     pretrain_verb.add_argument("--resume", action="store_true", help="go on with what the folder holds")
     pretrain_verb.add_argument("--seed", type=int, default=0)
     pretrain_verb.add_argument("--device", type=str, default="auto")
@@ -175,9 +179,7 @@ def evaluate(arguments: Namespace) -> None:
     from openworld.predictions import read_predictions
     from openworld.runtime.files import write_json
 
-    source = SourceOptions(
-        annotations=arguments.ground_truth, images=arguments.images, image_set=arguments.image_set
-    )
+    source = SourceOptions(annotations=arguments.ground_truth, images=arguments.images, image_set=arguments.image_set)
     metrics = evaluate_predictions(read_predictions(Path(arguments.predictions)), read_dataset(source))
     print_table([metrics], Console())
     if arguments.output:
@@ -239,7 +241,9 @@ def doctor(arguments: Namespace) -> None:
     console = Console()
     checks = examine()
     for check in checks:
-        console.print(f"[{'green' if check.ok else 'red'}]{'ok ' if check.ok else 'BAD'}[/] {check.name}: {check.finding}")
+        console.print(
+            f"[{'green' if check.ok else 'red'}]{'ok ' if check.ok else 'BAD'}[/] {check.name}: {check.finding}"
+        )
         if check.remedy:
             console.print(f"    What to do: {check.remedy}")
     if not all(check.ok for check in checks):

@@ -15,7 +15,9 @@ from openworld.errors import ConfigError
 
 T = TypeVar("T")
 
-PACKAGED = Path(__file__).resolve().parent.parent / "configs"
+_PACKAGE = Path(__file__).resolve().parent
+CONFIGS = _PACKAGE / "_configs" if (_PACKAGE / "_configs").is_dir() else _PACKAGE.parent / "configs"
+"""The configurations that the project ships: inside an installed wheel, or beside the package in a checkout."""
 
 
 def find_config(name: str) -> Path:
@@ -24,7 +26,7 @@ def find_config(name: str) -> Path:
     Raises:
         ConfigError: it is in neither place.
     """
-    for candidate in (Path(name), PACKAGED / name, PACKAGED / f"{name}.yaml"):
+    for candidate in (Path(name), CONFIGS / name, CONFIGS / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
     raise ConfigError(f"configuration file {name!r} does not exist", remedy="give a path to a .yaml file")

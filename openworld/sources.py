@@ -16,7 +16,6 @@ from openworld.data.records import Dataset, Record, read_dataset
 from openworld.data.splits import check_schedule, hold_out
 from openworld.data.synthetic import make_world, pretrain_folder, world_sources
 from openworld.data.transforms import as_float, resize
-from openworld.runtime.runlog import RunLog
 from ssl_backbones.images import find_images
 from ssl_backbones.options import PretrainOptions
 

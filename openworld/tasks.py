@@ -227,9 +227,7 @@ def prepare_detector(run: Run, task: int, stage: str, base: Checkpoint | None) -
     return detector
 
 
-def optimise(
-    run: Run, task: int, stage: str, detector: Detector, resumed: Checkpoint | None
-) -> None:
+def optimise(run: Run, task: int, stage: str, detector: Detector, resumed: Checkpoint | None) -> None:
     """One optimisation phase: the task's new classes, or the exemplars of all."""
     config = run.config
     first, later = config.train, config.increment

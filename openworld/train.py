@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from openworld.config import PhaseOptions
+from openworld.engines.torchvision_rcnn import OpenWorldRCNN
 from openworld.errors import NumericsError
 from openworld.ore.core import Ore
-from openworld.engines.torchvision_rcnn import OpenWorldRCNN
 from openworld.runtime.checkpoint import Checkpoint, save_checkpoint
 from openworld.runtime.runlog import RunLog, progress_bar
 from openworld.runtime.seeding import rng_state, set_rng_state
@@ -152,9 +152,7 @@ def learning_rate(options: PhaseOptions, step: int) -> float:
     return options.lr * 0.1 ** sum(step >= milestone * options.steps for milestone in options.milestones)
 
 
-def check_finite(
-    total: Tensor, losses: dict[str, Tensor], phase: Phase, step: int, targets: Sequence[Target]
-) -> None:
+def check_finite(total: Tensor, losses: dict[str, Tensor], phase: Phase, step: int, targets: Sequence[Target]) -> None:
     """Stop before a loss that is not finite reaches the weights."""
     if bool(torch.isfinite(total)):
         return

@@ -10,7 +10,7 @@ from openworld.errors import ConfigError
 
 def default_tasks() -> list[list[str]]:
     """The schedule of the synthetic world. Three of its twelve categories belong to no task: they stay unknown."""
-    return [["ball", "cube", "star"], ["ring", "cone", "heart"], ["cross", "crescent", "gear"]]
+    return [["cube", "ring", "heart"], ["ball", "star", "cone"], ["cross", "crescent", "gear"]]
 
 
 @dataclass(kw_only=True)
@@ -32,7 +32,7 @@ class SourceOptions:
 class SyntheticOptions:
     """The procedural open world that the demo trains on."""
 
-    train_images: int = 420
+    train_images: int = 480
     """Images for training."""
     val_images: int = 80
     """Images for energy fitting."""

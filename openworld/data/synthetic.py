@@ -403,7 +403,7 @@ def draw_scene(rng: np.random.Generator, size: int) -> Scene:
         category = int(rng.integers(len(CATEGORIES)))
         for attempt in range(10):
             largest = (64.0 if wanted <= 3 else 52.0) * 0.93**attempt
-            side = rng.uniform(22.0, max(24.0, largest)) * size / 128
+            side = rng.uniform(26.0, max(28.0, largest)) * size / 128
             affine = _pose(SHAPES[CATEGORIES[category]], side, rng)
             center = np.round(rng.uniform(0.36 * side, size - 0.36 * side, 2)).astype(int)
             look = _look(category, rng, light, picture, center, side)

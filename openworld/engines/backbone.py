@@ -29,18 +29,26 @@ class FpnFeatures(nn.Module):
         self.feature_dim = options.roi.hidden_dim
         self.anchor_sizes = [[size] for size in options.rpn.anchor_sizes]
         self.fpn = FeaturePyramidNetwork([body.channels[stage] for stage in _STAGES], self.channels)
-        self.roi_align = MultiScaleRoIAlign(list(_STAGES), output_size=7, sampling_ratio=options.roi.sampling_ratio)
+        self.roi_align = MultiScaleRoIAlign(
+            list(_STAGES),
+            output_size=7,
+            sampling_ratio=options.roi.sampling_ratio,
+            canonical_scale=options.roi.canonical_size_px,
+            canonical_level=4,
+        )
         self.head = TwoMLPHead(self.channels * 7 * 7, self.feature_dim)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, H, W) → levels by stage name, each (B, channels, H/stride, W/stride), finest first."""
-        return self.fpn(self.body.forward_stages(images))
+        levels: dict[str, Tensor] = self.fpn(self.body.forward_stages(images))
+        return levels
 
     def region_features(
         self, levels: dict[str, Tensor], boxes: list[Tensor], image_sizes: list[tuple[int, int]]
     ) -> Tensor:
         """Features (R, feature_dim) of the boxes of all images, in their order."""
-        return self.head(self.roi_align(levels, boxes, image_sizes))
+        features: Tensor = self.head(self.roi_align(levels, boxes, image_sizes))
+        return features
 
 
 class C4Features(nn.Module):
@@ -62,13 +70,14 @@ class C4Features(nn.Module):
         self, levels: dict[str, Tensor], boxes: list[Tensor], image_sizes: list[tuple[int, int]]
     ) -> Tensor:
         """Features (R, feature_dim) of the boxes of all images: res5 of the aligned regions, averaged over space."""
-        return self.body.layer4(self.roi_align(levels, boxes, image_sizes)).mean(dim=(2, 3))
+        regions: Tensor = self.body.get_submodule("layer4")(self.roi_align(levels, boxes, image_sizes))
+        return regions.mean(dim=(2, 3))
 
 
 def build_features(body: ResNet, options: ModelOptions) -> FpnFeatures | C4Features:
     """The form that ``options.neck`` names, with the first ``freeze_stages`` stages frozen."""
-    stages = [[body.conv1, body.bn1], [body.layer1], [body.layer2], [body.layer3], [body.layer4]]
-    for stage in stages[: options.freeze_stages]:
-        for module in stage:
-            module.requires_grad_(False)
+    stages = [("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",)]
+    for names in stages[: options.freeze_stages]:
+        for name in names:
+            body.get_submodule(name).requires_grad_(False)
     return FpnFeatures(body, options) if options.neck == "fpn" else C4Features(body, options)

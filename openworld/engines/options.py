@@ -39,7 +39,7 @@ class RpnOptions:
             raise ConfigError("rpn.anchor_sizes and rpn.anchor_ratios must not be empty")
         if not 0 <= self.background_iou <= self.foreground_iou <= 1:
             raise ConfigError(
-                f"rpn.background_iou {self.background_iou} and rpn.foreground_iou {self.foreground_iou} are out of order",
+                f"rpn.background_iou {self.background_iou} and foreground_iou {self.foreground_iou} are out of order",
                 remedy="0 <= background_iou <= foreground_iou <= 1",
             )
 
@@ -55,7 +55,10 @@ class RoiOptions:
     foreground_iou: float = 0.5
     """A region belongs to a box from this IoU."""
     hidden_dim: int = 256
-    """Width of the two fully connected layers of the FPN head. (With C4 the feature is res5's, 2048-d in a ResNet-50.)"""
+    """Width of the two fully connected layers of the FPN head. (C4: the feature is res5's, 2048-d in a ResNet-50.)"""
+    canonical_size_px: int = 64
+    """FPN: a region with sides of this length is read from the level at stride 16, one of half the length from the
+    level at stride 8 (FPN, eq. 1: 224, for images of 800 pixels)."""
     sampling_ratio: int = 1
     """Points a side at which RoIAlign reads each bin (Mask R-CNN and torchvision: 2)."""
     score_threshold: float = 0.05

@@ -153,7 +153,7 @@ class OpenWorldRCNN(nn.Module):
         return _join(parts), torch.cat(goals)
 
     def _sample(self, regions: Regions) -> Tensor:
-        """Indices of the regions in the loss: known and unknown ones up to their share each, background for the rest."""
+        """Indices of the regions in the loss: known and unknown ones up to a share each, background for the rest."""
         chosen: list[Tensor] = []
         total = self.options.roi.sampled_regions
         known_most = int(total * self.options.roi.positive_fraction)

@@ -8,6 +8,7 @@ import platform
 import sys
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from openworld.errors import EnvironmentProblem
@@ -107,7 +108,7 @@ def _check_import(module: str) -> Check:
 
 
 def _check_disk() -> Check:
-    status = os.statvfs(os.getcwd())
+    status = os.statvfs(Path.cwd())
     free = status.f_bavail * status.f_frsize / 2**30
     return Check(
         "disk", free > 1, f"{free:.0f} GiB free here", "" if free > 1 else "free some space: a demo run needs 0.3 GiB"

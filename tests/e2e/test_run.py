@@ -97,7 +97,9 @@ def test_training_saw_no_label_of_a_later_task(tiny_run: Path) -> None:
 
 
 @pytest.mark.parametrize("wait", ["pretrain", "train 1", "train 2", "replay 2"])
-def test_killed_and_resumed_is_bit_for_bit_the_same(tiny_config: Path, tiny_run: Path, tmp_path: Path, wait: str) -> None:
+def test_killed_and_resumed_is_bit_for_bit_the_same(
+    tiny_config: Path, tiny_run: Path, tmp_path: Path, wait: str
+) -> None:
     """SIGKILL when the log first shows the second step of a phase; the resumed run ends with the same weights."""
     stage, _, task = wait.partition(" ")
     folder = tmp_path / "killed"

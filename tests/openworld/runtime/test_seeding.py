@@ -30,7 +30,13 @@ def test_state_is_loadable_without_code(tmp_path) -> None:  # type: ignore[no-un
 
 
 def test_seeds_depend_on_every_part_and_on_its_type() -> None:
-    seeds = {derive_seed(1, "a"), derive_seed(1, "b"), derive_seed(2, "a"), derive_seed("1", "a"), derive_seed(1, "a", 0)}
+    seeds = {
+        derive_seed(1, "a"),
+        derive_seed(1, "b"),
+        derive_seed(2, "a"),
+        derive_seed("1", "a"),
+        derive_seed(1, "a", 0),
+    }
     assert len(seeds) == 5
     assert derive_seed(0, "order", 3) == derive_seed(0, "order", 3)
     assert torch.equal(torch.rand(3, generator=generator(5)), torch.rand(3, generator=generator(5)))

@@ -1,0 +1,41 @@
+"""The ablation: what each variant changes, and its table by hand."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from openworld.ablation import COLUMNS, VARIANTS, as_markdown, run_ablation, summarise
+from openworld.config import RunConfig
+from openworld.errors import ConfigError
+from openworld.tasks import config_difference
+
+
+def test_each_variant_changes_one_thing() -> None:
+    config = RunConfig()
+    changed = {name: config_difference(config, change(config)) for name, change in VARIANTS.items()}
+    assert changed.pop("full") == []
+    assert changed["no energy"] == ["ore.energy.enabled: True → False"]
+    assert changed["no clustering"] == ["ore.clustering.enabled: True → False"]
+    assert changed["no unknown labelling"] == ["ore.unknown_labels.enabled: True → False"]
+    assert changed["no replay"] == ["ore.exemplars.enabled: True → False"]
+    random = changed["random initialisation"]
+    assert all(line.startswith(("pretrain", "model.arch")) for line in random) and random
+
+
+def test_means_and_spreads_by_hand() -> None:
+    def metrics(known: float, recall: float | None) -> list[dict]:  # type: ignore[type-arg]
+        return [{**dict.fromkeys(COLUMNS, 0.0), "known_ap50": known, "unknown_recall50": recall}]
+
+    results = [("full", 0, metrics(0.5, 0.1)), ("full", 1, metrics(0.7, None)), ("no energy", 0, metrics(0.2, None))]
+    summary = summarise(results, ["full", "no energy"])
+    assert summary["full"]["1"]["known_ap50"]["mean"] == pytest.approx(0.6)
+    assert summary["full"]["1"]["known_ap50"]["spread"] == pytest.approx(0.1414, abs=1e-4)
+    assert summary["full"]["1"]["unknown_recall50"]["values"] == [0.1, None]
+    text = as_markdown(summary)
+    assert "| full | 60.0 ± 14.1 |" in text and "| no energy | 20.0 |" in text
+
+
+def test_an_unknown_variant_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such thing"):
+        run_ablation(RunConfig(), tmp_path, seeds=[0], variants=["no such thing"], jobs=1, console=Console())
