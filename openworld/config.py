@@ -81,11 +81,11 @@ class RunConfig:
     start from random weights."""
     model: ModelOptions = field(default_factory=ModelOptions)
     ore: OreOptions = field(default_factory=OreOptions)
-    train: PhaseOptions = field(default_factory=lambda: PhaseOptions(steps=340, lr=1e-3))
+    train: PhaseOptions = field(default_factory=lambda: PhaseOptions(steps=320, lr=1e-3))
     """Task 1."""
-    increment: PhaseOptions = field(default_factory=lambda: PhaseOptions(steps=170, lr=5e-4))
+    increment: PhaseOptions = field(default_factory=lambda: PhaseOptions(steps=220, lr=1e-3))
     """New classes of each later task."""
-    replay: PhaseOptions = field(default_factory=lambda: PhaseOptions(steps=110, lr=3e-4))
+    replay: PhaseOptions = field(default_factory=lambda: PhaseOptions(steps=120, lr=5e-4))
     """Fine-tuning on the exemplars of all classes, after each later task."""
 
     def __post_init__(self) -> None:

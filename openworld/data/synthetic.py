@@ -27,6 +27,7 @@ from openworld.data.coco import write_coco
 from openworld.data.options import SourceOptions, SyntheticOptions, default_tasks
 from openworld.data.records import Dataset, Record
 from openworld.runtime.files import write_json
+from openworld.runtime.runlog import StepBar, progress_bar
 from openworld.runtime.seeding import numpy_generator
 
 Array = NDArray[np.float64]
@@ -174,7 +175,7 @@ TYPICAL_COLOUR = 0.8
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """Everything about an object that does not depend on its category.
+    """How one object looks, whatever its shape. Only the colour has to do with the category, see :func:`_look`.
 
     Args:
         color: (3,) RGB in [0, 1].
@@ -520,12 +521,13 @@ def make_world(folder: Path, options: SyntheticOptions) -> None:
     marker.unlink(missing_ok=True)
     images = folder / "images"
     first_id = 1
-    for split in SPLITS:
-        count = getattr(options, f"{split}_images")
-        records = _write_split(images / split, split, count, first_id, options)
-        write_coco(folder / f"{split}.json", Dataset(CATEGORIES, tuple(records)), images)
-        first_id += count
-    _write_split(images / "pretrain", "pretrain", options.pretrain_images, first_id, options)
+    counts = {split: getattr(options, f"{split}_images") for split in SPLITS}
+    with progress_bar("draw the world", sum(counts.values()) + options.pretrain_images) as bar:
+        for split, count in counts.items():
+            records = _write_split(images / split, split, count, first_id, options, bar)
+            write_coco(folder / f"{split}.json", Dataset(CATEGORIES, tuple(records)), images)
+            first_id += count
+        _write_split(images / "pretrain", "pretrain", options.pretrain_images, first_id, options, bar)
     write_json(marker, content)
 
 
@@ -550,7 +552,9 @@ def _read_marker(marker: Path) -> Any:
         return None
 
 
-def _write_split(folder: Path, split: str, count: int, first_id: int, options: SyntheticOptions) -> list[Record]:
+def _write_split(
+    folder: Path, split: str, count: int, first_id: int, options: SyntheticOptions, bar: StepBar
+) -> list[Record]:
     if folder.is_dir():
         for stale in folder.iterdir():
             if re.fullmatch(r"\d{6}\.jpg", stale.name):
@@ -564,6 +568,7 @@ def _write_split(folder: Path, split: str, count: int, first_id: int, options: S
         Image.fromarray(scene.image).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
         path = folder / f"{number:06d}.jpg"
         path.write_bytes(buffer.getvalue())
+        bar.advance()
         image_id = first_id + number
         records.append(
             Record(

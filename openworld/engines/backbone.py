@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork
 
 from openworld.engines.options import ModelOptions
+from openworld.engines.roi_align import RoIAlign
 from ssl_backbones.nets import ResNet
 
 STRIDE_PX = 32
@@ -29,12 +30,11 @@ class FpnFeatures(nn.Module):
         self.feature_dim = options.roi.hidden_dim
         self.anchor_sizes = [[size] for size in options.rpn.anchor_sizes]
         self.fpn = FeaturePyramidNetwork([body.channels[stage] for stage in _STAGES], self.channels)
-        self.roi_align = MultiScaleRoIAlign(
-            list(_STAGES),
+        self.roi_align = RoIAlign(
+            (4, 8, 16, 32),
             output_size=7,
             sampling_ratio=options.roi.sampling_ratio,
-            canonical_scale=options.roi.canonical_size_px,
-            canonical_level=4,
+            canonical_size_px=options.roi.canonical_size_px,
         )
         self.head = TwoMLPHead(self.channels * 7 * 7, self.feature_dim)
 
@@ -43,11 +43,9 @@ class FpnFeatures(nn.Module):
         levels: dict[str, Tensor] = self.fpn(self.body.forward_stages(images))
         return levels
 
-    def region_features(
-        self, levels: dict[str, Tensor], boxes: list[Tensor], image_sizes: list[tuple[int, int]]
-    ) -> Tensor:
+    def region_features(self, levels: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
         """Features (R, feature_dim) of the boxes of all images, in their order."""
-        features: Tensor = self.head(self.roi_align(levels, boxes, image_sizes))
+        features: Tensor = self.head(self.roi_align(list(levels.values()), boxes))
         return features
 
 
@@ -60,17 +58,17 @@ class C4Features(nn.Module):
         self.channels = body.channels["c4"]
         self.feature_dim = body.channels["c5"]
         self.anchor_sizes = [list(options.rpn.anchor_sizes)]
-        self.roi_align = MultiScaleRoIAlign(["c4"], output_size=14, sampling_ratio=options.roi.sampling_ratio)
+        self.roi_align = RoIAlign(
+            (16,), output_size=14, sampling_ratio=options.roi.sampling_ratio, canonical_size_px=224
+        )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, H, W) → the single level ``c4`` (B, channels, H/16, W/16)."""
         return {"c4": self.body.forward_stages(images, last="c4")["c4"]}
 
-    def region_features(
-        self, levels: dict[str, Tensor], boxes: list[Tensor], image_sizes: list[tuple[int, int]]
-    ) -> Tensor:
+    def region_features(self, levels: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
         """Features (R, feature_dim) of the boxes of all images: res5 of the aligned regions, averaged over space."""
-        regions: Tensor = self.body.get_submodule("layer4")(self.roi_align(levels, boxes, image_sizes))
+        regions: Tensor = self.body.get_submodule("layer4")(self.roi_align(list(levels.values()), boxes))
         return regions.mean(dim=(2, 3))
 
 

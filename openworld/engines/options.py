@@ -48,7 +48,7 @@ class RpnOptions:
 class RoiOptions:
     """Box head (Fast R-CNN, section 2)."""
 
-    sampled_regions: int = 64
+    sampled_regions: int = 48
     """Regions an image in the classification loss."""
     positive_fraction: float = 0.25
     """At most this share of them is foreground."""

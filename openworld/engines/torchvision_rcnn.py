@@ -91,10 +91,10 @@ class OpenWorldRCNN(nn.Module):
             self.pixel_mean.device.type, dtype=torch.bfloat16, enabled=self.options.precision == "bf16"
         )
 
-    def head(self, levels: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> tuple[Tensor, ...]:
+    def head(self, levels: dict[str, Tensor], boxes: list[Tensor]) -> tuple[Tensor, ...]:
         """Features (R, D), logits (R, K) and box deltas (R, 4) of the boxes of all images, float32."""
         with self.autocast():
-            features_RD = self.features.region_features(levels, boxes, sizes)
+            features_RD = self.features.region_features(levels, boxes)
         features_RD = features_RD.float()
         return features_RD, self.classify(features_RD), self.refine(features_RD)
 
@@ -116,7 +116,7 @@ class OpenWorldRCNN(nn.Module):
             sampled = self._sample(regions)
             regions, matched_boxes = regions[sampled], matched_boxes[sampled]
         boxes = _by_image(regions.boxes, regions.image_index, len(images))
-        features_RD, logits_RK, deltas_R4 = self.head(levels, boxes, batch.image_sizes)
+        features_RD, logits_RK, deltas_R4 = self.head(levels, boxes)
         losses["classification"] = (
             functional.cross_entropy(logits_RK, regions.labels) if len(regions) else logits_RK.sum() * 0.0
         )
@@ -192,7 +192,7 @@ class OpenWorldRCNN(nn.Module):
         targets = [target.to(self.pixel_mean.device) for target in targets]
         levels, proposals, objectness, batch = self._propose(images)
         regions, _ = self._match(proposals, objectness, targets, add_annotated=False)
-        features_RD, logits_RK, _ = self.head(levels, proposals, batch.image_sizes)
+        features_RD, logits_RK, _ = self.head(levels, proposals)
         regions = replace(regions, features=features_RD, logits=logits_RK)
         return replace(regions, labels=label_unknowns(regions, self._sizes(batch)))
 
@@ -208,7 +208,7 @@ class OpenWorldRCNN(nn.Module):
         counts = [len(boxes) for boxes in proposals]
         if not sum(counts):
             return [Detections.empty() for _ in images]
-        _, logits_RK, deltas_R4 = self.head(levels, proposals, batch.image_sizes)
+        _, logits_RK, deltas_R4 = self.head(levels, proposals)
         boxes_R4 = self.coder.decode_single(deltas_R4, torch.cat(proposals))
         return [
             self._select(box_ops.clip_boxes_to_image(boxes, size), logits, decide)

@@ -89,8 +89,8 @@ def progress_bar(description: str, total: int, *, done: int = 0, console: Consol
     """A bar with count, elapsed time and ETA. On a console that is no terminal, one line at the end."""
     console = console or Console(stderr=True)
     with Progress(
-        TextColumn("[bold]{task.description:<26}"),
-        BarColumn(bar_width=24),
+        TextColumn("[bold]{task.description:<16}"),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("eta"),

@@ -88,9 +88,10 @@ def test_boxes_are_the_extents_of_what_is_visible(scenes: list[Scene]) -> None:
         assert scene.image.shape == (128, 128, 3) and scene.image.dtype == np.uint8
         assert 1 <= len(scene.boxes) == len(scene.categories) == len(scene.visible) <= 5
         for box, mask in zip(scene.boxes, scene.visible, strict=True):
-            rows, columns = np.nonzero(mask > 0.25)
-            extent = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-            np.testing.assert_allclose(box, extent, atol=1.5)
+            for coverage, tolerance in ((0.45, 1.5), (0.25, 5.0)):  # a tip fades out over a few pixels
+                rows, columns = np.nonzero(mask > coverage)
+                extent = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+                np.testing.assert_allclose(box, extent, atol=tolerance)
             assert (box >= 0).all() and (box <= 128).all()
             assert mask.sum() > 40 and (box[2:] - box[:2]).max() >= 12
         assert scene.visible.sum(axis=0).max() <= 1.001

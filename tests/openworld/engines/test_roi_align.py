@@ -1,0 +1,40 @@
+"""RoIAlign against torchvision's, forward and backward."""
+
+import pytest
+import torch
+from torchvision.ops import MultiScaleRoIAlign
+
+from openworld.engines.roi_align import RoIAlign
+
+BOXES = {
+    "random": torch.rand(60, 4, generator=torch.Generator().manual_seed(0)) * 60,
+    "outside the image": torch.tensor([[-50.0, -50, -20, -20], [-10, -10, 30, 40], [100, 90, 300, 200], [500, 5, 600, 9]]),
+    "one pixel": torch.tensor([[5.0, 5, 6, 6], [127, 95, 128, 96], [0, 0, 0.1, 0.1], [30, 30, 30, 30]]),
+    "huge": torch.tensor([[0.0, 0, 128, 96], [-1000, -1000, 2000, 2000]]),
+    "none": torch.zeros(0, 4),
+}
+BOXES["random"][:, 2:] += BOXES["random"][:, :2]
+
+
+@pytest.mark.parametrize("ratio", [1, 2])
+@pytest.mark.parametrize("name", list(BOXES))
+def test_equals_torchvision(name: str, ratio: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    levels = [torch.randn(2, 5, 96 // s, 128 // s, generator=generator).requires_grad_() for s in (4, 8, 16)]
+    copies = [level.detach().clone().requires_grad_() for level in levels]
+    boxes = [BOXES[name], BOXES[name].flip(0)]
+    ours = RoIAlign((4, 8, 16), output_size=3, sampling_ratio=ratio, canonical_size_px=40)(levels, boxes)
+    stock = MultiScaleRoIAlign(["a", "b", "c"], output_size=3, sampling_ratio=ratio, canonical_scale=40, canonical_level=4)
+    expected = stock(dict(zip("abc", copies, strict=True)), boxes, [(96, 128), (96, 128)])
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    if len(BOXES[name]):
+        up = torch.randn(ours.shape, generator=generator)
+        ours.backward(up)
+        expected.backward(up)
+        for level, copy in zip(levels, copies, strict=True):
+            got = level.grad if level.grad is not None else torch.zeros_like(level)
+            want = copy.grad if copy.grad is not None else torch.zeros_like(copy)
+            torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+    else:
+        ours.sum().backward()
+        assert ours.shape == (0, 5, 3, 3)
