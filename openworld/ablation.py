@@ -18,6 +18,7 @@ from rich.table import Table
 
 from openworld.config import RunConfig
 from openworld.configfile import dump_config
+from openworld.data.synthetic import make_world, pretrain_folder, world_sources
 from openworld.errors import ConfigError, OpenWorldError
 from openworld.runtime.files import write_atomic, write_json
 from openworld.tasks import run_backbone
@@ -81,7 +82,7 @@ def run_ablation(
         if name not in VARIANTS:
             raise ConfigError(f"there is no variant {name!r}", remedy=f"choose from: {', '.join(VARIANTS)}")
     threads = config.threads or max(1, (os.cpu_count() or 1) // jobs)
-    shared = replace(config, threads=threads)
+    shared = _with_shared_world(replace(config, threads=threads), folder / "world")
     with ThreadPoolExecutor(jobs) as pool:
         backbones: dict[int, str | None] = dict.fromkeys(seeds)
         if config.pretrain is not None:
@@ -102,6 +103,19 @@ def run_ablation(
     for table in tables(summary):
         console.print(table)
     return summary
+
+
+def _with_shared_world(config: RunConfig, folder: Path) -> RunConfig:
+    """The synthetic world drawn once, and read by every run like any other data."""
+    if config.data.synthetic is None:
+        return config
+    make_world(folder, config.data.synthetic)
+    train, val, test = world_sources(folder)
+    data = replace(config.data, synthetic=None, train=train, val=val, test=test)
+    if config.pretrain is None:
+        return replace(config, data=data)
+    images = config.pretrain.images or str(pretrain_folder(folder, config.data.synthetic))
+    return replace(config, data=data, pretrain=replace(config.pretrain, images=images))
 
 
 def _run(config: RunConfig, folder: Path, console: Console) -> list[dict[str, Any]]:

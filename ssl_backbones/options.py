@@ -60,7 +60,7 @@ class PretrainOptions:
     """Which method, see ssl_backbones/methods."""
     arch: ArchOptions = field(default_factory=ArchOptions)
     """The backbone."""
-    views: Literal["simclr", "moco_v2"] = "simclr"
+    views: Literal["simclr", "moco_v2"] = "moco_v2"
     """View recipe, see ssl_backbones/views.py."""
     view_size: int = 64
     """Side of a view in pixels."""

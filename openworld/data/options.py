@@ -38,8 +38,9 @@ class SyntheticOptions:
     """Images for energy fitting."""
     test_images: int = 160
     """Images for evaluation."""
-    pretrain_images: int = 0
-    """Further images without annotations for self-supervised pretraining. 0: pretrain on the training images."""
+    pretrain_images: int = 400
+    """Images without annotations for self-supervised pretraining: close-ups of one object, as photographs for
+    classification are. 0: pretrain on the training images."""
     size: int = 128
     """Side of the square images in pixels."""
     seed: int = 0

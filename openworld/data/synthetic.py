@@ -391,22 +391,23 @@ class Scene:
     visible: NDArray[np.float32]
 
 
-def draw_scene(rng: np.random.Generator, size: int) -> Scene:
-    """Two to five objects on a background."""
+def draw_scene(rng: np.random.Generator, size: int, *, close_up: bool = False) -> Scene:
+    """Two to five objects on a background, or one that fills most of the picture."""
     picture = draw_background(rng, size)
     azimuth = rng.uniform(0, 2 * np.pi)
     light = np.array([0.62 * np.cos(azimuth), 0.62 * np.sin(azimuth), 0.79])
     visible: list[Array] = []
     full: list[float] = []
     categories: list[int] = []
-    wanted = int(rng.integers(2, 6))
+    wanted = 1 if close_up else int(rng.integers(2, 6))
     for _ in range(wanted):
         category = int(rng.integers(len(CATEGORIES)))
         for attempt in range(10):
             largest = (64.0 if wanted <= 3 else 52.0) * 0.93**attempt
-            side = rng.uniform(26.0, max(28.0, largest)) * size / 128
+            side = (rng.uniform(70.0, 105.0) if close_up else rng.uniform(26.0, max(28.0, largest))) * size / 128
             affine = _pose(SHAPES[CATEGORIES[category]], side, rng)
-            center = np.round(rng.uniform(0.36 * side, size - 0.36 * side, 2)).astype(int)
+            margin = min(0.36 * side, 0.45 * size)
+            center = np.round(rng.uniform(margin, size - margin, 2)).astype(int)
             look = _look(category, rng, light, picture, center, side)
             color, coverage = draw_object(CATEGORIES[category], affine, look, rng)
             placed = _paste(coverage, center, size)
@@ -563,7 +564,8 @@ def _write_split(
         folder.mkdir(parents=True)
     records = []
     for number in range(count):
-        scene = draw_scene(numpy_generator("synthetic world", options.seed, split, number, options.size), options.size)
+        random = numpy_generator("synthetic world", options.seed, split, number, options.size)
+        scene = draw_scene(random, options.size, close_up=split == "pretrain")
         buffer = io.BytesIO()
         Image.fromarray(scene.image).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
         path = folder / f"{number:06d}.jpg"

@@ -8,7 +8,9 @@ from openworld.engines.roi_align import RoIAlign
 
 BOXES = {
     "random": torch.rand(60, 4, generator=torch.Generator().manual_seed(0)) * 60,
-    "outside the image": torch.tensor([[-50.0, -50, -20, -20], [-10, -10, 30, 40], [100, 90, 300, 200], [500, 5, 600, 9]]),
+    "outside the image": torch.tensor(
+        [[-50.0, -50, -20, -20], [-10, -10, 30, 40], [100, 90, 300, 200], [500, 5, 600, 9]]
+    ),
     "one pixel": torch.tensor([[5.0, 5, 6, 6], [127, 95, 128, 96], [0, 0, 0.1, 0.1], [30, 30, 30, 30]]),
     "huge": torch.tensor([[0.0, 0, 128, 96], [-1000, -1000, 2000, 2000]]),
     "none": torch.zeros(0, 4),
@@ -24,7 +26,9 @@ def test_equals_torchvision(name: str, ratio: int) -> None:
     copies = [level.detach().clone().requires_grad_() for level in levels]
     boxes = [BOXES[name], BOXES[name].flip(0)]
     ours = RoIAlign((4, 8, 16), output_size=3, sampling_ratio=ratio, canonical_size_px=40)(levels, boxes)
-    stock = MultiScaleRoIAlign(["a", "b", "c"], output_size=3, sampling_ratio=ratio, canonical_scale=40, canonical_level=4)
+    stock = MultiScaleRoIAlign(
+        ["a", "b", "c"], output_size=3, sampling_ratio=ratio, canonical_scale=40, canonical_level=4
+    )
     expected = stock(dict(zip("abc", copies, strict=True)), boxes, [(96, 128), (96, 128)])
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
     if len(BOXES[name]):
