@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -28,8 +29,10 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_ten_kills_leave_no_trace(tmp_path: Path) -> None:
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    assert start(undisturbed).wait() == 0
+    undisturbed = Path(os.environ.get("OPENWORLD_DEMO_RUN", tmp_path / "undisturbed"))  # a finished `openworld demo`
+    killed = tmp_path / "killed"
+    if not undisturbed.exists():
+        assert start(undisturbed).wait() == 0
     log = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
     seconds = sum(entry["seconds"] for entry in log if entry["event"] == "phase")
     draw = random.Random(0)
