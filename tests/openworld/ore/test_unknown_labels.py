@@ -15,7 +15,7 @@ from torch import Tensor
 
 from openworld.errors import ConfigError
 from openworld.ore.options import UnknownLabelOptions
-from openworld.ore.unknown_labels import label_unknowns, top_per_image
+from openworld.ore.unknown_labels import label_unknowns, spread_per_image, top_per_image
 
 ORACLES = Path(os.environ.get("OPENWORLD_ORACLES", Path(__file__).parents[2] / "oracles")) / "autolabel"
 UNKNOWN, BACKGROUND = 3, 4
@@ -164,3 +164,38 @@ def test_reference_from_boxes(path: Path) -> None:
         foreground="logit_minus_one",
     )
     assert got.tolist() == wanted
+
+
+def test_spread_by_hand() -> None:
+    """Two images; in the first two places. Neighbours of a chosen region join it, and no second choice falls there."""
+    boxes = torch.tensor(
+        [
+            [0, 0, 10, 10],  # best of image 0
+            [1, 0, 11, 10],  # IoU 0.82 with it: joins, though it is the second best
+            [50, 50, 60, 60],  # second place
+            [50, 50, 60, 68],  # IoU 0.56 with the second place: joins
+            [50, 50, 60, 78],  # IoU 0.36: stays background
+            [80, 80, 90, 90],  # third place: not chosen with per_image = 2
+            [0, 0, 10, 10],  # image 1, no candidate: stays
+            [5, 5, 15, 15],  # image 1: its only candidate
+        ],
+        dtype=torch.float32,
+    )
+    scores = torch.tensor([9.0, 8, 5, 1, 1, 4, 9, -3])
+    image = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1])
+    candidates = torch.tensor([True] * 6 + [False, True])
+    chosen = spread_per_image(scores, candidates, boxes, image, 2, 0.5)
+    assert chosen.tolist() == [True, True, True, True, False, False, False, True]
+    assert not spread_per_image(scores, torch.zeros_like(candidates), boxes, image, 2, 0.5).any()
+    assert not spread_per_image(scores, candidates, boxes, image, 0, 0.5).any()
+    assert spread_per_image(scores[:0], candidates[:0], boxes[:0], image[:0], 2, 0.5).shape == (0,)
+
+
+def test_spread_of_exact_duplicates_only_is_the_top_rule() -> None:
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.rand(40, 4, generator=generator) * 50
+    boxes[:, 2:] += boxes[:, :2] + 1
+    scores, image = torch.rand(40, generator=generator), torch.randint(0, 3, (40,), generator=generator)
+    candidates = torch.rand(40, generator=generator) > 0.3
+    expected = top_per_image(scores, candidates, image, 3)
+    assert torch.equal(spread_per_image(scores, candidates, boxes, image, 3, 1.0), expected)
