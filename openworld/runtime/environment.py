@@ -65,7 +65,7 @@ def examine() -> list[Check]:
     if checks[0].ok:
         checks.append(_check_device())
     checks += [_check_import(name) for name in ("numpy", "scipy", "PIL", "yaml", "safetensors", "jsonargparse", "rich")]
-    checks += [_check_import(name) for name in ("pycocotools", "matplotlib", "jinja2", "faiss")]
+    checks += [_check_import(name) for name in ("pycocotools", "matplotlib", "jinja2")]
     checks.append(_check_disk())
     version = _version("detectron2")
     checks.append(Check("detectron2", True, f"{version}" if version else "not installed (optional)"))
@@ -99,7 +99,7 @@ def _check_device() -> Check:
 
 
 def _check_import(module: str) -> Check:
-    package = {"PIL": "pillow", "yaml": "pyyaml", "faiss": "faiss-cpu"}.get(module, module)
+    package = {"PIL": "pillow", "yaml": "pyyaml"}.get(module, module)
     try:
         importlib.import_module(module)
     except ImportError as error:

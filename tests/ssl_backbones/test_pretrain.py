@@ -93,7 +93,7 @@ def test_resume_is_exact(
 
 def test_backbone_and_card(paths: list[Path], tmp_path: Path) -> None:
     log = RunLog(tmp_path / "metrics.jsonl")
-    result = pretrain(options(), paths, tmp_path / "b", seed=1, log=log, labelled_crops=crops())
+    result = pretrain(options(views="simclr"), paths, tmp_path / "b", seed=1, log=log, labelled_crops=crops())
     card = json.loads((tmp_path / "b" / "card.json").read_text())
     assert card == result.card
     assert (card["method"], card["steps"], card["seed"], card["data"]["images"]) == ("simclr", 5, 1, 9)
