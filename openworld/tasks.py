@@ -330,7 +330,7 @@ def evaluate_task(run: Run, task: int) -> dict[str, Any]:
     labels, records = run.labels(task), run.sources.test.records
     detections = detect_records(detector, records, run.config, folder / "detections.partial", f"task {task} test")
     images = [
-        PredictedImage(record.image_id, str(record.path), record.width, record.height, found)
+        PredictedImage(record.image_id, _as_seen_from(run.folder, record.path), record.width, record.height, found)
         for record, found in zip(records, detections, strict=True)
     ]
     write_predictions(folder / "predictions.json", labels, images)
@@ -356,6 +356,12 @@ def detect_records(
             if len(found) % PARTIAL_EVERY < EVALUATION_BATCH:
                 _write_partial(partial, found)
     return found
+
+
+def _as_seen_from(folder: Path, path: Path) -> str:
+    """A path relative to the run's folder where it lies below, so that the folder can be moved; else absolute."""
+    full, root = path.resolve(), folder.resolve()
+    return str(full.relative_to(root) if full.is_relative_to(root) else full)
 
 
 def _write_partial(path: Path, found: list[Detections]) -> None:

@@ -48,6 +48,11 @@ def test_a_run_leaves_every_artefact(tiny_run: Path) -> None:
         assert json.loads((folder / "energy.json").read_text())["status"] in ("fitted", "fallback")
         assert json.loads((folder / "exemplars.json").read_text())["images"]
         assert not (folder / "detections.partial").exists()
+        files = [entry["file"] for entry in json.loads((folder / "predictions.json").read_text())["images"]]
+        assert len(files) == 10 and all(not Path(file).is_absolute() and (tiny_run / file).is_file() for file in files)
+    report = (tiny_run / "report.html").read_text()
+    assert "data:image/" in report and "cannot be opened" not in report
+    assert "http://" not in report and "https://" not in report
     stages = [(entry["stage"], entry["task"]) for entry in lines(tiny_run) if entry["event"] == "phase"]
     assert stages == [
         ("pretrain", None),
