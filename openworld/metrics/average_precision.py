@@ -26,29 +26,44 @@ def precision_recall(true: NDArray[np.bool_], false: NDArray[np.bool_], positive
     return found / positives, found / np.maximum(counted, np.finfo(np.float64).eps)
 
 
-def average_precision(recall: Reals, precision: Reals, style: Literal["area", "11point"] = "area") -> float:
-    """Average precision of a curve (Everingham et al., IJCV 2010 and 2015).
+def sampled_envelope(recall: Reals, precision: Reals, levels: Reals) -> Reals:
+    """The largest precision at each recall level or a higher recall, 0 where no recall is so high.
+
+    Args:
+        recall: (N,) not falling.
+        precision: (N,).
+        levels: (L,).
+
+    Returns:
+        (L,) float64.
+    """
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    sampled: Reals = np.append(envelope, 0.0)[np.searchsorted(recall, levels, side="left")]
+    return sampled
+
+
+def average_precision(recall: Reals, precision: Reals, style: Literal["area", "11point", "101point"] = "area") -> float:
+    """Average precision of a curve (Everingham et al., IJCV 2010 and 2015; Lin et al., ECCV 2014).
 
     Args:
         recall: (N,) not falling.
         precision: (N,).
         style: ``area`` under the envelope (the largest precision at this recall or a higher one), or the mean of the
-            envelope at the ``11point`` recalls 0, 0.1 … 1.
+            envelope at the ``11point`` recalls 0, 0.1 … 1 or the ``101point`` recalls 0, 0.01 … 1.
 
     Returns:
         a fraction; 0 for an empty list.
     """
     if recall.size == 0:
         return 0.0
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
     if style == "11point":
         # The published evaluators write the levels as multiples of a float step: a recall of exactly 0.3 stays below
         # 0.30000000000000004, and so it does here.
-        levels = np.arange(0.0, 1.1, 0.1)
-        first = np.searchsorted(recall, levels, side="left")
-        return float(np.append(envelope, 0.0)[first].sum() / 11.0)
-    steps = np.diff(recall, prepend=0.0)
-    return float(np.sum(steps * envelope))
+        return float(sampled_envelope(recall, precision, np.arange(0.0, 1.1, 0.1)).sum() / 11.0)
+    if style == "101point":
+        return float(sampled_envelope(recall, precision, np.linspace(0.0, 1.0, 101)).mean())
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
 
 
 def nearest_recall(recall: Reals, level: float) -> int:

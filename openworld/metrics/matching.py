@@ -90,6 +90,15 @@ def _ratio(part: Reals, whole: Reals) -> Reals:
     return ratio
 
 
+def ranked(groups: Whole, scores: Reals) -> Whole:
+    """(D,) int64, detections by group, falling score, and position among equal scores."""
+    order = np.argsort(-scores, kind="stable")
+    members = groups[order]
+    if members.size and members.min() >= 0 and members.max() < 2**16:
+        members = members.astype(np.uint16)  # numpy sorts these by radix, many times faster
+    return order[np.argsort(members, kind="stable")].astype(np.int64)
+
+
 def _pairs(groups: Whole, object_groups: Whole) -> Iterator[tuple[Whole, Whole, Whole]]:
     """Chunks of all (detection, object) pairs of equal group: detections, objects, where each detection's pairs start.
 
@@ -159,7 +168,8 @@ def match(
     """Match detections to objects of their image and class, the best-scoring detection first.
 
     With ``best_overlap`` (VOC devkit) a detection whose best object is taken is false, even where it overlaps a free
-    one. With ``best_free`` (COCO) it takes the free object that it overlaps most, and an ignored one only after those.
+    one; of equal overlaps the first object is the best. With ``best_free`` (COCO) it takes the free object that it
+    overlaps most, the last of equal ones, and an ignored one only after those.
     An ignored object makes detections neutral, any number of them. A crowd is not matched: it makes neutral, whatever
     would be false and lies in it.
 
@@ -169,7 +179,7 @@ def match(
         rule: when a detection hits an object.
         object_crowd: (M,) bool, the box outlines a group; None means none.
     """
-    order = np.lexsort((-scores, labels)).astype(np.int64)  # stable: equal scores keep their order
+    order = ranked(labels, scores)
     stride = int(max(labels.max(initial=0), object_labels.max(initial=0))) + 1
     groups, object_groups = image_index * stride + labels, object_image_index * stride + object_labels
     assign = _match_best_free if rule.assignment == "best_free" else _match_best_overlap
@@ -227,7 +237,7 @@ def _match_best_free(
     found = np.full(len(boxes), -1, dtype=np.int64)
     if kept:
         detections, targets, overlaps = (np.concatenate(parts) for parts in zip(*kept))
-        visit = np.lexsort((-overlaps, object_ignore[targets], rank[detections]))
+        visit = np.lexsort((-targets, -overlaps, object_ignore[targets], rank[detections]))
         taken: set[int] = set()
         decided = -1
         for detection_id, target_id in zip(detections[visit].tolist(), targets[visit].tolist()):

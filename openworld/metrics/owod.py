@@ -3,11 +3,14 @@
 Definitions (ORE, Joseph et al., CVPR 2021, section 5, as its reference code computes them unless the protocol says
 otherwise):
 
-- *mAP50* is the mean AP over the known classes that have ground truth.
+- *mAP50* is the mean AP over the known classes that have ground truth; ``both`` is the papers' name for the mAP of all
+  known classes once there are previous ones.
 - *unknown recall* is the share of unknown objects that a detection labelled unknown finds.
-- *A-OSE* counts detections with a known label that overlap an unknown object enough, whatever else they overlap.
+- *A-OSE* counts detections with a known label that overlap an unknown object enough, whatever else they overlap. It
+  grows with the detections of an image; one-to-one it counts the unknown objects that are so mistaken, each once.
 - *WI* is the wilderness impact: at the point of each known class's curve whose recall is nearest to 0.8, the sum of
-  such open-set errors so far over the sum of true and false positives so far.
+  such open-set errors so far over the sum of true and false positives so far. A class that never reaches the recall
+  enters with its last detection; such classes are named in the result.
 
 Absent ground truth gives None, never 0 or NaN: a class without objects has no AP, recall or precision. Without unknown
 objects, all ``unknown_*`` values, ``wi`` and ``a_ose`` are None, because nothing was there to be mistaken. Absent
@@ -17,54 +20,24 @@ detections give 0: nothing was found, and no error was made.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openworld.errors import DataError
-from openworld.metrics.average_precision import average_precision, nearest_recall, precision_recall
+from openworld.metrics.average_precision import nearest_recall, sampled_envelope
 from openworld.metrics.ground_truth import GroundTruth, ScoredBoxes
-from openworld.metrics.matching import MatchRule, best_overlaps, in_crowd, match
-from openworld.metrics.protocols import UNIQUE, Protocol
+from openworld.metrics.protocols import UNIQUE, Protocol, rules_of
+from openworld.metrics.scoring import Scoring, score_detections
 
 Reals = NDArray[np.float64]
-Whole = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 
 RECALL_LEVELS = tuple(step / 10 for step in range(1, 10))
 WI_RECALL = 0.8
 DETECTION_BUDGETS = (10, 30, 100)
-
-
-@dataclass(frozen=True)
-class ClassCurve:
-    """What one class's ranked detections achieve.
-
-    Args:
-        objects: number of objects that count.
-        recall, precision: (N,) float64 after each detection, by falling score; empty without objects.
-        counted, open_errors: (N,) float64, how many detections so far are true or false, and how many open-set errors.
-    """
-
-    objects: int
-    recall: Reals
-    precision: Reals
-    counted: Reals
-    open_errors: Reals
-
-    def summary(self, protocol: Protocol) -> dict[str, float | int | None]:
-        """AP, and recall and precision after the last detection; None without objects."""
-        if not self.objects:
-            return {"ap50": None, "recall50": None, "precision50": None, "ground_truth": 0}
-        last = (float(self.recall[-1]), float(self.precision[-1])) if self.recall.size else (0.0, 0.0)
-        return {
-            "ap50": average_precision(self.recall, self.precision, protocol.ap_style),
-            "recall50": last[0],
-            "precision50": last[1],
-            "ground_truth": self.objects,
-        }
+CURVE_RECALLS = np.linspace(0.0, 1.0, 101)
+CURVE_DECIMALS = 6
 
 
 def wilderness_impact(curves: Sequence[tuple[Reals, Reals, Reals]], level: float) -> float | None:
@@ -90,221 +63,6 @@ def wilderness_impact(curves: Sequence[tuple[Reals, Reals, Reals]], level: float
     return errors / counted if counted else 0.0
 
 
-def rank_within_image(image_index: Whole, scores: Reals) -> Whole:
-    """(D,) int64, how many detections of the same image score higher; equal scores rank by position."""
-    order = np.lexsort((-scores, image_index))
-    images = image_index[order]
-    rank = np.empty(len(scores), dtype=np.int64)
-    rank[order] = np.arange(len(scores)) - np.searchsorted(images, images, side="left")
-    return rank
-
-
-def _rounded(values: Reals, decimals: int) -> Reals:
-    """Decimal rounding, half to even: what formatting a float32 with so many decimals prints."""
-    scale = float(10**decimals)
-    rounded: Reals = np.rint(values * scale) / scale
-    return rounded
-
-
-def _as_scored(boxes: Reals, protocol: Protocol, *, detections: bool) -> Reals:
-    """Boxes in the protocol's pixels. Detections that will be rounded are shifted in float32, as they were printed."""
-    shift: Reals = np.array([protocol.box_offset, protocol.box_offset, 0.0, 0.0])
-    if detections and protocol.box_decimals is not None:
-        shifted = boxes.astype(np.float32) + shift.astype(np.float32)
-        return _rounded(shifted.astype(np.float64), protocol.box_decimals)
-    moved: Reals = boxes + shift
-    return moved
-
-
-def _first_listing(ground_truth: GroundTruth) -> tuple[Whole, Whole]:
-    """For each listed image, the position where its id is listed first (I,) and how often it is listed (I,)."""
-    positions: dict[int | str, int] = {}
-    first = np.array(
-        [positions.setdefault(name, index) for index, name in enumerate(ground_truth.image_ids)], dtype=np.int64
-    )
-    return first, np.bincount(first, minlength=len(first))[first]
-
-
-def _chosen(detections: ScoredBoxes, protocol: Protocol) -> tuple[ScoredBoxes, Whole]:
-    """Detections that the protocol scores, and the rank of each within its image."""
-    if protocol.score_threshold is not None:
-        detections = detections[detections.scores >= protocol.score_threshold]
-    rank = rank_within_image(detections.image_index, detections.scores)
-    if protocol.detections_per_image is not None:
-        kept = rank < protocol.detections_per_image
-        detections, rank = detections[kept], rank[kept]
-    return detections, rank
-
-
-def _repeated(detections: ScoredBoxes, rank: Whole, copies: Whole) -> tuple[ScoredBoxes, Whole]:
-    """Each detection once for every copy of its image, second copies after all first ones."""
-    times = copies[detections.image_index]
-    rows = np.concatenate([np.flatnonzero(times > copy) for copy in range(int(times.max(initial=1)))])
-    return detections[rows], rank[rows]
-
-
-def _mean(values: Sequence[float | int | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return float(np.mean(present)) if present else None
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """Everything that the metrics of one task are read from. D detections that the protocol scores, K known classes.
-
-    Args:
-        curves: K + 1, known classes and unknown.
-        labels: (D,) int64.
-        rank: (D,) int64, within the image.
-        true: (D,) bool, found an object.
-        open_error: (D,) bool, says known and overlaps an unknown object enough.
-        mistakable: number of unknown objects that a detection with a known label can be mistaken about.
-        hits: what the detections labelled unknown overlap most: ``unknown``, ``known``, ``background``, or ``ignored``.
-        counts: sizes of what was scored.
-    """
-
-    curves: tuple[ClassCurve, ...]
-    labels: Whole
-    rank: Whole
-    true: Flags
-    open_error: Flags
-    mistakable: int
-    hits: dict[str, int]
-    counts: dict[str, int]
-
-
-def score_detections(
-    ground_truth: GroundTruth, detections: ScoredBoxes, num_known: int, protocol: Protocol = UNIQUE
-) -> Scoring:
-    """Match all detections to all objects under a protocol, and rank them by class.
-
-    Args:
-        ground_truth: labels 0 … num_known-1 known, num_known unknown.
-        detections: the same labels, each image's detections once, on the first listing of the image.
-        num_known: number of known classes.
-        protocol: the rules.
-
-    Raises:
-        DataError: detections that do not fit the ground truth.
-    """
-    detections.check(ground_truth, num_known)
-    unknown = num_known
-    first, copies = _first_listing(ground_truth)
-    late = first[detections.image_index] != detections.image_index
-    if late.any():
-        name = ground_truth.image_ids[int(detections.image_index[late][0])]
-        raise DataError(
-            f"image {name!r} is listed more than once and has detections on a later listing",
-            remedy="give the detections of an image once, on its first listing",
-        )
-    taken, rank = _chosen(detections, protocol)
-    if protocol.duplicates == "counted":
-        taken, rank = _repeated(taken, rank, copies)
-    scores = taken.scores if protocol.score_decimals is None else _rounded(taken.scores, protocol.score_decimals)
-    boxes = _as_scored(taken.boxes, protocol, detections=True)
-    says_unknown = taken.labels == unknown
-
-    # An object of a later listing can raise the number of objects, but it cannot be found.
-    listed_first = first[ground_truth.image_index] == ground_truth.image_index
-    crowd = ground_truth.crowd if protocol.ignore == "neutral" else np.zeros_like(ground_truth.crowd)
-    ignore = {
-        "neutral": ground_truth.ignore,
-        "voc": ground_truth.ignore & ~ground_truth.crowd,
-        "counted": np.zeros_like(ground_truth.ignore),
-    }[protocol.ignore]
-    counts_as_object = ~ignore & (listed_first | (protocol.duplicates == "counted"))
-    objects_per_row = np.bincount(ground_truth.labels[counts_as_object], minlength=num_known + 1)
-    object_image = ground_truth.image_index[listed_first]
-    object_boxes = _as_scored(ground_truth.boxes[listed_first], protocol, detections=False)
-    object_labels = ground_truth.labels[listed_first]
-    object_ignore, object_crowd = ignore[listed_first], crowd[listed_first]
-
-    rule = MatchRule(
-        iou_threshold=protocol.iou_threshold,
-        iou_strict=protocol.iou_strict,
-        assignment=protocol.assignment,
-        box_offset=protocol.box_offset,
-    )
-    matching = match(
-        boxes,
-        taken.image_index,
-        taken.labels,
-        scores,
-        object_boxes,
-        object_image,
-        object_labels,
-        object_ignore,
-        rule,
-        object_crowd,
-    )
-
-    def hits(chosen: Flags, among: Flags) -> Whole:
-        """(C,) for each chosen detection, the one of some objects that it overlaps most, -1 if that is not enough."""
-        iou, best = best_overlaps(
-            boxes[chosen],
-            taken.image_index[chosen],
-            object_boxes[among],
-            object_image[among],
-            box_offset=rule.box_offset,
-        )
-        hit = (best >= 0) & rule.hits(iou)
-        best[hit] = np.flatnonzero(among)[best[hit]]
-        best[~hit] = -1
-        return best
-
-    mistakable = (object_labels == unknown) & (~object_ignore | (protocol.ignore == "voc"))
-    open_error = np.zeros(len(taken), dtype=bool)
-    open_error[~says_unknown] = hits(~says_unknown, mistakable) >= 0
-
-    starts = np.searchsorted(taken.labels[matching.order], np.arange(num_known + 2))
-    curves = []
-    for row in range(num_known + 1):
-        members = matching.order[starts[row] : starts[row + 1]]
-        true, false, objects = matching.true[members], matching.false[members], int(objects_per_row[row])
-        recall, precision = precision_recall(true, false, objects) if objects else (np.zeros(0), np.zeros(0))
-        counted = np.cumsum(true | false, dtype=np.float64)
-        open_errors = np.cumsum(open_error[members], dtype=np.float64)
-        curves.append(ClassCurve(objects, recall, precision, counted, open_errors))
-
-    target = hits(says_unknown, np.ones(len(object_boxes), dtype=bool))
-    met = target[target >= 0]
-    within = in_crowd(
-        boxes[says_unknown],
-        taken.image_index[says_unknown],
-        object_boxes[object_crowd],
-        object_image[object_crowd],
-        rule,
-    )
-    on_ignored = int(object_ignore[met].sum()) + int((within & (target < 0)).sum())
-    on_unknown = int(((object_labels[met] == unknown) & ~object_ignore[met]).sum())
-    on_known = int(((object_labels[met] != unknown) & ~object_ignore[met]).sum())
-    return Scoring(
-        curves=tuple(curves),
-        labels=taken.labels,
-        rank=rank,
-        true=matching.true,
-        open_error=open_error,
-        mistakable=int(mistakable.sum()),
-        hits={
-            "unknown": on_unknown,
-            "known": on_known,
-            "background": len(target) - on_unknown - on_known - on_ignored,
-            "ignored": on_ignored,
-        },
-        counts={
-            "images": len(first) if protocol.duplicates == "counted" else len(np.unique(first)),
-            "duplicated_listings": int((first != np.arange(len(first))).sum()),
-            "known_objects": int(objects_per_row[:num_known].sum()),
-            "unknown_objects": int(objects_per_row[unknown]),
-            "ignored_objects": int(object_ignore.sum()),
-            "detections": len(detections),
-            "scored_detections": len(taken),
-            "known_detections": int((~says_unknown).sum()),
-            "unknown_detections": int(says_unknown.sum()),
-        },
-    )
-
-
 def evaluate(
     ground_truth: GroundTruth,
     detections: ScoredBoxes,
@@ -316,17 +74,23 @@ def evaluate(
     """Score the detections of one task.
 
     Args:
-        ground_truth, detections, num_known, protocol: as for :func:`score_detections`.
+        ground_truth, detections, num_known, protocol: as for :func:`openworld.metrics.scoring.score_detections`.
         num_previous: known classes of earlier tasks; they are the first rows.
         class_names: names of the known rows for ``classes``; without them the row number is the name.
 
     Returns:
-        fractions, counts and None, ready for JSON: ``protocol``; mean AP, recall and precision of the known, previous
-        and current classes; ``unknown_{ap50,recall50,precision50,f1_50}``; ``unknown_recall50_at`` = unknown recall if
-        only the 10, 30, 100 best detections of each image, of whatever label, are kept;
-        ``unknown_precision50_at_recall``; ``wi``, ``wi_at_recall``; ``a_ose``; ``classes`` by name; ``unknown_hits``:
-        what the detections labelled unknown overlap most, if they overlap it enough (ignored objects are in
-        ``counts``); ``counts``.
+        fractions, counts and None, ready for JSON:
+
+        - ``protocol``, and all its ``rules``;
+        - mean AP, recall and precision of the known, previous and current classes, and ``both_ap50``;
+        - ``unknown_{ap50,recall50,precision50,f1_50}``; ``unknown_recall50_at`` = unknown recall if only the 10, 30,
+          100 best detections of each image, of whatever label, are kept; ``unknown_precision50_at_recall``;
+        - ``wi``, ``wi_at_recall``, and ``wi_classes_below_recall``: classes with objects that never reach the level;
+        - ``a_ose``, ``a_ose_at`` the 10, 30, 100 best detections of each image, ``a_ose_one_to_one``;
+        - ``classes`` by name; ``unknown_hits``: what the detections labelled unknown overlap most, if they overlap it
+          enough (ignored objects are in ``counts``); ``counts``;
+        - ``curves``, rounded to six decimals: the precision envelope at 101 recalls for every class and for unknown,
+          and ``unknown_recall50_by_detections``, the unknown recall at the 1, 2 … 100 best detections of an image.
 
     Raises:
         DataError: detections that do not fit the ground truth, or ``class_names`` of another number.
@@ -348,22 +112,25 @@ def evaluate(
     }
     for group, span in spans.items():
         for quantity in ("ap50", "recall50", "precision50"):
-            result[f"{group}_{quantity}"] = _mean([summary[quantity] for summary in summaries[span]])
+            values = [summary[quantity] for summary in summaries[span]]
+            if quantity == "ap50" and protocol.absent_class_ap == "zero" and any(value is not None for value in values):
+                values = [value or 0.0 for value in values]
+            result[f"{group}_{quantity}"] = _mean(values)
+    apart = result["previous_ap50"] is not None and result["current_ap50"] is not None
+    result["both_ap50"] = result["known_ap50"] if apart else None
     result |= _unknown_metrics(scoring, summaries[num_known])
-
-    in_impact = [
-        (curve.recall if curve.objects else np.full(len(curve.counted), np.nan), curve.counted, curve.open_errors)
-        for curve in scoring.curves[:num_known]
-        if curve.objects or (protocol.wi_absent_classes and curve.counted.size)
-    ]
-    impact = {level: wilderness_impact(in_impact, level) if scoring.mistakable else None for level in RECALL_LEVELS}
-    result["wi"] = impact[WI_RECALL]
-    result["wi_at_recall"] = {f"{level:.1f}": value for level, value in impact.items()}
-    result["a_ose"] = int(scoring.open_error.sum()) if scoring.mistakable else None
+    result |= _open_set_errors(scoring, protocol, names)
     result["classes"] = dict(zip(names, summaries))
     result["unknown_hits"] = {what: scoring.hits[what] for what in ("unknown", "known", "background")}
     result["counts"] = {**scoring.counts, "unknown_detections_on_ignored_objects": scoring.hits["ignored"]}
+    result["rules"] = rules_of(protocol)
+    result["curves"] = _curves(scoring, names)
     return result
+
+
+def _mean(values: Sequence[float | int | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return float(np.mean(present)) if present else None
 
 
 def _unknown_metrics(scoring: Scoring, summary: dict[str, float | int | None]) -> dict[str, Any]:
@@ -379,17 +146,77 @@ def _unknown_metrics(scoring: Scoring, summary: dict[str, float | int | None]) -
             "unknown_recall50_at": {str(budget): None for budget in DETECTION_BUDGETS},
             "unknown_precision50_at_recall": {f"{level:.1f}": None for level in RECALL_LEVELS},
         }
-    rank_of_found = scoring.rank[scoring.true & (scoring.labels == len(scoring.curves) - 1)]
+    by_detections = _unknown_recall_by_detections(scoring)
     return {
         "unknown_ap50": summary["ap50"],
         "unknown_recall50": recall,
         "unknown_precision50": precision,
         "unknown_f1_50": 2 * recall * precision / (recall + precision) if recall + precision else 0.0,
-        "unknown_recall50_at": {
-            str(budget): float((rank_of_found < budget).sum() / curve.objects) for budget in DETECTION_BUDGETS
-        },
+        "unknown_recall50_at": {str(budget): float(by_detections[budget - 1]) for budget in DETECTION_BUDGETS},
         "unknown_precision50_at_recall": {
             f"{level:.1f}": float(curve.precision[nearest_recall(curve.recall, level)]) if curve.recall.size else 0.0
             for level in RECALL_LEVELS
         },
+    }
+
+
+def _unknown_recall_by_detections(scoring: Scoring) -> Reals:
+    """(100,) unknown recall if only the 1, 2 … best detections of each image are kept."""
+    most = DETECTION_BUDGETS[-1]
+    rank_of_found = scoring.rank[scoring.true & (scoring.labels == len(scoring.curves) - 1)]
+    found = np.cumsum(np.bincount(rank_of_found[rank_of_found < most], minlength=most))
+    share: Reals = found / scoring.curves[-1].objects
+    return share
+
+
+def _open_set_errors(scoring: Scoring, protocol: Protocol, names: Sequence[str]) -> dict[str, Any]:
+    """The ``wi*`` and ``a_ose*`` entries of the result."""
+    known = scoring.curves[:-1]
+    below = {
+        f"{level:.1f}": [
+            name for name, curve in zip(names, known, strict=True) if curve.objects and not curve.reaches(level)
+        ]
+        for level in RECALL_LEVELS
+    }
+    if not scoring.mistakable:
+        return {
+            "wi": None,
+            "wi_at_recall": {f"{level:.1f}": None for level in RECALL_LEVELS},
+            "wi_classes_below_recall": below,
+            "a_ose": None,
+            "a_ose_at": {str(budget): None for budget in DETECTION_BUDGETS},
+            "a_ose_one_to_one": None,
+        }
+    taking_part = [
+        (curve.recall if curve.objects else np.full(len(curve.counted), np.nan), curve.counted, curve.open_errors)
+        for curve in known
+        if curve.objects or (protocol.wi_absent_classes and curve.counted.size)
+    ]
+    impact = {level: wilderness_impact(taking_part, level) for level in RECALL_LEVELS}
+    return {
+        "wi": impact[WI_RECALL],
+        "wi_at_recall": {f"{level:.1f}": value for level, value in impact.items()},
+        "wi_classes_below_recall": below,
+        "a_ose": int(scoring.open_error.sum()),
+        "a_ose_at": {
+            str(budget): int((scoring.open_error & (scoring.rank < budget)).sum()) for budget in DETECTION_BUDGETS
+        },
+        "a_ose_one_to_one": scoring.mistaken,
+    }
+
+
+def _curves(scoring: Scoring, names: Sequence[str]) -> dict[str, Any]:
+    """The ``curves`` entry of the result."""
+    envelopes = [
+        np.round(sampled_envelope(curve.recall, curve.precision, CURVE_RECALLS), CURVE_DECIMALS).tolist()
+        if curve.objects
+        else None
+        for curve in scoring.curves
+    ]
+    recalls = _unknown_recall_by_detections(scoring) if scoring.curves[-1].objects else None
+    return {
+        "recall": np.round(CURVE_RECALLS, 2).tolist(),
+        "precision": dict(zip(names, envelopes[:-1], strict=True)),
+        "unknown_precision": envelopes[-1],
+        "unknown_recall50_by_detections": None if recalls is None else np.round(recalls, CURVE_DECIMALS).tolist(),
     }

@@ -6,8 +6,10 @@ is one field here, so that an evaluator is data and not code.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from openworld.errors import ConfigError
 
@@ -17,13 +19,16 @@ class Protocol:
     """One evaluator's rules.
 
     Raises:
-        ConfigError: a threshold outside [0, 1], a cap or a number of decimals below its minimum.
+        ConfigError: a threshold outside [0, 1], a cap or a number of decimals below its minimum, an unknown choice.
     """
 
     name: str
     """Written into every result."""
-    ap_style: Literal["area", "11point"] = "area"
-    """Area under the envelope of the precision-recall curve (VOC since 2010), or its mean at recall 0, 0.1 … 1."""
+    source: str = ""
+    """Which code the rules were read from."""
+    ap_style: Literal["area", "11point", "101point"] = "area"
+    """Area under the envelope of the precision-recall curve (VOC since 2010), its mean at recall 0, 0.1 … 1 (VOC 2007),
+    or at recall 0, 0.01 … 1 (COCO)."""
     iou_threshold: float = 0.5
     """Overlap from which a detection hits an object."""
     iou_strict: bool = False
@@ -35,30 +40,51 @@ class Protocol:
     box_decimals: int | None = None
     """Round the coordinates of detections, after the offset; None keeps them."""
     score_decimals: int | None = None
-    """Round scores before sorting, which makes ties; None keeps them."""
+    """Round scores before sorting, which makes ties; None keeps them. Equal scores keep the order of the detections."""
     score_threshold: float | None = None
-    """Leave out detections that score below; None keeps all."""
+    """Leave out detections that score below, before rounding; None keeps all."""
     detections_per_image: int | None = None
     """Keep this many best detections of an image, of whatever class; None keeps all."""
-    duplicates: Literal["unique", "counted"] = "unique"
-    """An image that is listed more than once: scored once, or its objects counted and its detections repeated for
-    every copy, although its objects can be found in one copy only."""
+    detections_per_class: int | None = None
+    """Keep this many best detections of an image and class (COCO's maxDets); None keeps all."""
+    duplicate_objects: Literal["once", "counted"] = "once"
+    """Objects of an image that is listed n times: they count once, or n times, although each can be found once."""
+    duplicate_detections: Literal["once", "repeated"] = "once"
+    """Detections of an image that is listed n times: scored once, or n times, the copies being false positives."""
+    image_ids: Literal["exact", "number_last", "number_first"] = "exact"
+    """``exact``: images are the same if their ids are equal. Otherwise ids are read as whole numbers: 000139 and
+    000000000139 collide, and only the detections of the image that is listed last are scored. ``number_last``: against
+    its own objects, while those of the others stay and cannot be found. ``number_first``: against the objects of the
+    image that is listed first, the others' being left out."""
     ignore: Literal["neutral", "voc", "counted"] = "neutral"
     """``neutral``: difficult and crowd objects are left out of everything, and so are detections on them, for a crowd
     detections that lie in it. ``voc``: difficult objects are left out of recall and precision but count, where they are
     unknown, in A-OSE and WI, and crowds are ordinary objects. ``counted``: all are ordinary objects."""
     wi_absent_classes: bool = False
     """A known class with detections and no ground truth enters WI with its first detection."""
+    absent_class_ap: Literal["left_out", "zero"] = "left_out"
+    """A known class without ground truth is left out of the mean AP, or enters it as 0. Its own AP is null anyway."""
 
     def __post_init__(self) -> None:
-        for field in ("iou_threshold", "score_threshold"):
-            value = getattr(self, field)
+        for name, kind in get_type_hints(Protocol).items():
+            value = getattr(self, name)
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                raise ConfigError(
+                    f"{name} of protocol {self.name!r} is {value!r}", remedy=f"choose {', '.join(get_args(kind))}"
+                )
+        for name in ("iou_threshold", "score_threshold"):
+            value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise ConfigError(f"{field} of protocol {self.name!r} is {value}", remedy="choose a value from 0 to 1")
-        for field, least in (("box_decimals", 0), ("score_decimals", 0), ("detections_per_image", 1)):
-            value = getattr(self, field)
+                raise ConfigError(f"{name} of protocol {self.name!r} is {value}", remedy="choose a value from 0 to 1")
+        for name, least in (
+            ("box_decimals", 0),
+            ("score_decimals", 0),
+            ("detections_per_image", 1),
+            ("detections_per_class", 1),
+        ):
+            value = getattr(self, name)
             if value is not None and value < least:
-                raise ConfigError(f"{field} of protocol {self.name!r} is {value}", remedy=f"choose at least {least}")
+                raise ConfigError(f"{name} of protocol {self.name!r} is {value}", remedy=f"choose at least {least}")
 
 
 UNIQUE = Protocol(name="unique", detections_per_image=100)
@@ -66,18 +92,53 @@ UNIQUE = Protocol(name="unique", detections_per_image=100)
 
 ORE = Protocol(
     name="ore",
+    source="JosephKJ/OWOD at 23890f1, detectron2/evaluation/pascal_voc_evaluation.py",
     iou_strict=True,
     box_offset=1.0,
     box_decimals=1,
     score_decimals=3,
-    duplicates="counted",
+    duplicate_objects="counted",
+    duplicate_detections="repeated",
     ignore="voc",
     wi_absent_classes=True,
 )
-"""What the authors' ``PascalVOCDetectionEvaluator`` computes (JosephKJ/OWOD at 23890f1), except that equal scores keep
-the order of the detections (its sort is unstable) and that a class without ground truth has no AP instead of NaN."""
+"""What the authors of ORE compute, except that equal scores keep the order of the detections (their sort is unstable)
+and that a class without ground truth has no AP instead of NaN. Their evaluator has no cap; their test configurations
+keep 50 detections of an image for tasks 1 and 2 and 100 for tasks 3 and 4, from a score of 0.05 on."""
 
-PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (UNIQUE, ORE)}
+OWDETR = replace(
+    ORE,
+    name="owdetr",
+    source="orrzohar/PROB at b1d7fe6, datasets/open_world_eval.py, which is OW-DETR's with a result dictionary",
+    ap_style="11point",
+    detections_per_image=100,
+    absent_class_ap="zero",
+)
+"""OW-DETR, PROB, CAT, Hyp-OW, SKDF, SGROD, OWOBJ: ORE's rules with 11-point AP; the best 100 of an image."""
+
+RANDBOX = replace(
+    ORE,
+    name="randbox",
+    source="scuwyh2000/RandBox at 9b1f7d8, randbox/pascal_voc_evaluation.py",
+    score_threshold=0.15,
+    duplicate_detections="once",
+    image_ids="number_last",
+)
+"""RandBox: a score threshold inside the evaluator; images keyed by number, so that each is predicted once, while the
+list of ground truth still repeats."""
+
+ORTHOGONALDET = replace(
+    ORE,
+    name="orthogonaldet",
+    source="feifeiobama/OrthogonalDet at d36b8e5, core/pascal_voc_evaluation.py and core/pascal_voc.py",
+    score_threshold=0.15,
+    duplicate_objects="once",
+    image_ids="number_first",
+)
+"""OrthogonalDet, CROWD, OVOW: ground truth once for each number, detections once for each line of the list. The
+threshold is the one of its M-OWODB configurations; it is 0.16 for the fine-tuned task 3 and 0 to 0.1 on S-OWODB."""
+
+PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (UNIQUE, ORE, OWDETR, RANDBOX, ORTHOGONALDET)}
 
 
 def protocol_named(name: str) -> Protocol:
@@ -90,3 +151,35 @@ def protocol_named(name: str) -> Protocol:
         return PROTOCOLS[name]
     except KeyError:
         raise ConfigError(f"there is no protocol {name!r}", remedy=f"choose one of {', '.join(PROTOCOLS)}") from None
+
+
+def with_rules(protocol: Protocol, rules: Mapping[str, Any]) -> Protocol:
+    """The protocol with some rules of one's own; its name tells which, as in ``ore (iou_threshold=0.6)``.
+
+    Raises:
+        ConfigError: a rule that does not exist, or a value that it cannot have.
+    """
+    if not rules:
+        return protocol
+    kinds = {name: kind for name, kind in get_type_hints(Protocol).items() if name not in ("name", "source")}
+    for name, value in rules.items():
+        if name not in kinds:
+            close = difflib.get_close_matches(name, kinds, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ConfigError(f"there is no rule {name!r}", remedy=f"{hint}rules are {', '.join(kinds)}")
+        kind = kinds[name]
+        allowed = (str,) if get_origin(kind) is Literal else get_args(kind) or (kind,)
+        numbers = float in allowed and type(value) is int
+        if not numbers and type(value) not in allowed:
+            wanted = " or ".join("null" if one is type(None) else one.__name__ for one in allowed)
+            raise ConfigError(f"rule {name} is {value!r}", remedy=f"give {wanted}")
+    changed = {name: value for name, value in rules.items() if getattr(protocol, name) != value}
+    if not changed:
+        return protocol
+    told = ", ".join(f"{name}={value}" for name, value in sorted(changed.items()))
+    return replace(protocol, name=f"{protocol.name} ({told})", **changed)
+
+
+def rules_of(protocol: Protocol) -> dict[str, Any]:
+    """All rules by name, for the result."""
+    return {field.name: getattr(protocol, field.name) for field in fields(protocol) if field.name != "name"}

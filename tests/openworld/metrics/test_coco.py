@@ -1,4 +1,4 @@
-"""COCO AP through pycocotools, and our own matching where the definitions coincide."""
+"""COCO AP through pycocotools, and our own matching held to it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from openworld.metrics.coco import coco_average_precision
 from openworld.metrics.ground_truth import GroundTruth, ScoredBoxes
-from openworld.metrics.owod import evaluate, score_detections
-from openworld.metrics.protocols import UNIQUE
+from openworld.metrics.owod import evaluate
+from openworld.metrics.protocols import Protocol, with_rules
 
 
 def scene(seed: int, *, crowds: bool = False) -> tuple[GroundTruth, ScoredBoxes]:
@@ -35,29 +35,83 @@ def scene(seed: int, *, crowds: bool = False) -> tuple[GroundTruth, ScoredBoxes]
     return GroundTruth.from_arrays(range(10), images, objects, labels, 3, crowd=flags), detections
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_true_positives_agree_with_pycocotools(seed: int) -> None:
-    """Both find the same recall per class at IoU 0.5 when a detection may take the best free object."""
-    truth, detections = scene(seed)
-    ours = evaluate(truth, detections, 0, 3, dataclasses.replace(UNIQUE, assignment="best_free"))
-    coco = coco_average_precision(truth, detections, 3)
-    # COCO samples the envelope at 101 recalls; the area differs from that by less than one step on either side.
-    assert ours["known_ap50"] == pytest.approx(coco["ap50"], abs=0.011)
-    assert 0 < coco["ap"] < coco["ap50"] < 1
+COCO = Protocol(name="coco", ap_style="101point", assignment="best_free", detections_per_class=100)
 
 
-@pytest.mark.parametrize("crowds", [False, True])
-@pytest.mark.parametrize("seed", range(5))
-def test_matches_are_those_of_pycocotools(seed: int, crowds: bool) -> None:
-    """The sampled envelope of our curve is pycocotools' number, to float precision."""
-    truth, detections = scene(seed, crowds=crowds)
-    scoring = score_detections(truth, detections, 3, dataclasses.replace(UNIQUE, assignment="best_free"))
-    levels = np.linspace(0, 1, 101)
-    sampled = []
-    for curve in scoring.curves[:3]:
-        envelope = np.append(np.maximum.accumulate(curve.precision[::-1])[::-1], 0.0)
-        sampled.append(envelope[np.searchsorted(curve.recall, levels, side="left")].mean())
-    assert np.mean(sampled) == pytest.approx(coco_average_precision(truth, detections, 3)["ap50"], abs=1e-12)
+def own_coco(truth: GroundTruth, detections: ScoredBoxes, num_known: int) -> dict[str, float | None]:
+    """COCO's definitions (IoU grid, area all, 100 detections an image and class) through this package's matching."""
+    grid = np.linspace(0.5, 0.95, 10)
+    aps = [
+        evaluate(truth, detections, 0, num_known, with_rules(COCO, {"iou_threshold": float(t)}))["known_ap50"]
+        for t in grid
+    ]
+    return {"ap": None if aps[0] is None else float(np.mean(aps)), "ap50": aps[0], "ap75": aps[5]}
+
+
+def random_case(seed: int) -> tuple[GroundTruth, ScoredBoxes]:
+    """Small, empty, crowded, tied and overfull cases. Detections come image by image, as COCO sorts equal scores."""
+    generator = np.random.default_rng(seed)
+    images, classes = int(generator.integers(1, 5)), 3
+    count = int(generator.choice([0, 1, 6, 20]))
+    whole = generator.random() < 0.5
+
+    def boxes(number: int) -> np.ndarray:
+        corner = generator.uniform(0, 40, (number, 2))
+        table = np.hstack([corner, corner + generator.uniform(2, 30, (number, 2))])
+        return np.rint(table) + np.array([0, 0, 1, 1]) if whole else table
+
+    objects, object_image = boxes(count), generator.integers(0, images, count)
+    labels, crowd = generator.integers(0, classes + 1, count), generator.random(count) < generator.choice([0, 0.3])
+    near = np.repeat(objects, 3, axis=0) + (
+        generator.integers(-2, 3, (3 * count, 4)) if whole else generator.normal(0, 2)
+    )
+    near = np.hstack([near[:, :2], np.maximum(near[:, 2:], near[:, :2] + 1)])
+    noise = int(generator.choice([0, 5, 150]))
+    image = np.concatenate([np.repeat(object_image, 3), generator.integers(0, images, noise)])
+    label = np.concatenate([np.repeat(labels, 3), generator.integers(0, classes + 1, noise)])
+    scores = generator.random(len(image))
+    scores = np.round(scores, 1) if generator.random() < 0.5 else scores
+    order = np.argsort(image, kind="stable")
+    table = np.vstack([near, boxes(noise)])
+    return (
+        GroundTruth.from_arrays(range(images), object_image, objects, labels, classes, crowd=crowd),
+        ScoredBoxes.from_arrays(image[order], table[order], label[order], scores[order]),
+    )
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_our_matching_gives_the_numbers_of_pycocotools(block: int) -> None:
+    for seed in range(20 * block, 20 * block + 20):
+        truth, detections = random_case(seed)
+        theirs, ours = coco_average_precision(truth, detections, 3), own_coco(truth, detections, 3)
+        for name, value in ours.items():
+            assert theirs[name] == (None if value is None else pytest.approx(value, abs=1e-9)), (seed, name)
+
+
+def test_random_cases_reach_every_corner() -> None:
+    cases = [random_case(seed) for seed in range(200)]
+    assert sum(len(truth) == 0 for truth, _ in cases) > 10
+    assert sum(len(detections) == 0 for _, detections in cases) > 3
+    assert sum(bool(truth.crowd.any()) for truth, _ in cases) > 20
+    full = [np.bincount(detections.image_index * 4 + detections.labels).max(initial=0) for _, detections in cases]
+    assert max(full) > 40
+    values = [coco_average_precision(truth, detections, 3)["ap"] for truth, detections in cases[:40]]
+    assert len({value for value in values if value}) > 10
+
+
+def test_more_than_a_hundred_detections_of_a_class() -> None:
+    """The cap is on an image and class: 120 detections of one class, the last of which is the right one."""
+    generator = np.random.default_rng(0)
+    corner = generator.uniform(100, 200, (119, 2))
+    boxes = np.vstack([np.hstack([corner, corner + 10]), [[0, 0, 20, 20]]])
+    truth = GroundTruth.from_arrays([1], [0], [[0, 0, 20, 20]], [0], 1)
+    for at, expected in ((119, 0.0), (99, 1 / 100)):
+        scores = np.linspace(1, 0.1, 120)
+        rows = np.arange(120)
+        rows[[at, 119]] = rows[[119, at]]
+        found = ScoredBoxes.from_arrays(np.zeros(120, int), boxes[rows], np.zeros(120, int), scores)
+        assert own_coco(truth, found, 1)["ap50"] == pytest.approx(expected, abs=1e-12)
+        assert coco_average_precision(truth, found, 1)["ap50"] == pytest.approx(expected, abs=1e-9)
 
 
 def test_perfect_detector_scores_one_with_the_first_annotation_found() -> None:

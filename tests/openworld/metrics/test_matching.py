@@ -37,7 +37,9 @@ def slow_match(columns: dict[str, np.ndarray], rule: MatchRule) -> tuple[list[st
             rivals = [rival for rival in over if not rival[2]] or over
         if not rivals:
             continue
-        overlap, number, ignore = max(rivals, key=lambda rival: (rival[0], -rival[1]))
+        overlap, number, ignore = max(
+            rivals, key=lambda rival: (rival[0], rival[1] if rule.assignment == "best_free" else -rival[1])
+        )
         if not (overlap > rule.iou_threshold if rule.iou_strict else overlap >= rule.iou_threshold):
             continue
         met[index] = number

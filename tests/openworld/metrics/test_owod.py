@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from openworld.errors import ConfigError, DataError
 from openworld.metrics.ground_truth import GroundTruth, ScoredBoxes
-from openworld.metrics.owod import evaluate, rank_within_image, wilderness_impact
+from openworld.metrics.owod import evaluate, wilderness_impact
 from openworld.metrics.protocols import ORE, PROTOCOLS, UNIQUE, Protocol, protocol_named
+from openworld.metrics.scoring import rank_within
 
 BOX = {name: (50.0 * i, 0.0, 50.0 * i + 40, 40.0) for i, name in enumerate("ABCDEFGH")}
 
@@ -191,7 +192,8 @@ def test_order_of_images_and_detections_does_not_matter(seed: int) -> None:
     )
     shuffled = detections[generator.permutation(len(detections))]
     shuffled = dataclasses.replace(shuffled, image_index=to[shuffled.image_index])
-    for protocol in (UNIQUE, dataclasses.replace(ORE, score_decimals=None)):
+    for protocol in PROTOCOLS.values():
+        protocol = dataclasses.replace(protocol, score_decimals=None)
         assert comparable(evaluate(objects, detections, 1, 3, protocol)) == comparable(
             evaluate(moved, shuffled, 1, 3, protocol)
         )
@@ -215,6 +217,82 @@ def test_a_far_false_positive_never_raises_ap(seed: int, score: float, label: in
                 assert after[name] <= before[name] + 1e-12
         assert before["unknown_recall50"] == after["unknown_recall50"]
         assert before["a_ose"] == after["a_ose"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.permutations(range(3)))
+def test_relabelling_classes_permutes_the_result(seed: int, to: list[int]) -> None:
+    objects, detections = random_scene(seed)
+    row = np.array([*to, 3])
+    moved = dataclasses.replace(objects, labels=row[objects.labels])
+    for protocol in PROTOCOLS.values():
+        before = evaluate(objects, detections, 0, 3, protocol, ["a", "b", "c"])
+        names = [""] * 3
+        for old, new in enumerate(to):
+            names[new] = "abc"[old]
+        relabelled = dataclasses.replace(detections, labels=row[detections.labels])
+        after = evaluate(moved, relabelled, 0, 3, protocol, names)
+        below = [
+            {level: sorted(classes) for level, classes in result.pop("wi_classes_below_recall").items()}
+            for result in (before, after)
+        ]
+        assert comparable(before) == comparable(after) and below[0] == below[1]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0, 1))
+def test_a_correct_unknown_detection_never_lowers_unknown_recall(seed: int, score: float) -> None:
+    """The cap of an image is not reached, so that the detection displaces none."""
+    objects, detections = random_scene(seed)
+    unknown = np.flatnonzero((objects.labels == 3) & ~objects.ignore)
+    for at in unknown[:2].tolist():
+        more = ScoredBoxes.from_arrays(
+            np.append(detections.image_index, objects.image_index[at]),
+            np.vstack([detections.boxes, objects.boxes[at]]),
+            np.append(detections.labels, 3),
+            np.append(detections.scores, score),
+        )
+        for protocol in PROTOCOLS.values():
+            before, after = (evaluate(objects, each, 1, 3, protocol)["unknown_recall50"] for each in (detections, more))
+            assert after >= before
+            if protocol.score_threshold is None:
+                assert after > 0
+
+
+def test_open_set_errors_one_to_one_and_by_detections() -> None:
+    """Unknown objects A and B; A is called class 0 by two detections and class 1 by a third, B is left alone."""
+    objects = truth((0, "A", 7), (0, "B", 7), (0, "C", 0))
+    errors = [(0, "A", 0, 0.9), (0, "A", 0, 0.8), (0, "A", 1, 0.7)]
+    noise = [(0, "H", 0, 0.89 - i / 1000) for i in range(9)]
+    result = evaluate(objects, found(*errors, *noise), 0, 2)
+    assert result["a_ose"] == 3 and result["a_ose_one_to_one"] == 1
+    assert result["a_ose_at"] == {"10": 1, "30": 3, "100": 3}
+    both = evaluate(objects, found(*errors, (0, "B", 1, 0.1)), 0, 2)
+    assert both["a_ose"] == 4 and both["a_ose_one_to_one"] == 2
+
+
+def test_classes_below_a_recall_are_named_and_both_needs_both() -> None:
+    objects = truth((0, "A", 0), (0, "B", 0), (0, "C", 1), (0, "D", 9))
+    result = evaluate(objects, found((0, "A", 0, 0.9), (0, "C", 1, 0.8)), 1, 2, class_names=["cat", "dog"])
+    assert result["wi_classes_below_recall"]["0.5"] == []
+    assert result["wi_classes_below_recall"]["0.8"] == ["cat"]
+    assert result["both_ap50"] == result["known_ap50"] == pytest.approx(0.75)
+    assert evaluate(objects, found(), 0, 2)["both_ap50"] is None
+    assert evaluate(objects, found(), 0, 2, class_names=["cat", "dog"])["wi_classes_below_recall"]["0.1"] == [
+        "cat",
+        "dog",
+    ]
+
+
+def test_curves_by_hand() -> None:
+    """Of two unknown objects the second is found by the third detection; class 0 has AP 1 up to recall 0.5."""
+    objects = truth((0, "A", 0), (0, "B", 0), (0, "C", 9), (0, "D", 9))
+    detections = found((0, "A", 0, 0.9), (0, "C", 2, 0.8), (0, "H", 2, 0.7), (0, "D", 2, 0.6))
+    curves = evaluate(objects, detections, 0, 2, class_names=["cat", "dog"])["curves"]
+    assert curves["recall"] == [round(step / 100, 2) for step in range(101)]
+    assert curves["precision"]["cat"] == [1.0] * 51 + [0.0] * 50 and curves["precision"]["dog"] is None
+    assert curves["unknown_precision"] == [1.0] * 51 + [pytest.approx(2 / 3, abs=1e-6)] * 50
+    assert curves["unknown_recall50_by_detections"] == [0.0, 0.5, 0.5] + [1.0] * 97
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=lambda protocol: protocol.name)
@@ -339,8 +417,8 @@ def test_caps_thresholds_and_budgets() -> None:
     assert evaluate(objects, found((0, "A", 2, 0.0999)), 0, 2, above)["unknown_recall50"] == 0.0
 
 
-def test_rank_within_image() -> None:
-    rank = rank_within_image(np.array([1, 0, 1, 1, 0]), np.array([0.2, 0.5, 0.9, 0.2, 0.6]))
+def test_rank_within() -> None:
+    rank = rank_within(np.array([1, 0, 1, 1, 0]), np.array([0.2, 0.5, 0.9, 0.2, 0.6]))
     assert rank.tolist() == [1, 1, 0, 2, 0]
 
 

@@ -1,4 +1,4 @@
-"""The ORE protocol against arrays that the authors' evaluator produced, and PROB's for 11-point AP.
+"""The protocols ore and owdetr against what the evaluators of ORE and PROB produced.
 
 The reference sorts equal scores unstably. Independent of that order, and compared to 1e-9 in every case, are: A-OSE,
 the number of objects, recall and precision after the last detection, and all curves at the last detection of each
@@ -21,8 +21,9 @@ import pytest
 
 from openworld.metrics.average_precision import average_precision
 from openworld.metrics.ground_truth import GroundTruth, ScoredBoxes
-from openworld.metrics.owod import RECALL_LEVELS, Scoring, evaluate, score_detections, wilderness_impact
-from openworld.metrics.protocols import ORE
+from openworld.metrics.owod import RECALL_LEVELS, evaluate, wilderness_impact
+from openworld.metrics.protocols import ORE, OWDETR
+from openworld.metrics.scoring import Scoring, score_detections
 
 pytestmark = pytest.mark.oracle
 
@@ -41,6 +42,7 @@ class Case:
     known: int
     scoring: Scoring
     metrics: dict[str, Any]
+    owdetr: dict[str, Any]
     tie_ends: list[np.ndarray]
 
     @property
@@ -88,6 +90,7 @@ def load(path: Path) -> Case:
         known=known,
         scoring=score_detections(truth, detections, known, ORE),
         metrics=evaluate(truth, detections, previous, known, ORE),
+        owdetr=evaluate(truth, detections, previous, known, OWDETR),
         tie_ends=ends,
     )
 
@@ -217,3 +220,37 @@ def test_wilderness_impact(case: Case) -> None:
             assert ours is None and expected == 0
         elif same:
             assert ours == pytest.approx(expected, abs=EXACT)
+
+
+def test_owdetr_is_prob(case: Case) -> None:
+    """Everything that PROB's result dictionary holds, in its default 11-point form."""
+    if case.prob is None:
+        pytest.skip("no result of PROB's evaluator for this case")
+    expected = case.prob["use_07_metric"]
+    result, metrics = expected["result"], case.owdetr
+    aps = np.array(expected["ap_per_class"], dtype=float)
+    every = all(settled(case, row) for row in range(case.known))
+    if any(curve.objects for curve in case.scoring.curves[: case.known]):
+        extremes = [
+            extreme_aps(case, row, "11point") if curve.objects else (0.0, 0.0)
+            for row, curve in enumerate(case.scoring.curves[: case.known])
+        ]
+        worst, best = np.array(extremes).T
+        spans = {"K": slice(0, case.known), "CK": slice(case.previous, case.known), "PK": slice(0, case.previous)}
+        for name, span in spans.items():
+            ours = metrics[{"K": "known_ap50", "CK": "current_ap50", "PK": "previous_ap50"}[name]]
+            if aps[span].size and ours is not None:
+                assert worst[span].mean() - EXACT <= ours <= best[span].mean() + EXACT
+                if every:
+                    assert ours == pytest.approx(aps[span].mean(), abs=EXACT)
+                    assert ours * 100 == pytest.approx(result[f"{name}_AP50"], rel=1e-6)  # float32 there
+    if case.scoring.mistakable and not np.isin(case.arrays["det_class"], range(case.known, UNKNOWN)).any():
+        assert metrics["a_ose"] == result["AOSA"]
+    if case.scoring.curves[-1].objects:
+        assert metrics["unknown_recall50"] * 100 == pytest.approx(result["U_R50"], abs=1e-7)
+        assert metrics["unknown_precision50"] * 100 == pytest.approx(result["U_P50"], abs=1e-7)
+        if settled(case, case.known):
+            assert metrics["unknown_ap50"] == pytest.approx(aps[UNKNOWN], abs=EXACT)
+    if case.scoring.mistakable and every:
+        for level, values in expected["WI"].items():
+            assert metrics["wi_at_recall"][level] == pytest.approx(values["50"], abs=EXACT)
