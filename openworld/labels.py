@@ -3,21 +3,30 @@
 This is the only place that turns class names into head rows and back. The rows of a detector's head are
 
     0 … K-1   known classes, in the order in which the tasks introduced them (previous first, then current)
-    K         unknown
-    K+1       background
+    K … F-1   classes of later tasks: only in the ``fixed`` layout; in the ``growing`` layout there are none, F = K
+    F         unknown
+    F+1       background
 
-so that a class keeps its row for ever, and unknown and background are always the last two.
+so that a class keeps its row for ever, the known classes are always the first rows, and unknown and background are
+always the last two. Files (predictions, metrics) hold class names, and are read in the growing layout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from openworld.errors import ConfigError, DataError
 
 UNKNOWN_NAME = "unknown"
 BACKGROUND_NAME = "background"
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    Rows = TypeVar("Rows", Tensor, np.ndarray[Any, Any])
 
 
 @dataclass(frozen=True)
@@ -27,13 +36,18 @@ class LabelSpace:
     Args:
         tasks: class names, one tuple a task, in the order of the schedule.
         task: the current task, counted from 1.
+        layout: ``growing`` has rows for the known classes; a later task adds its own, and unknown and background move
+            behind them. ``fixed`` has rows for all classes of the schedule from the start, as the reference code of ORE
+            (81 + 1 rows); nothing ever moves.
 
     Raises:
-        ConfigError: a task without classes, a class named twice, a reserved name, a task outside the schedule.
+        ConfigError: a task without classes, a class named twice, a reserved name, a task outside the schedule, a layout
+            that does not exist.
     """
 
     tasks: tuple[tuple[str, ...], ...]
     task: int
+    layout: Literal["growing", "fixed"] = "growing"
 
     def __post_init__(self) -> None:
         seen: dict[str, int] = {}
@@ -54,11 +68,15 @@ class LabelSpace:
                 f"task {self.task} is not in a schedule of {len(self.tasks)} tasks",
                 remedy=f"choose a task from 1 to {len(self.tasks)}",
             )
+        if self.layout not in ("growing", "fixed"):
+            raise ConfigError(f"the layout of the head is {self.layout!r}", remedy="choose growing or fixed")
 
     @classmethod
-    def of(cls, tasks: Sequence[Sequence[str]], task: int) -> LabelSpace:
+    def of(
+        cls, tasks: Sequence[Sequence[str]], task: int, layout: Literal["growing", "fixed"] = "growing"
+    ) -> LabelSpace:
         """Build from any nested sequence of names."""
-        return cls(tuple(tuple(names) for names in tasks), task)
+        return cls(tuple(tuple(names) for names in tasks), task, layout)
 
     @property
     def previous(self) -> tuple[str, ...]:
@@ -80,23 +98,48 @@ class LabelSpace:
         return len(self.known)
 
     @property
+    def future(self) -> tuple[str, ...]:
+        """Classes of later tasks, in the order of the schedule."""
+        return tuple(name for names in self.tasks[self.task :] for name in names)
+
+    @property
+    def future_rows(self) -> range:
+        """Head rows of classes that no task has taught yet; none in the growing layout."""
+        return range(self.num_known, self.num_known + (len(self.future) if self.layout == "fixed" else 0))
+
+    @property
     def unknown(self) -> int:
         """Head row of *unknown*."""
-        return self.num_known
+        return self.future_rows.stop
 
     @property
     def background(self) -> int:
         """Head row of *background*."""
-        return self.num_known + 1
+        return self.unknown + 1
 
     @property
     def num_rows(self) -> int:
-        """Rows of the classification head: known classes, unknown, background."""
-        return self.num_known + 2
+        """Rows of the classification head."""
+        return self.unknown + 2
 
     @property
     def row_names(self) -> tuple[str, ...]:
-        return (*self.known, UNKNOWN_NAME, BACKGROUND_NAME)
+        future = self.future if self.layout == "fixed" else ()
+        return (*self.known, *future, UNKNOWN_NAME, BACKGROUND_NAME)
+
+    @property
+    def detected_rows(self) -> tuple[int, ...]:
+        """Head rows that a detection may have: the known classes, then unknown."""
+        return (*range(self.num_known), self.unknown)
+
+    @property
+    def growing(self) -> LabelSpace:
+        """The same task in the layout in which files are read."""
+        return replace(self, layout="growing")
+
+    def is_known(self, rows: Rows) -> Rows:
+        """Which of an array of head rows are known classes: an array of bool, of the same shape and library."""
+        return (rows >= 0) & (rows < self.num_known)
 
     def row(self, name: str) -> int:
         """Head row of a known class, of ``unknown`` or of ``background``.
@@ -104,13 +147,14 @@ class LabelSpace:
         Raises:
             DataError: the name is not known at this task.
         """
-        try:
-            return self.row_names.index(name)
-        except ValueError:
+        rows = {name: row for row, name in enumerate(self.known)}
+        rows |= {UNKNOWN_NAME: self.unknown, BACKGROUND_NAME: self.background}
+        if name not in rows:
             raise DataError(
                 f"class {name!r} is not known at task {self.task}",
                 remedy=f"known are: {', '.join(self.known)}",
-            ) from None
+            )
+        return rows[name]
 
     def row_or_unknown(self, name: str) -> int:
         """Head row of a known class; every other name is an unknown object."""
@@ -122,20 +166,31 @@ class LabelSpace:
 
     def at(self, task: int) -> LabelSpace:
         """The same schedule at another task."""
-        return LabelSpace(self.tasks, task)
+        return replace(self, task=task)
 
     def kept_rows(self, older: LabelSpace) -> list[tuple[int, int]]:
         """Where the rows of an older label space stand in this one: (old row, new row) pairs.
 
-        Known classes keep their row; unknown and background move to the end.
+        In the growing layout known classes keep their row, and unknown and background move to the end. In the fixed
+        layout every row stays where it is.
 
         Raises:
-            ConfigError: the older label space is not a beginning of this one.
+            ConfigError: the older label space is not a beginning of this one, or has another layout.
         """
+        if self.layout != older.layout:
+            raise ConfigError(
+                f"a head of {older.layout} layout cannot go on in {self.layout} layout",
+                remedy="keep model.head as the model was trained with",
+            )
+        if self.layout == "fixed" and self.row_names != older.row_names:
+            raise ConfigError(
+                f"the rows {list(older.row_names)} are not the rows {list(self.row_names)}",
+                remedy="a fixed head has the classes of one schedule; train a new model for another",
+            )
         if self.known[: older.num_known] != older.known:
             raise ConfigError(
                 f"the classes {list(older.known)} are not the first known classes of {list(self.known)}",
                 remedy="a model can only grow along the schedule that it was trained with",
             )
-        pairs = [(row, row) for row in range(older.num_known)]
+        pairs = [(row, row) for row in range(older.unknown)]
         return [*pairs, (older.unknown, self.unknown), (older.background, self.background)]

@@ -1,13 +1,15 @@
 """predictions.json: what a detector said about a set of images, with the decision and the energy of each detection.
 
     {"format": "openworld-predictions/1", "tasks": [[class names], …], "task": t,
+     "uses_unknown_labels": false,
      "images": [{"id": …, "file": …, "width": …, "height": …,
                  "detections": [{"bbox": [x, y, w, h], "label": name or "unknown", "score": …, "energy": …,
                                  "best_known": name}, …]}, …]}
 
 Boxes are pixels of the original image, 0-based; detections are sorted by falling score; numbers keep full precision.
 Every image that was seen is listed, also without detections. ``energy`` and ``best_known`` may be absent or null, so
-that any detector's output can be scored.
+that any detector's output can be scored. ``uses_unknown_labels`` (absent: false) says that labels of unknown objects
+helped to decide what is unknown; results then say so, too.
 """
 
 from __future__ import annotations
@@ -67,6 +69,7 @@ class Predictions:
         scores: (N,) float64 in [0, 1].
         energies: (N,) float64 free energies, NaN where the file has none.
         best_known: (N,) int64, the best known class, -1 where the file has none.
+        uses_unknown_labels: labels of unknown objects helped to decide what is unknown.
     """
 
     tasks: tuple[tuple[str, ...], ...]
@@ -81,6 +84,7 @@ class Predictions:
     scores: Reals
     energies: Reals
     best_known: Whole
+    uses_unknown_labels: bool = False
 
     def __post_init__(self) -> None:
         images, size = len(self.image_ids), len(self.boxes)
@@ -101,13 +105,16 @@ class Predictions:
         return LabelSpace.of(self.tasks, self.task)
 
 
-def write_predictions(path: Path, space: LabelSpace, images: Iterable[PredictedImage]) -> None:
+def write_predictions(
+    path: Path, space: LabelSpace, images: Iterable[PredictedImage], *, uses_unknown_labels: bool = False
+) -> None:
     """Write predictions.json, whole or not at all, one image a line.
 
     Args:
         path: the file.
         space: label space of the model; names the rows.
         images: each image once; detections are sorted here.
+        uses_unknown_labels: labels of unknown objects helped to decide what is unknown.
 
     Raises:
         DataError: an image given twice or without a size, or a detection with a score outside [0, 1], a box that is not
@@ -129,7 +136,10 @@ def write_predictions(path: Path, space: LabelSpace, images: Iterable[PredictedI
             "detections": _written_detections(image.detections, space, where),
         }
         lines.append(json.dumps(content, allow_nan=False, ensure_ascii=False))
-    head = json.dumps({"format": FORMAT, "tasks": space.tasks, "task": space.task}, ensure_ascii=False)[:-1]
+    head = json.dumps(
+        {"format": FORMAT, "tasks": space.tasks, "task": space.task, "uses_unknown_labels": uses_unknown_labels},
+        ensure_ascii=False,
+    )[:-1]
     body = ",\n".join(lines)
     write_atomic(Path(path), f'{head}, "images": [\n{body}\n]}}\n')
 
@@ -141,13 +151,14 @@ def _written_detections(detections: Detections, space: LabelSpace, where: str) -
     labels = detections.labels.detach().cpu().numpy()
     best = detections.known_labels.detach().cpu().numpy()
     _check_numbers(boxes, scores, np.zeros(len(boxes), dtype=np.int64), [where])
-    wrong_label = (labels < 0) | (labels > space.unknown) | (best < 0) | (best >= space.num_known)
+    wrong_label = ~(space.is_known(labels) | (labels == space.unknown)) | ~space.is_known(best)
     if wrong_label.any():
         position = int(np.argmax(wrong_label))
         raise DataError(
             f"label {labels[position]}, best known class {best[position]}",
             where=f"{where}, detection {position}",
-            remedy=f"a label is a row from 0 to {space.unknown}, the best known class one below {space.unknown}",
+            remedy=f"a label is a known row, from 0 to {space.num_known - 1}, or {space.unknown} for unknown; "
+            "the best known class is a known row",
         )
     if np.isinf(energies).any():
         position = int(np.argmax(np.isinf(energies)))
@@ -179,10 +190,16 @@ def _check_size(width: Any, height: Any, where: str) -> None:
         )
 
 
+def wrong_numbers(boxes: Reals, scores: Reals) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which scores (N,) are not from 0 to 1, and which xyxy boxes (N, 4) are not finite or not ordered; both (N,)."""
+    wrong_score = ~((scores >= 0) & (scores <= 1))
+    unordered = (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1])
+    return wrong_score, unordered | ~np.isfinite(boxes).all(axis=1)
+
+
 def _check_numbers(boxes: Reals, scores: Reals, owner: Whole, wheres: list[str]) -> None:
     """Refuse impossible xyxy boxes and scores; ``owner`` (N,), not falling, is each row's position in ``wheres``."""
-    wrong_score = ~((scores >= 0) & (scores <= 1))
-    wrong_box = ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
+    wrong_score, wrong_box = wrong_numbers(boxes, scores)
     wrong = np.flatnonzero(wrong_score | wrong_box)
     if not wrong.size:
         return
@@ -205,7 +222,7 @@ def read_predictions(path: Path) -> Predictions:
             the file's task does not know, or a value that is missing, not a number, or out of range.
     """
     path = Path(path)
-    content = _read_json(path)
+    content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise DataError(
@@ -227,8 +244,8 @@ def read_predictions(path: Path) -> Predictions:
     if not isinstance(images, list):
         raise DataError("images is not a list", where=str(path), remedy='list the images under "images"')
 
-    rows = {name: row for row, name in enumerate((*space.known, UNKNOWN_NAME))}
-    best_rows: dict[str | None, int] = {None: -1, **{name: row for row, name in enumerate(space.known)}}
+    rows = {name: space.row(name) for name in (*space.known, UNKNOWN_NAME)}
+    best_rows: dict[str | None, int] = {None: -1, **{name: space.row(name) for name in space.known}}
     ids: list[int | str] = []
     wheres: list[str] = []
     sizes: list[int] = []
@@ -275,17 +292,23 @@ def read_predictions(path: Path) -> Predictions:
         scores=scores,
         energies=np.array([detection.get("energy") for detection in flat], dtype=np.float64),
         best_known=np.array([best_rows[detection.get("best_known")] for detection in flat], dtype=np.int64),
+        uses_unknown_labels=content.get("uses_unknown_labels") is True,
     )
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """The content of a file of predictions.
+
+    Raises:
+        DataError: it cannot be read, or is not JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(
             f"cannot be read: {error.strerror or error}", where=str(path), remedy="check the path and its permissions"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"is not JSON: {error}", where=str(path), remedy="write the file again") from None
 
 

@@ -8,10 +8,11 @@ record without id, file_name, name, image_id,          DataError naming file, re
 category_id or bbox; a number that is no number
 image id or category id given twice                    DataError
 file_name that is absolute or climbs out of the root   DataError
-image file that does not exist                         DataError naming the first few
+image file that does not exist                         DataError naming the first few, if images are needed
 byte order mark, numbers written as text               read
 iscrowd, area or annotation id missing                 read; area is not used, ids become the position
-width or height missing or not positive                read from the image file, counted
+width or height missing or not positive                read from the image file or, without it, the extent of the
+                                                       boxes; counted
 image_id or category_id of another type ("7" for 7)    matched, counted
 image_id or category_id that nothing has               annotation dropped, counted
 two categories of one name                             merged, counted
@@ -29,22 +30,26 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from openworld.data.images import image_size
-from openworld.data.records import Dataset, Record, Repairs, check_files, clean_boxes
+from openworld.data.records import Dataset, Record, Repairs, check_files, clean_boxes, size_of_boxes
 from openworld.errors import DataError
 from openworld.runtime.files import write_json
 
 Value = TypeVar("Value")
 
 
-def read_coco(path: Path, images: Path | None = None, rename: Mapping[str, str] | None = None) -> Dataset:
+def read_coco(
+    path: Path, images: Path | None = None, rename: Mapping[str, str] | None = None, *, need_images: bool = True
+) -> Dataset:
     """Read a COCO detection file.
 
     Args:
         path: the .json file.
         images: folder that file names are relative to. Default: ``images/`` beside the file, or else its folder.
         rename: category names to the names that the schedule uses.
+        need_images: False, image files may be missing.
 
     Raises:
         DataError: see the table above.
@@ -79,13 +84,13 @@ def read_coco(path: Path, images: Path | None = None, rename: Mapping[str, str] 
     pending: list[Record] = []
     for image_id, entry in entries.items():
         file = images / entry["file_name"]
-        width, height = _size(entry, file, f"{path}, image {image_id!r}", repairs)
         rows = grouped[image_id]
+        corners = np.array([row[1] for row in rows], dtype=np.float64).reshape(-1, 4)
+        width, height = _size(entry, file, corners, f"{path}, image {image_id!r}", repairs)
 
         def describe(number: int, rows: Any = rows, image_id: Any = image_id) -> str:
             return f"{path.name}, image {image_id!r}, annotation {rows[number][5]!r}"
 
-        corners = np.array([row[1] for row in rows], dtype=np.float64).reshape(-1, 4)
         boxes, kept = clean_boxes(corners, width, height, repairs, describe)
         chosen = [rows[number] for number in kept]
         pending.append(
@@ -101,8 +106,35 @@ def read_coco(path: Path, images: Path | None = None, rename: Mapping[str, str] 
                 annotation_ids=tuple(row[5] for row in chosen),
             )
         )
-    check_files(pending, path)
+    if need_images:
+        check_files(pending, path)
     return Dataset(names, tuple(pending), repairs)
+
+
+def coco_category_names(path: Path, rename: Mapping[str, str] | None = None) -> dict[int, str]:
+    """Category id to class name, as a results file of the same data set uses the ids.
+
+    Args:
+        path: a COCO detection file, such as the ground truth.
+        rename: category names to the names that the schedule uses.
+
+    Raises:
+        DataError: a file that is no COCO detection file, or a category id that is no whole number.
+    """
+    path = Path(path)
+    names, category_of = _categories(_load(path)["categories"], path, Repairs(), rename or {})
+    found: dict[int, str] = {}
+    for identifier, position in category_of.items():
+        if isinstance(identifier, str) and not (identifier.strip().isdecimal() and len(identifier) < 20):
+            raise DataError(
+                f"category id {identifier!r} of {names[position]!r} is no whole number",
+                where=str(path),
+                remedy="number the categories; results refer to them by number",
+            )
+        if int(identifier) in found:
+            raise DataError(f"category id {identifier!r} is given twice", where=str(path), remedy="make ids unique")
+        found[int(identifier)] = names[position]
+    return found
 
 
 def write_coco(path: Path, dataset: Dataset, images: Path) -> None:
@@ -218,15 +250,18 @@ def check_inside(file_name: Any, where: str) -> None:
         )
 
 
-def _size(entry: dict[str, Any], file: Path, where: str, repairs: Repairs) -> tuple[int, int]:
-    """Width and height in pixels, from the record or else from the image file."""
+def _size(
+    entry: dict[str, Any], file: Path, corners: NDArray[np.float64], where: str, repairs: Repairs
+) -> tuple[int, int]:
+    """Width and height in pixels, from the record, or else from the image file, or else from the boxes."""
     declared = [entry.get(key) for key in ("width", "height")]
     if None not in declared:
         width, height = (_number(value, key, where) for value, key in zip(declared, ("width", "height"), strict=True))
         if 1 <= width <= 1e6 and 1 <= height <= 1e6:
             return round(width), round(height)
-    if not file.is_file():  # reported together with all other missing files
-        return 1, 1
+    if not file.is_file():
+        repairs.add("size taken from the boxes", f"{where} declares {declared[0]!r} x {declared[1]!r}")
+        return size_of_boxes(corners)
     repairs.add("size read from the image file", f"{where} declares {declared[0]!r} x {declared[1]!r}")
     return image_size(file)
 

@@ -5,6 +5,7 @@ N boxes on an image. Boxes are ``x1 y1 x2 y2`` in pixels, 0-based, with ``x2 - x
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -167,12 +168,29 @@ def _text(box: NDArray[np.float64]) -> str:
     return "[" + ", ".join(f"{value:g}" for value in box) + "]"
 
 
-def read_dataset(source: SourceOptions, rename: Mapping[str, str] | None = None) -> Dataset:
+def size_of_boxes(boxes: NDArray[np.float64]) -> tuple[int, int]:
+    """Width and height in pixels of the smallest image, at least 1 x 1, that holds all usable boxes.
+
+    Args:
+        boxes: (N, 4) float64 x1 y1 x2 y2; those with a coordinate that is not finite or beyond ``MAX_COORDINATE``
+            do not count.
+    """
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    usable = boxes[(np.abs(boxes) <= MAX_COORDINATE).all(axis=1)]
+    right, bottom = usable[:, 2:].max(axis=0, initial=1.0)
+    return math.ceil(right), math.ceil(bottom)
+
+
+def read_dataset(
+    source: SourceOptions, rename: Mapping[str, str] | None = None, *, need_images: bool = True
+) -> Dataset:
     """Read and validate one annotated set of images.
 
     Args:
         source: where and in which format.
         rename: class names of the files to the names that the schedule uses. Two names may become one.
+        need_images: False, image files may be missing: scoring needs the annotations only. Where then the annotations
+            do not say the size of an image, it is the extent of the boxes, which is counted as a repair.
 
     Raises:
         DataError: files that are missing or cannot be used; the readers' docstrings say what is repaired instead.
@@ -205,8 +223,8 @@ def read_dataset(source: SourceOptions, rename: Mapping[str, str] | None = None)
                 where=str(path),
                 remedy="leave image_set out; a COCO file is one set",
             )
-        return read_coco(path, images, rename)
-    return read_voc(path, images, source.image_set, rename)
+        return read_coco(path, images, rename, need_images=need_images)
+    return read_voc(path, images, source.image_set, rename, need_images=need_images)
 
 
 def check_files(records: list[Record], where: Path) -> None:

@@ -3,10 +3,10 @@
 VOC counts pixels from 1 and its boxes include both corners, so ``xmin`` and ``ymin`` become one less and ``xmax`` and
 ``ymax`` stay. ``difficult`` objects are marked ``ignore``: evaluation does not ask for them, training uses them.
 
-DataError: a list, XML file or image that is missing, XML that cannot be parsed, an object without name or bndbox, a
-coordinate that is no number, an id that leaves the folder. Repaired and counted: a size that is missing (read from
-the image), an image that the list repeats (read once, ``Record.listed`` keeps the count), and boxes after
-:func:`openworld.data.records.clean_boxes`.
+DataError: a list, XML file or (where images are needed) image that is missing, XML that cannot be parsed, an object
+without name or bndbox, a coordinate that is no number, an id that leaves the folder. Repaired and counted: a size that
+is missing (read from the image or, without it, the extent of the boxes), an image that the list repeats (read once,
+``Record.listed`` keeps the count), and boxes after :func:`openworld.data.records.clean_boxes`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from openworld.data.coco import check_inside
 from openworld.data.images import image_size
-from openworld.data.records import Dataset, Record, Repairs, check_files, clean_boxes
+from openworld.data.records import Dataset, Record, Repairs, check_files, clean_boxes, size_of_boxes
 from openworld.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
 
 def read_voc(
-    root: Path, images: Path | None = None, image_set: str | None = None, rename: Mapping[str, str] | None = None
+    root: Path,
+    images: Path | None = None,
+    image_set: str | None = None,
+    rename: Mapping[str, str] | None = None,
+    *,
+    need_images: bool = True,
 ) -> Dataset:
     """Read a VOC folder.
 
@@ -37,6 +43,7 @@ def read_voc(
         images: folder of the images. Default: ``JPEGImages/`` in ``root``.
         image_set: a list in ``ImageSets/Main`` without its suffix, or the path of a .txt file. None: every XML file.
         rename: class names to the names that the schedule uses.
+        need_images: False, image files may be missing.
 
     Returns:
         categories sorted by name, records in the order of the list, each id the stem of its file.
@@ -63,7 +70,8 @@ def read_voc(
         replace(record, categories=np.array([position[name] for name in names], dtype=np.int64), listed=stems[stem])
         for stem, (record, names) in zip(stems, parsed, strict=True)
     ]
-    check_files(records, root)
+    if need_images:
+        check_files(records, root)
     return Dataset(tuple(categories), tuple(records), repairs)
 
 
@@ -103,8 +111,6 @@ def _read_xml(path: Path, images: Path, repairs: Repairs, rename: Mapping[str, s
         (found for suffix in SUFFIXES if (found := images / f"{path.stem}{suffix}").is_file()),
         images / f"{path.stem}.jpg",
     )
-    width, height = _size(tree, path, file, repairs)
-
     names: list[str] = []
     corners: list[list[float]] = []
     difficult: list[bool] = []
@@ -119,9 +125,9 @@ def _read_xml(path: Path, images: Path, repairs: Repairs, rename: Mapping[str, s
         names.append(rename.get(name, name))
         corners.append([x1 - 1, y1 - 1, x2, y2])
         difficult.append(element.find("difficult") is not None and _number(element, "difficult", where) != 0)
-    boxes, kept = clean_boxes(
-        np.array(corners, dtype=np.float64), width, height, repairs, lambda number: f"{path.name}, object {number}"
-    )
+    table = np.array(corners, dtype=np.float64).reshape(-1, 4)
+    width, height = _size(tree, path, file, table, repairs)
+    boxes, kept = clean_boxes(table, width, height, repairs, lambda number: f"{path.name}, object {number}")
     record = Record(
         image_id=path.stem,
         path=file,
@@ -135,7 +141,9 @@ def _read_xml(path: Path, images: Path, repairs: Repairs, rename: Mapping[str, s
     return record, [names[number] for number in kept]
 
 
-def _size(tree: ElementTree.Element, path: Path, file: Path, repairs: Repairs) -> tuple[int, int]:
+def _size(
+    tree: ElementTree.Element, path: Path, file: Path, corners: NDArray[np.float64], repairs: Repairs
+) -> tuple[int, int]:
     declared = [tree.findtext(f"size/{key}") for key in ("width", "height")]
     try:
         width, height = (round(float(text or 0)) for text in declared)
@@ -143,8 +151,9 @@ def _size(tree: ElementTree.Element, path: Path, file: Path, repairs: Repairs) -
         width = height = 0
     if 1 <= width <= 1e6 and 1 <= height <= 1e6:
         return width, height
-    if not file.is_file():  # reported together with all other missing files
-        return 1, 1
+    if not file.is_file():
+        repairs.add("size taken from the boxes", f"{path.name} declares {declared[0]!r} x {declared[1]!r}")
+        return size_of_boxes(corners)
     repairs.add("size read from the image file", f"{path.name} declares {declared[0]!r} x {declared[1]!r}")
     return image_size(file)
 

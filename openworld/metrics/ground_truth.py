@@ -130,7 +130,7 @@ class GroundTruth:
 
     @classmethod
     def from_records(cls, dataset: AnnotatedImages, space: LabelSpace) -> Self:
-        """Build from a data set and the label space of a task.
+        """Build from a data set and the label space of a task; rows are those of its growing layout.
 
         A record that is listed again comes again, with the same id and objects, after all records.
 
@@ -138,7 +138,8 @@ class GroundTruth:
             DataError: as :meth:`from_arrays`, naming the image.
         """
         names = list(dataset.categories)
-        row_of = {name: row for row, name in enumerate(space.known)}
+        space = space.growing
+        row_of = {name: space.row(name) for name in space.known}
         records = list(dataset.records)
         records += [record for record in records for _ in range(getattr(record, "listed", 1) - 1)]
         tables: list[tuple[NDArray[Any], ...]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,27 @@ def test_the_file_is_what_the_format_says(tmp_path: Path) -> None:
             }
         ],
     }
+
+
+def test_files_are_the_same_for_both_layouts_of_the_head(tmp_path: Path) -> None:
+    """cow is of the last task: the fixed head has a row for it between dog and unknown."""
+    read = []
+    for layout, unknown in (("growing", 2), ("fixed", 3)):
+        space = LabelSpace.of(SPACE.tasks, SPACE.task, layout)  # type: ignore[arg-type]
+        found = Detections(
+            torch.tensor([[0.0, 0, 5, 5]] * 3),
+            torch.tensor([0.9, 0.5, 0.1]),
+            torch.tensor([0, unknown, 1]),
+            torch.zeros(3),
+            torch.tensor([0, 1, 1]),
+        )
+        write_predictions(tmp_path / f"{layout}.json", space, [image(1, detections=found)])
+        read.append((tmp_path / f"{layout}.json").read_text())
+        assert read_predictions(tmp_path / f"{layout}.json").labels.tolist() == [0, 2, 1]
+    assert read[0] == read[1]
+    future = replace(found, labels=torch.tensor([0, 2, 1]))
+    with pytest.raises(DataError, match="detection 1: label 2"):
+        write_predictions(tmp_path / "p.json", space, [image(1, detections=future)])
 
 
 def test_no_images_and_no_detections(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openworld.data.coco import read_coco, write_coco
+from openworld.data.coco import coco_category_names, read_coco, write_coco
 from openworld.data.options import SourceOptions
 from openworld.data.records import read_dataset
 from openworld.errors import DataError
@@ -202,3 +202,26 @@ def test_read_dataset_dispatches(folder: Path) -> None:
         read_dataset(SourceOptions(annotations=str(folder)))
     with pytest.raises(DataError, match="no annotations given"):
         read_dataset(SourceOptions())
+
+
+def test_scoring_needs_no_images(tmp_path: Path) -> None:
+    content = changed("images.0.width", ...)
+    content["images"][2]["height"] = 0
+    path = write(tmp_path, content)
+    dataset = read_dataset(SourceOptions(annotations=str(path)), need_images=False)
+    assert [(record.width, record.height) for record in dataset.records] == [(11, 22), (20, 20), (1, 1)]
+    assert dataset.records[0].boxes.tolist() == [[1, 2, 11, 22], [3, 3, 9.5, 10]]
+    assert dict(dataset.repairs.counts) == {"size taken from the boxes": 2}
+    with pytest.raises(DataError, match="3 of 3 images do not exist"):
+        read_coco(path)
+
+
+def test_category_names(tmp_path: Path) -> None:
+    path = write(tmp_path, CONTENT)
+    assert coco_category_names(path) == {90: "dog", 3: "cat"}
+    assert coco_category_names(path, {"dog": "hound"}) == {90: "hound", 3: "cat"}
+    assert coco_category_names(write(tmp_path, changed("categories.0.id", "90"))) == {90: "dog", 3: "cat"}
+    with pytest.raises(DataError, match="category id 'x' of 'dog' is no whole number"):
+        coco_category_names(write(tmp_path, changed("categories.0.id", "x")))
+    with pytest.raises(DataError, match="given twice"):
+        coco_category_names(write(tmp_path, changed("categories.0.id", "3")))

@@ -107,3 +107,22 @@ def test_bad_lists(tmp_path: Path) -> None:
     (tmp_path / "JPEGImages/a.jpg").unlink()
     with pytest.raises(DataError, match="1 of 1 images do not exist"):
         read_voc(tmp_path)
+
+
+def test_scoring_needs_no_images(tmp_path: Path) -> None:
+    add(tmp_path, "a", DOG.format(0, 1, 1, 40, 30))
+    add(tmp_path, "b", DOG.format(0, 3, 5, 21, 14.5) + DOG.format(0, 1, 1, "inf", 90), size="")
+    add(tmp_path, "c", "", size="")
+    for image in (tmp_path / "JPEGImages").iterdir():
+        image.unlink()
+    (tmp_path / "elsewhere").mkdir()
+    listed = tmp_path / "elsewhere/test.txt"
+    listed.write_text("a\nb\nc\n")
+    source = SourceOptions(annotations=str(tmp_path), image_set=str(listed))
+    with pytest.raises(DataError, match="3 of 3 images do not exist"):
+        read_dataset(source)
+    dataset = read_dataset(source, need_images=False)
+    sizes = [(record.width, record.height) for record in dataset.records]
+    assert sizes == [(40, 30), (21, 15), (1, 1)]
+    assert dataset.records[1].boxes.tolist() == [[2, 4, 21, 14.5]]
+    assert dataset.repairs.counts == {"size taken from the boxes": 2, "dropped: coordinate not finite": 1}
