@@ -12,13 +12,37 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from openworld.report import plots
+from openworld.metrics.forgetting import forgetting
+from openworld.report import curves, plots
 from openworld.report.draw import NOT_TAUGHT_COLOUR, UNKNOWN_COLOUR
 from openworld.report.pictures import LabelledImages, Panel, Picture, data_uri, pictures
-from openworld.report.run_folder import RunArtefacts, flatten, mapping, number, read_run, sequence
+from openworld.report.run_folder import RunArtefacts, TaskArtefacts, flatten, mapping, number, read_run, sequence
 from openworld.runtime.files import write_atomic
 
 _STAGES = ("world", "pretrain", "train", "exemplars", "replay", "energy", "evaluate")
+_ENERGY_RULES = {
+    "density": "unknown where its Weibull is denser, below one boundary",
+    "window": "unknown where its Weibull holds more of a window of ±0.5",
+    "threshold": "unknown below a threshold",
+}
+_ENERGY_LABELS = {
+    "auto_labelled": "Fitted on regions of known objects and on background regions taken for unknown ones: no label of "
+    "an unknown object was used.",
+    "annotated_unknown": "Labels of unknown objects were used: fitted on annotated objects of classes not taught.",
+    "annotated_and_auto": "Labels of unknown objects were used: fitted on annotated objects of classes not taught and "
+    "on background regions taken for unknown ones.",
+    "known_only": "Fitted on regions of known objects alone: no label of an unknown object was used.",
+}
+_NEWER = (
+    "unknown_f1_50",
+    "unknown_precision50",
+    "unknown_hits",
+    "wi_at_recall",
+    "wi_classes_below_recall",
+    "a_ose_one_to_one",
+    "curves",
+)
+"""Entries of metrics.json that early versions did not write."""
 _LISTED = 12
 """More classes than this are counted, not listed."""
 
@@ -180,7 +204,7 @@ def _classes(run: RunArtefacts) -> list[dict[str, Any]]:
 
 
 def _results(run: RunArtefacts) -> dict[str, Any]:
-    """The table of results by task, and its figure."""
+    """The table of results by task, its figure, the curves, and what the metrics files lack for them."""
     rows: list[dict[str, Any]] = []
     for task in run.tasks:
         if task.metrics is None:
@@ -199,8 +223,11 @@ def _results(run: RunArtefacts) -> dict[str, Any]:
                 "recall": _percent(found.get("unknown_recall50")),
                 "ap": _percent(found.get("unknown_ap50")),
                 "precision": _percent(found.get("unknown_precision50")),
+                "f1": _percent(found.get("unknown_f1_50")),
                 "wi": _decimal(found.get("wi"), 4),
                 "a_ose": _count(found.get("a_ose")),
+                "mistaken": _count(found.get("a_ose_one_to_one")),
+                "below": _never_reached(found),
                 "hits": [(key, _count(value), 100 * (value or 0) / total) for key, value in hits.items()]
                 if total
                 else [],
@@ -208,14 +235,68 @@ def _results(run: RunArtefacts) -> dict[str, Any]:
             }
         )
     scored = [(task.number, task.metrics) for task in run.tasks if task.metrics is not None]
-    protocols = sorted({str(found["protocol"]) for _, found in scored if found.get("protocol") is not None})
+    contents = [{"task": task, **found} for task, found in scored]
     return {
         "rows": rows,
-        "protocols": protocols,
+        "uses_unknown_labels": any(found.get("uses_unknown_labels") for _, found in scored),
+        "protocols": _protocols(contents),
         "figure": _safe(plots.results_by_task(scored)),
+        "precision_recall": _safe(curves.precision_recall(contents)),
+        "unknown_recall": _safe(curves.unknown_recall(contents)),
+        "wilderness_impact": _safe(curves.wilderness_impact(contents)),
+        "lacking": _lacking(scored),
         "hits": any(row.get("hits") for row in rows),
+        "below": any(row.get("below") for row in rows),
         "counts": any(row.get("counts") for row in rows),
     }
+
+
+def _protocols(metrics: Sequence[Mapping[str, Any] | None]) -> list[str]:
+    return sorted({str(found["protocol"]) for found in metrics if found and found.get("protocol") is not None})
+
+
+def _never_reached(metrics: Mapping[str, Any]) -> str | None:
+    """Classes that never reach the recall at which papers print WI; None if there are none, or no WI."""
+    names = sequence(mapping(metrics.get("wi_classes_below_recall")).get(f"{curves.PUBLISHED_LEVEL:.1f}"))
+    if not names or number(metrics.get("wi")) is None:
+        return None
+    more = len(names) - _LISTED
+    return ", ".join(map(str, names[:_LISTED])) + (f" and {more} more" if more > 0 else "")
+
+
+def _lacking(scored: Sequence[tuple[int, Mapping[str, Any]]]) -> str | None:
+    """Which tasks' metrics.json lack which entries, as a metrics.json of an earlier version does."""
+    tasks = [str(task) for task, found in scored if any(name not in found for name in _NEWER)]
+    if not tasks:
+        return None
+    names = [name for name in _NEWER if any(name not in found for _, found in scored)]
+    return (
+        f"metrics.json of {_numbered(tasks)} has no {_enumerate(names)}: an earlier "
+        "version wrote it. Score predictions.json again (openworld evaluate --output …/metrics.json) to see them here."
+    )
+
+
+def _measured_forgetting(scored: Sequence[TaskArtefacts]) -> list[dict[str, Any]]:
+    """Forgetting and kept share after each task; nothing where the results do not share a protocol."""
+    results = [
+        {
+            "task": task.number,
+            "protocol": mapping(task.metrics).get("protocol"),
+            "classes": {
+                name: {"ap50": _class_ap(task.metrics, name)} for name in mapping(mapping(task.metrics).get("classes"))
+            },
+        }
+        for task in scored
+    ]
+    if len({str(result["protocol"]) for result in results}) > 1:
+        return []
+    measured = forgetting(results)
+    if all(entry["forgetting"] is None for entry in measured):
+        return []
+    return [
+        {"name": "forgetting", "cells": [_forgotten(entry["forgetting"]) for entry in measured]},
+        {"name": "kept, %", "cells": [_percent(entry["kept"]) for entry in measured]},
+    ]
 
 
 def _forgetting(run: RunArtefacts) -> dict[str, Any]:
@@ -252,6 +333,8 @@ def _forgetting(run: RunArtefacts) -> dict[str, Any]:
     return {
         "tasks": tasks,
         "rows": rows,
+        "measured": _measured_forgetting(scored),
+        "protocols": _protocols([task.metrics for task in scored]),
         "losers": [(name, f"{-100 * change:.1f}") for change, name in losers[:3]],
         "figure": _safe(plots.forgetting_lines(groups, tasks)),
         "heatmap": _safe(plots.class_heatmap(values, taught, tasks)),
@@ -326,14 +409,28 @@ def _times(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _warnings(run: RunArtefacts) -> list[str]:
     """What a reader must know before quoting a number."""
-    fallen = [str(task.number) for task in run.tasks if mapping(task.energy).get("status") == "fallback"]
-    if not fallen:
-        return []
-    where = f"task{'s' if len(fallen) > 1 else ''} {_enumerate(fallen)}"
-    return [
-        f"In {where} the energy could not be fitted, so the classifier's own unknown score decided alone between known "
-        "and unknown. The reason is below, under the energy histogram."
+    warnings = []
+    told = [
+        str(task.number)
+        for task in run.tasks
+        if mapping(task.energy).get("uses_unknown_labels") or mapping(task.metrics).get("uses_unknown_labels")
     ]
+    if told:
+        warnings.append(
+            f"The results of {_numbered(told)} use labels of unknown objects: the energy that tells known from unknown "
+            "was fitted on annotated objects of classes not taught. Compare them only with results that do the same."
+        )
+    fallen = [str(task.number) for task in run.tasks if mapping(task.energy).get("status") == "fallback"]
+    if fallen:
+        warnings.append(
+            f"In {_numbered(fallen)} the energy could not be fitted, so the classifier's own unknown score decided "
+            "alone between known and unknown. The reason is below, under the energy histogram."
+        )
+    return warnings
+
+
+def _numbered(tasks: Sequence[str]) -> str:
+    return f"task{'s' if len(tasks) > 1 else ''} {_enumerate(tasks)}"
 
 
 def _energy(task: int, energy: Mapping[str, Any]) -> dict[str, Any]:
@@ -348,12 +445,31 @@ def _energy(task: int, energy: Mapping[str, Any]) -> dict[str, Any]:
                 _decimal(fit.get("ks_statistic"), 3),
             ]
             fits.append({"kind": kind, "numbers": numbers + tail})
+    temperature, at_test = _decimal(energy.get("temperature"), 2), _decimal(energy.get("test_temperature"), 2)
+    rule = str(energy.get("decision"))
+    rate = number(energy.get("known_rejection_rate"))
+    rejected = mapping(energy.get("rejected"))
+    shares = [
+        f"{100 * share:.1f}\u00a0% of the {kind} regions"
+        for kind in ("known", "unknown")
+        if (share := number(rejected.get(kind))) is not None
+    ]
+    facts = [
+        str(energy.get("status")),
+        f"temperature {temperature}" + (f", {at_test} at prediction" if at_test not in (temperature, "–") else ""),
+        _ENERGY_RULES.get(rule, f"rule {rule}") if "decision" in energy else "",
+        f"calibrated to call {100 * rate:.3g}\u00a0% of known regions unknown" if rate is not None else "",
+        f"boundary {_decimal(energy.get('boundary'), 3)}" if rule != "window" else "",
+        f"calls {_enumerate(shares)} of the fit unknown" if shares else "",
+    ]
     return {
+        "facts": [fact for fact in facts if fact],
+        "labels": _ENERGY_LABELS.get(str(energy.get("fit_on"))),
+        "told": bool(energy.get("uses_unknown_labels")),
+        "notes": [str(note) for note in sequence(energy.get("notes"))],
         "task": task,
         "status": _text(energy.get("status")),
         "reason": None if energy.get("reason") is None else str(energy["reason"]),
-        "temperature": _decimal(energy.get("temperature"), 2),
-        "boundary": _decimal(energy.get("boundary"), 3),
         "fits": fits,
         "figure": _safe(plots.energy_histogram(energy, task)),
     }
@@ -455,6 +571,10 @@ def _signed(change: float) -> str:
     """A change of a fraction in points with its sign; what rounds to nothing has none."""
     text = f"{100 * change:+.1f}"
     return "0.0" if float(text) == 0 else text.replace("-", "−")
+
+
+def _forgotten(value: float | None) -> str:
+    return "–" if value is None else _signed(value).lstrip("+")
 
 
 def _count(value: Any) -> str:

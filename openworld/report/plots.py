@@ -1,4 +1,4 @@
-"""Figures of the report as inline SVG.
+"""Figures of the report as inline SVG, or as PNG for a file.
 
 Every colour of the palette is written as a CSS variable with its light value as fallback, so that the page's light and
 dark theme reach into the figures, and text stays text. A function returns None where there is nothing to draw.
@@ -10,7 +10,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PALETTE = {
+    "card": "#ffffff",
     "ink": "#1c2126",
     "muted": "#66707a",
     "grid": "#dde1e6",
@@ -34,6 +35,10 @@ PALETTE = {
     "ochre": "#8a6d1f",
 }
 """CSS variable (``--ink`` …) and its value in the light theme."""
+
+TASK_COLOURS = [PALETTE[name] for name in ("known", "previous", "current", "rose", "ochre", "muted")]
+LineEnd = tuple[float, float, str, str]
+"""Height and place of the last point of a line, its label, its colour."""
 
 _LOSSES = {
     "objectness": "known",
@@ -121,7 +126,7 @@ def loss_curves(log: Sequence[Mapping[str, Any]]) -> str | None:
             ncols=6,
         )
 
-    return _svg("losses", draw, 9.0, 0.45 + 2.15 * rows)
+    return svg("losses", draw, 9.0, 0.45 + 2.15 * rows)
 
 
 def results_by_task(metrics: Sequence[tuple[int, Mapping[str, Any]]]) -> str | None:
@@ -156,7 +161,7 @@ def results_by_task(metrics: Sequence[tuple[int, Mapping[str, Any]]]) -> str | N
             axes.set_ylim(0, min(104.0, max(10.0, 1.18 * top)))
             axes.set_ylabel("%")
 
-    return _svg("results", draw, 9.0, 2.9)
+    return svg("results", draw, 9.0, 2.9)
 
 
 def forgetting_lines(groups: Mapping[int, Sequence[float | None]], tasks: Sequence[int]) -> str | None:
@@ -169,30 +174,24 @@ def forgetting_lines(groups: Mapping[int, Sequence[float | None]], tasks: Sequen
     drawn = {taught: values for taught, values in groups.items() if any(value is not None for value in values)}
     if not drawn or len(tasks) < 2:
         return None
-    colours = [PALETTE[name] for name in ("known", "previous", "current", "rose", "ochre", "muted")]
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        ends: list[tuple[float, int, str, str]] = []
+        ends: list[LineEnd] = []
         for index, (taught, values) in enumerate(drawn.items()):
             points = [(task, 100 * value) for task, value in zip(tasks, values, strict=True) if value is not None]
-            colour = colours[index % len(colours)]
+            colour = TASK_COLOURS[index % len(TASK_COLOURS)]
             axes.plot(*zip(*points, strict=True), color=colour, linewidth=2, marker="o", markersize=5)
             ends.append((points[-1][1], points[-1][0], f"taught in task {taught}", colour))
         top = max(10.0, 1.15 * max(100 * value for values in drawn.values() for value in values if value is not None))
-        at = -math.inf
-        for height, task, text, colour in sorted(ends):
-            at = max(height, at + 0.085 * top)  # labels of close ends are moved apart
-            axes.annotate(
-                text, (task, at), (9, 0), textcoords="offset points", color=colour, va="center", fontweight="bold"
-            )
+        label_ends(axes, ends, 0.085 * top)
         axes.set_title("A falling line is forgetting")
         axes.set_xticks(list(tasks), [f"after task {task}" for task in tasks])
         axes.set_xlim(tasks[0] - 0.15, tasks[-1] + 0.5 * max(1, tasks[-1] - tasks[0]))
         axes.set_ylim(0, top)
         axes.set_ylabel("mean AP@50, %")
 
-    return _svg("forgetting", draw, 5.6, 2.8)
+    return svg("forgetting", draw, 5.6, 2.8)
 
 
 def class_heatmap(
@@ -220,11 +219,11 @@ def class_heatmap(
             part = names[index * length : (index + 1) * length]
             _heat_panel(axes, part, values, taught, tasks, length, changes=changes)
 
-    return _svg("classes", draw, min(9.6, (2.6 + 0.5 * len(tasks)) * panels), 0.45 + 0.26 * length)
+    return svg("classes", draw, min(9.6, (2.6 + 0.5 * len(tasks)) * panels), 0.45 + 0.26 * length)
 
 
 def energy_histogram(energy: Mapping[str, Any], task: int) -> str | None:
-    """Negative free energies of known and unknown regions, the fitted Weibull densities and the decision boundary.
+    """Negative free energies of known and unknown regions, the fitted Weibull densities, and what is called unknown.
 
     Args:
         energy: content of energy.json.
@@ -242,9 +241,11 @@ def energy_histogram(energy: Mapping[str, Any], task: int) -> str | None:
     low, high = (float(value) for value in np.quantile(everything, (0.002, 0.998)))
     margin = 0.06 * (high - low) or 1.0
     low, high = low - margin, high + margin
-    boundary = number(energy.get("boundary"))
-    if boundary is not None and low - (high - low) < boundary < high + (high - low):
-        low, high = min(low, boundary - margin), max(high, boundary + margin)
+    intervals = unknown_intervals(energy)
+    reach = low - (high - low), high + (high - low)
+    ends = [end for interval in intervals for end in interval if end is not None and reach[0] < end < reach[1]]
+    low, high = min([low, *(end - margin for end in ends)]), max([high, *(end + margin for end in ends)])
+    alone = intervals[0][1] if len(intervals) == 1 and intervals[0][0] is None else None
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -264,21 +265,31 @@ def energy_histogram(energy: Mapping[str, Any], task: int) -> str | None:
             if density is not None:
                 axes.plot(at, density, color=PALETTE[kind], linewidth=1.8, label=f"Weibull of {kind}")
         top = 1.25 * peak or 1.0
-        if boundary is not None and low <= boundary <= high:
-            axes.axvspan(low, boundary, color=PALETTE["unknown"], alpha=0.06, linewidth=0)
-            axes.axvline(boundary, color=PALETTE["ink"], linewidth=1.2, linestyle=(0, (4, 3)))
-            side = "right" if boundary - low > 0.35 * (high - low) else "left"
+        for first, last in intervals:
+            left, right = low if first is None else max(low, first), high if last is None else min(high, last)
+            if left < right:
+                axes.axvspan(left, right, color=PALETTE["unknown"], alpha=0.06, linewidth=0)
+        for end in (end for end in ends if low <= end <= high):
+            axes.axvline(end, color=PALETTE["ink"], linewidth=1.2, linestyle=(0, (4, 3)))
+            side = "right" if end - low > 0.35 * (high - low) else "left"
+            if alone is None:
+                text = f"{end:.2f}"
+            elif side == "right":
+                text = f"◂ called unknown  |  {end:.2f}"
+            else:
+                text = f"{end:.2f}  |  unknown is left of this"
             axes.annotate(
-                f"◂ called unknown  |  {boundary:.2f}"
-                if side == "right"
-                else f"{boundary:.2f}  |  unknown is left of this",
-                (boundary, 0.965 * top),
+                text,
+                (end, 0.965 * top),
                 (-6 if side == "right" else 6, 0),
                 textcoords="offset points",
                 ha=side,
                 va="top",
                 fontsize=8,
             )
+        if alone is None and ends:
+            note = "shaded: called unknown"
+            axes.annotate(note, (0.995, 0.85), xycoords="axes fraction", ha="right", va="top", fontsize=8)
         axes.set_xlim(low, high)
         axes.set_ylim(0, top)
         axes.set_yticks([])
@@ -287,7 +298,19 @@ def energy_histogram(energy: Mapping[str, Any], task: int) -> str | None:
         axes.set_title(f"Task {task}: the less the hills overlap, the better", pad=24)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=4, borderaxespad=0.1, columnspacing=1.4)
 
-    return _svg(f"energy{task}", draw, 9.0, 2.9)
+    return svg(f"energy{task}", draw, 9.0, 2.9)
+
+
+def unknown_intervals(energy: Mapping[str, Any]) -> list[tuple[float | None, float | None]]:
+    """Pairs of negative energies between which a detection is called unknown, None where open.
+
+    Args:
+        energy: content of energy.json; one without ``intervals`` is unknown left of its ``boundary``.
+    """
+    pairs = [sequence(pair) for pair in sequence(energy.get("intervals"))]
+    found = [(number(pair[0]), number(pair[1])) for pair in pairs if len(pair) == 2]
+    boundary = number(energy.get("boundary"))
+    return found or ([] if boundary is None else [(None, boundary)])
 
 
 def knn_bars(accuracies: Mapping[str, float]) -> str | None:
@@ -321,7 +344,7 @@ def knn_bars(accuracies: Mapping[str, float]) -> str | None:
         axes.set_xlim(0, 1.16 * max(value for _, value in rows) or 1.0)
         axes.set_title("kNN accuracy, %")
 
-    return _svg("knn", draw, 6.4, 0.55 + 0.36 * len(rows))
+    return svg("knn", draw, 6.4, 0.55 + 0.36 * len(rows))
 
 
 def weibull_density(at: npt.NDArray[np.float64], fit: Mapping[str, Any]) -> npt.NDArray[np.float64] | None:
@@ -392,6 +415,16 @@ def class_change(row: Sequence[float | None], taught: int | None, tasks: Sequenc
     return None if before is None or after is None else after - before
 
 
+def label_ends(axes: Axes, ends: Sequence[LineEnd], gap: float) -> None:
+    """Write each line's label to the right of its last point; labels of close ends are moved ``gap`` apart."""
+    at = -math.inf
+    for height, place, text, colour in sorted(ends):
+        at = max(height, at + gap)
+        axes.annotate(
+            text, (place, at), (9, 0), textcoords="offset points", color=colour, va="center", fontweight="bold"
+        )
+
+
 def _bars(axes: Axes, values: Sequence[float | None], colour: str, offset: float, width: float, label: str) -> None:
     places = [index + offset for index in range(len(values))]
     axes.bar(places, [0.0 if value is None else value for value in values], width, color=colour, label=label)
@@ -441,22 +474,33 @@ def _short(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def _svg(name: str, draw: Any, width: float, height: float) -> str:
+def png(draw: Callable[[Figure], None], width: float, height: float) -> bytes:
+    """PNG of a figure on white, ``width`` x ``height`` inches, 160 dots an inch; the same bytes for the same figure."""
+    return _saved(draw, width, height, format="png", dpi=160, facecolor=PALETTE["card"], metadata={"Software": None})
+
+
+def _saved(
+    draw: Callable[[Figure], None], width: float, height: float, settings: Mapping[Any, Any] | None = None, **form: Any
+) -> bytes:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({**_RC, **(settings or {})}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # text stays text; the reader's fonts draw it
+        figure = Figure(figsize=(width, height), layout="constrained")
+        draw(figure)
+        figure.savefig(buffer, **form)
+    return buffer.getvalue()
+
+
+def svg(name: str, draw: Callable[[Figure], None], width: float, height: float) -> str:
     """Inline SVG of a figure, ``width`` x ``height`` inches, that scales with its column up to 1.3 times its size.
 
     ``name`` is unique on the page: it is the prefix of every id.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({**_RC, "svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # text stays text; the reader's fonts draw it
-        figure = Figure(figsize=(width, height), layout="constrained")
-        draw(figure)
-        empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", metadata=empty)
-    text = buffer.getvalue()
+    empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    text = _saved(draw, width, height, {"svg.hashsalt": name}, format="svg", metadata=empty).decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)

@@ -87,6 +87,77 @@ def write_run(
     return test
 
 
+_RECALL = [step / 100 for step in range(101)]
+_LEVELS = [f"{step / 10:.1f}" for step in range(1, 10)]
+
+
+def _envelope(reached: float, precision: float) -> list[float]:
+    """A constant precision up to a recall, then 0."""
+    return [precision if recall <= reached + 1e-9 else 0.0 for recall in _RECALL]
+
+
+def made_result(
+    task: int,
+    protocol: str = "unique",
+    *,
+    previous: tuple[str, ...] = (),
+    current: tuple[str, ...] = ("ball", "cube"),
+    unknown: bool = True,
+) -> dict[str, Any]:
+    """A made-up result with every entry that openworld.evaluate writes.
+
+    ``cube`` and ``gear`` never reach recall 0.8; ``ghost`` has no objects.
+    """
+    names = [*previous, *current]
+    below = [name for name in names if name in ("cube", "gear")]
+
+    def some(value: Any) -> Any:
+        return value if unknown else None
+
+    return {
+        "task": task,
+        "previous_classes": list(previous),
+        "protocol": protocol,
+        "known_ap50": 1 / 3,
+        "previous_ap50": 0.4 if previous else None,
+        "current_ap50": 0.25,
+        "both_ap50": 1 / 3 if previous else None,
+        "unknown_ap50": some(0.1),
+        "unknown_recall50": some(0.55),
+        "unknown_precision50": some(0.2),
+        "unknown_f1_50": some(0.293),
+        "unknown_recall50_at": {"10": some(0.3), "30": some(0.5), "100": some(0.55)},
+        "unknown_precision50_at_recall": dict.fromkeys(_LEVELS, some(0.2)),
+        "wi": some(0.04),
+        "wi_at_recall": {level: some(0.05 * float(level)) for level in _LEVELS},
+        "wi_classes_below_recall": {level: below if float(level) >= 0.8 else [] for level in _LEVELS},
+        "a_ose": some(1234),
+        "a_ose_one_to_one": some(321),
+        "a_ose_at": {"10": some(900), "30": some(1200), "100": some(1234)},
+        "classes": {
+            name: {
+                "ap50": None if name == "ghost" else 0.4 if name in previous else 0.5,
+                "recall50": None if name == "ghost" else 0.7,
+                "precision50": None if name == "ghost" else 0.5,
+                "ground_truth": 0 if name == "ghost" else 9,
+            }
+            for name in names
+        },
+        "unknown_hits": {"unknown": some(31) or 0, "known": 12, "background": 27},
+        "counts": {"images": 4, "detections": 812},
+        "coco": None,
+        "rules": {"name": protocol, "iou_threshold": 0.5},
+        "curves": {
+            "recall": _RECALL,
+            "precision": {
+                name: None if name == "ghost" else _envelope(0.7 if name in below else 1.0, 0.5) for name in names
+            },
+            "unknown_precision": some(_envelope(0.55, 0.2)),
+            "unknown_recall50_by_detections": some([0.55 * min(kept, 50) / 50 for kept in range(1, 101)]),
+        },
+    }
+
+
 def _test_set(run: Path, names: list[str], images: int, number: np.random.Generator) -> FakeTestSet:
     test = FakeTestSet(categories=names)
     for index in range(images):
@@ -135,9 +206,9 @@ def _task(
         for name in known
     }
     mean = lambda group: float(np.mean([classes[name]["ap50"] for name in group])) if group else None  # noqa: E731
+    made = made_result(task, previous=tuple(previous), current=tuple(current), unknown=not last)
     metrics = {
-        "task": task,
-        "protocol": "unique",
+        **made,
         "known_ap50": mean(known),
         "previous_ap50": mean(previous),
         "current_ap50": mean(current),
@@ -257,3 +328,13 @@ def make_run(tmp_path: Path) -> Callable[..., tuple[Path, FakeTestSet]]:
         return run, write_run(run, tasks, **options)
 
     return make
+
+
+@pytest.fixture
+def results() -> list[dict[str, Any]]:
+    """Results of three tasks under one protocol; in the last one nothing is unknown."""
+    return [
+        made_result(1),
+        made_result(2, previous=("ball", "cube"), current=("gear", "ghost")),
+        made_result(3, previous=("ball", "cube", "gear", "ghost"), current=("star",), unknown=False),
+    ]

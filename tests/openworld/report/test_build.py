@@ -54,7 +54,7 @@ class _Page(HTMLParser):
 @pytest.fixture
 def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Empty figures, where a test is about the page; test_plots.py is about the figures."""
-    monkeypatch.setattr(plots, "_svg", lambda *_: "<svg></svg>")
+    monkeypatch.setattr(plots, "svg", lambda *_: "<svg></svg>")
 
 
 def _check(path: Path) -> str:
@@ -85,7 +85,10 @@ def test_complete_run(fake_run: tuple[Path, Any]) -> None:
     assert "protocol <b>unique</b>" in text
     assert "clipped box: 7" in text and "only 12 unknown regions" in text
     assert text.count("data:image/jpeg;base64,") == 4 * 3 * 2
-    assert text.count("<svg") == 8  # results, forgetting, classes, three energies, kNN, losses
+    assert text.count("<svg") == 11  # results, three curves, forgetting, classes, three energies, kNN, losses
+    assert f"<td>{metrics['unknown_hits']['known']}</td>" in text
+    assert "<td>29.3</td>" in text and "<td>321</td>" in text  # U-F1, and A-OSE one-to-one
+    assert "an earlier version wrote it" not in text
     assert "What this page could not show" not in text
 
 
@@ -197,6 +200,37 @@ def _zero(metrics: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("quick_figures")
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"fit_on": "auto_labelled", "decision": "density", "rejected": {"known": 0.041, "unknown": 0.8}},
+            ("no label of an unknown object was used", "boundary 6.53", "4.1\u00a0% of the known regions and 80.0"),
+        ),
+        (
+            {"fit_on": "annotated_unknown", "decision": "window", "uses_unknown_labels": True, "boundary": None},
+            ("Labels of unknown objects were used", "holds more of a window"),
+        ),
+        (
+            {"fit_on": "known_only", "decision": "threshold", "known_rejection_rate": 0.05, "test_temperature": 2.0},
+            ("known objects alone", "calibrated to call 5\u00a0% of known regions", "2.00 at prediction"),
+        ),
+    ],
+)
+def test_energy_says_its_rule_and_its_labels(
+    fake_run: tuple[Path, Any], changes: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    run, _ = fake_run
+    _change(run / "task1" / "energy.json", lambda content: content.update(**changes, notes=["a <poor> fit"]))
+    told = bool(changes.get("uses_unknown_labels"))
+    _change(run / "task1" / "metrics.json", lambda content: content.update(uses_unknown_labels=told))
+    text = _check(build_report(run, images=0))
+    assert all(word in text for word in words) and "a &lt;poor&gt; fit" in text and "−812.4" in text
+    for word in ("The results of task 1 use labels of unknown objects", "These results use labels of unknown objects"):
+        assert (word in text) == told
+
+
+@pytest.mark.usefixtures("quick_figures")
 def test_one_task(make_run: Callable[..., tuple[Path, Any]]) -> None:
     run, test = make_run("one", [["a", "b"], ["c"]], images=2, taught=1)
     text = _check(build_report(run, test, images=1))
@@ -217,3 +251,42 @@ def test_a_moved_run_folder_keeps_its_pictures(fake_run: tuple[Path, Any], tmp_p
     moved = tmp_path / "elsewhere"
     shutil.move(run, moved)
     assert "data:image/jpeg" in _check(build_report(moved, images=1))
+
+
+def test_forgetting_is_measured_under_one_protocol(fake_run: tuple[Path, Any], quick_figures: None) -> None:
+    run, _ = fake_run
+
+    def known(task: int, ap: dict[str, float]) -> None:
+        classes = {name: {"ap50": value} for name, value in ap.items()}
+        _change(run / f"task{task}" / "metrics.json", lambda content: content.update(classes=classes))
+
+    known(1, {"disc": 0.5, "ring": 0.75})
+    known(2, {"disc": 0.625, "ring": 0.25, "star": 0.5})
+    known(3, {"disc": 0.375, "ring": 0.5, "star": 0.5})
+    text = _check(build_report(run, images=0))
+    cells = re.findall(r'<th class="small">forgetting</th>(.*)<td></td></tr>', text)
+    assert cells == ["<td>–</td><td>18.8</td><td>16.7</td>"]  # (-.125 + .5) / 2 and (.25 + .25 + 0) / 3
+    assert '<th class="small">kept, %</th><td>–</td><td>70.0</td><td>78.6</td>' in text  # .875 / 1.25 and 1.375 / 1.75
+    _change(run / "task3" / "metrics.json", lambda content: content.update(protocol="ore"))
+    text = _check(build_report(run, images=0))
+    assert '<th class="small">forgetting</th>' not in text and "protocols <b>ore, unique</b>" in text
+
+
+def test_classes_that_never_reach_the_recall_of_wi(fake_run: tuple[Path, Any], quick_figures: None) -> None:
+    run, _ = fake_run
+    below = {"0.8": [f"<{number}>" for number in range(14)]}
+    _change(run / "task1" / "metrics.json", lambda content: content.update(wi_classes_below_recall=below))
+    text = _check(build_report(run, images=0))
+    assert "after task 1 by &lt;0&gt;, " in text and "&lt;11&gt; and 2 more." in text and "&lt;12&gt;" not in text
+
+
+def test_metrics_of_an_earlier_version(fake_run: tuple[Path, Any], quick_figures: None) -> None:
+    run, _ = fake_run
+    for task in (1, 3):
+        _change(
+            run / f"task{task}" / "metrics.json",
+            lambda content: [content.pop(name) for name in ("curves", "a_ose_one_to_one", "previous_classes")],
+        )
+    text = _check(build_report(run, images=0))
+    assert "metrics.json of tasks 1 and 3 has no a_ose_one_to_one and curves: an earlier version wrote it" in text
+    assert "openworld evaluate" in text

@@ -71,6 +71,17 @@ def test_odd_numbers_are_drawn() -> None:
     assert plots.knn_bars({"trained": 0.0})
 
 
+def test_energy_histogram_shows_what_is_called_unknown() -> None:
+    one = plots.energy_histogram({**ENERGY, "intervals": [[None, ENERGY["boundary"]]]}, 1)
+    assert one == plots.energy_histogram({**ENERGY, "intervals": []}, 1)
+    assert one is not None and f"{ENERGY['boundary']:.2f}" in one
+    several = plots.energy_histogram({**ENERGY, "boundary": None, "intervals": [[3.61, 5.21], [9.32, None]]}, 1)
+    assert several is not None and "shaded: called unknown" in several
+    assert all(f">{end}<" in several for end in ("3.61", "5.21", "9.32"))
+    assert plots.unknown_intervals({"intervals": [[None, 2], ["x", None], [1]]}) == [(None, 2.0), (None, None)]
+    assert plots.unknown_intervals({"boundary": 3.0}) == [(None, 3.0)] and plots.unknown_intervals({}) == []
+
+
 def test_weibull_density() -> None:
     at = np.linspace(3, 9, 50)
     got = plots.weibull_density(at, {"shape": 2.3, "location": 4.0, "scale": 1.7})

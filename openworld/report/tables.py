@@ -1,0 +1,95 @@
+"""Results as text for other programs: CSV at full precision, a Markdown table, LaTeX rows.
+
+The two tables show the columns of the terminal, :data:`openworld.evaluate.COLUMNS`; CSV holds every scalar metric.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from openworld.evaluate import ABSENT, USES_UNKNOWN_LABELS, protocols_of, result_table
+from openworld.report.run_folder import flatten
+
+NOT_SCALAR = ("rules", "classes", "curves", "wi_classes_below_recall")
+"""Entries of a result that are settings, or whose length depends on the task; JSON holds them."""
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+
+
+def scalars(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The scalar metrics of one result by dotted name (``wi_at_recall.0.8``), in the order of the result."""
+    kept = {name: value for name, value in result.items() if name not in NOT_SCALAR}
+    return {name: value for name, value in flatten(kept) if not isinstance(value, Mapping | list | tuple)}
+
+
+def as_csv(results: Sequence[Mapping[str, Any]]) -> str:
+    """One line a result, that is a task and protocol, with every scalar metric: fractions, not percent.
+
+    Numbers read back to the same value. An absent value is an empty cell, and so is a metric that other results have
+    and this one lacks.
+    """
+    rows = [scalars(result) for result in results]
+    names = dict.fromkeys(("task", "protocol", *(name for row in rows for name in row)))
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(names), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def as_markdown(results: Sequence[dict[str, Any]]) -> str:
+    """The terminal's table: percent with one decimal, WI as a fraction, A-OSE as a count."""
+    heads, rows = result_table(results)
+    protocols = protocols_of(results)
+    lines = [f"Protocol: {_markdown(protocols[0])}", ""] if len(protocols) == 1 else []
+    lines += ["| " + " | ".join(heads) + " |"]
+    lines += ["|" + "|".join(":---" if head == "Protocol" else "---:" for head in heads) + "|"]
+    lines += ["| " + " | ".join(map(_markdown, row)) + " |" for row in rows]
+    if _uses_unknown_labels(results):
+        lines += ["", f"{USES_UNKNOWN_LABELS}."]
+    return "\n".join(lines) + "\n"
+
+
+def as_latex(results: Sequence[dict[str, Any]]) -> str:
+    """The terminal's table as a ``tabular`` in the style of booktabs, one row a result; ``--`` where a value is absent.
+
+    It is a whole ``tabular``, because a rule may not be the first thing that an ``\\input`` inside a table brings.
+    """
+    heads, rows = result_table(results)
+    protocols = protocols_of(results)
+    alignment = "".join("l" if head in ("Task", "Protocol") else "r" for head in heads)
+    lines = [r"% \usepackage{booktabs}", rf"\begin{{tabular}}{{{alignment}}}", r"\toprule"]
+    if len(protocols) == 1:
+        lines += [rf"\multicolumn{{{len(heads)}}}{{l}}{{Protocol: {_latex(protocols[0])}}} \\", r"\midrule"]
+    lines += [" & ".join(map(_latex, heads)) + r" \\", r"\midrule"]
+    for task, *cells in rows:
+        lines += [" & ".join((f"Task {_latex(task)}", *map(_latex, cells))) + r" \\"]
+    if _uses_unknown_labels(results):
+        lines += [r"\midrule", rf"\multicolumn{{{len(heads)}}}{{l}}{{{_latex(USES_UNKNOWN_LABELS)}}} \\"]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _uses_unknown_labels(results: Sequence[Mapping[str, Any]]) -> bool:
+    return any(result.get("uses_unknown_labels") for result in results)
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\|`*_<\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def _latex(text: str) -> str:
+    if text == ABSENT:
+        return "--"
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
