@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -73,12 +74,67 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], None
     pretrain_verb.add_argument("--device", type=str, default="auto")
     pretrain_verb.add_class_arguments(PretrainOptions, None)
 
-    evaluate_verb = verb("evaluate", evaluate, "score a predictions.json against annotations")
-    evaluate_verb.add_argument("--predictions", type=str, required=True, help="predictions.json of a task")
-    evaluate_verb.add_argument("--ground-truth", type=str, required=True, help="COCO .json file or VOC folder")
-    evaluate_verb.add_argument("--images", type=str, default=None, help="folder of the images, if not the usual one")
-    evaluate_verb.add_argument("--image-set", type=str, default=None, help="VOC: the list of images")
-    evaluate_verb.add_argument("--output", type=str, default=None, help="file for the metrics as JSON")
+    evaluate_verb = verb("evaluate", evaluate, "score predictions of any detector under any published protocol")
+    evaluate_verb.add_argument(
+        "--predictions",
+        type=str,
+        nargs="+",
+        required=True,
+        help="a run's folder, predictions.json, COCO results, a folder of VOC detection files; one or more a task",
+    )
+    evaluate_verb.add_argument(
+        "--ground-truth", type=str, default=None, help="COCO .json file or VOC folder; a run has its own"
+    )
+    evaluate_verb.add_argument("--image-set", type=str, default=None, help="VOC: name or path of the list of images")
+    evaluate_verb.add_argument(
+        "--schedule",
+        type=str,
+        default=None,
+        help="m_owodb, s_owodb, voc_10_10, voc_15_5, voc_19_1, a .yaml file or a run",
+    )
+    evaluate_verb.add_argument("--task", type=int, default=None, help="whose model predicted; needed for foreign files")
+    evaluate_verb.add_argument(
+        "--protocol", type=str, default="unique", help="unique, ore, owdetr, randbox, orthogonaldet, or all"
+    )
+    evaluate_verb.add_argument(
+        "--rules", type=dict[str, Any], default={}, help="single rules of your own: --rules.iou_threshold 0.6"
+    )
+    evaluate_verb.add_argument(
+        "--unseen",
+        type=Literal["error", "drop", "unknown"],
+        default="error",
+        help="foreign files: what to do with a detection of a class that the task does not know",
+    )
+    evaluate_verb.add_argument(
+        "--unknown-category", type=int, default=None, help="COCO results: the category id that means unknown"
+    )
+    evaluate_verb.add_argument(
+        "--missing-images", action="store_true", help="score images without predictions as empty"
+    )
+    evaluate_verb.add_argument("--extra-images", action="store_true", help="leave predictions on other images out")
+    evaluate_verb.add_argument(
+        "--coco", type=bool, default=True, help="also COCO AP of the known classes (pycocotools)"
+    )
+    evaluate_verb.add_argument(
+        "--output",
+        type=str,
+        default=None,
+        help="a .json, .csv, .md or .tex file, or a folder for all of them and plots",
+    )
+
+    data_verb = make_parser(description="look after annotated data")
+    commands.add_subcommand("data", data_verb, help="look after annotated data: audit")
+    data_commands = data_verb.add_subcommands(dest="what")
+    audit_verb = make_parser(description="what is wrong with a split, and what a perfect detector can reach on it")
+    data_commands.add_subcommand("audit", audit_verb, help="look a split over before anything is trained on it")
+    audit_verb.add_argument("--config", type=str, default=None, help="a run's .yaml, in place of the options below")
+    for name, what in (("test", "test images"), ("train", "training images"), ("val", "images for energy fitting")):
+        audit_verb.add_argument(f"--{name}", type=str, default=None, help=f"{what}: COCO .json file or VOC folder")
+        audit_verb.add_argument(f"--{name}-set", type=str, default=None, help="VOC: name or path of the list of images")
+    audit_verb.add_argument("--schedule", type=str, default=None, help="as for evaluate")
+    audit_verb.add_argument("--hash-files", type=bool, default=True, help="compare image files by content")
+    audit_verb.add_argument("--output", type=str, default=None, help="a .json file for the findings")
+    verbs["data"] = data
 
     predict_verb = verb("predict", predict, "draw what a trained run detects on an image or a folder of images")
     predict_verb.add_argument("images", type=str, help="an image or a folder")
@@ -170,20 +226,81 @@ def pretrain(arguments: Namespace) -> None:
 
 
 def evaluate(arguments: Namespace) -> None:
-    """Scores of a predictions file."""
+    """Scores of predictions, under one protocol or all."""
     from rich.console import Console
 
-    from openworld.data.options import SourceOptions
-    from openworld.data.records import read_dataset
-    from openworld.evaluate import evaluate_predictions, print_table
-    from openworld.predictions import read_predictions
-    from openworld.runtime.files import write_json
+    from openworld.data.records import Repairs
+    from openworld.evaluate import evaluate_protocols, print_details, print_table
+    from openworld.external_predictions import open_predictions
+    from openworld.metrics.protocols import PROTOCOLS, protocol_named, with_rules
+    from openworld.report.evaluation import write_results
+    from openworld.sources import open_ground_truth
 
-    source = SourceOptions(annotations=arguments.ground_truth, images=arguments.images, image_set=arguments.image_set)
-    metrics = evaluate_predictions(read_predictions(Path(arguments.predictions)), read_dataset(source))
-    print_table([metrics], Console())
+    chosen = list(PROTOCOLS) if arguments.protocol == "all" else [arguments.protocol]
+    protocols = [with_rules(protocol_named(name), arguments.rules) for name in chosen]
+    dataset, schedule, category_names = open_ground_truth(
+        [Path(path) for path in arguments.predictions],
+        arguments.ground_truth,
+        image_set=arguments.image_set,
+        schedule=arguments.schedule,
+    )
+    repairs = Repairs()
+    results = [
+        result
+        for path in arguments.predictions
+        for predictions in open_predictions(
+            Path(path),
+            dataset,
+            schedule,
+            arguments.task,
+            category_names=category_names,
+            unknown_category=arguments.unknown_category,
+            unseen=arguments.unseen,
+            repairs=repairs,
+        )
+        for result in evaluate_protocols(
+            predictions,
+            dataset,
+            protocols,
+            missing_images=arguments.missing_images,
+            extra_images=arguments.extra_images,
+            coco=arguments.coco,
+        )
+    ]
+    console = Console()
+    for what, count in repairs.counts.items():
+        console.print(f"{what}: {count}")
+    print_table(results, console)
+    print_details(results, console)
     if arguments.output:
-        write_json(Path(arguments.output), metrics)
+        for path in write_results(results, Path(arguments.output)):
+            console.print(f"written: {path}")
+
+
+def data(arguments: Namespace) -> None:
+    """Verbs that look after annotated data."""
+    {"audit": audit}[arguments.what](arguments[arguments.what])
+
+
+def audit(arguments: Namespace) -> None:
+    """Findings about a split, and the ceilings of a perfect detector."""
+    from rich.console import Console
+
+    from openworld.audit import audit_split, print_audit
+    from openworld.runtime.files import write_json
+    from openworld.sources import open_split
+
+    sets, tasks = open_split(
+        {name: (arguments[name], arguments[f"{name}_set"]) for name in ("train", "val", "test")},
+        schedule=arguments.schedule,
+        config=arguments.config,
+    )
+    found = audit_split(
+        sets["test"], tasks, train=sets.get("train"), val=sets.get("val"), hash_files=arguments.hash_files
+    )
+    print_audit(found, Console())
+    if arguments.output:
+        write_json(Path(arguments.output), found)
 
 
 def predict(arguments: Namespace) -> None:

@@ -1,7 +1,8 @@
-"""The data of a run: training, held-out and test sets, from the synthetic world or from a person's own files."""
+"""Annotated sets, opened: a run's, from the synthetic world or a person's own files, and those to score or to audit."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,16 @@ import torch
 from torch import Tensor
 
 from openworld.config import RunConfig
+from openworld.configfile import read_config
+from openworld.data.coco import coco_category_names
 from openworld.data.loader import load_record
-from openworld.data.options import DataOptions
+from openworld.data.options import DataOptions, SourceOptions
 from openworld.data.records import Dataset, Record, read_dataset
+from openworld.data.schedules import Schedule, read_schedule
 from openworld.data.splits import check_schedule, hold_out
 from openworld.data.synthetic import make_world, pretrain_folder, world_sources
 from openworld.data.transforms import as_float, resize
+from openworld.errors import ConfigError
 from ssl_backbones.images import find_images
 from ssl_backbones.options import PretrainOptions
 
@@ -100,3 +105,90 @@ def pretraining_world(folder: Path, options: PretrainOptions) -> tuple[list[Path
     """The synthetic world as a set of images without labels, and crops of its test objects for the kNN probe."""
     sources = open_sources(RunConfig(pretrain=options), folder)
     return sources.pretraining_images(options), sources.labelled_crops(options.view_size)
+
+
+def open_ground_truth(
+    predictions: Sequence[Path],
+    annotations: str | None,
+    *,
+    image_set: str | None = None,
+    schedule: str | None = None,
+) -> tuple[Dataset, Schedule | None, dict[int, str] | None]:
+    """The annotations that predictions are scored on; image files are not needed.
+
+    Args:
+        predictions: where the predictions lie. The first run's folder among them gives what is not named otherwise.
+        annotations: COCO .json file or VOC folder; None takes the test set of the run.
+        image_set: of a VOC folder, name or path of the list.
+        schedule: see :func:`openworld.data.schedules.read_schedule`; None takes the run's.
+
+    Returns:
+        the data set; the schedule, if there is one; and for a COCO file the names of its category ids.
+
+    Raises:
+        ConfigError: no annotations and no run that has them; a schedule that is not one.
+        DataError: files that are missing or cannot be used.
+    """
+    run = next((path for path in predictions if (path / "config.yaml").is_file()), None)
+    found = read_schedule(schedule) if schedule is not None else read_schedule(run) if run is not None else None
+    if annotations is None:
+        if run is None:
+            raise ConfigError(
+                "nothing to score against",
+                remedy="name the annotations with --ground-truth, or give the folder of a run, which has its own",
+            )
+        return open_sources(read_config(run / "config.yaml"), run).test, found, None
+    rename = {} if found is None else dict(found.rename)
+    dataset = read_dataset(SourceOptions(annotations=annotations, image_set=image_set), rename, need_images=False)
+    if found is not None:
+        check_schedule(found.tasks, dataset)
+    path = Path(annotations)
+    return dataset, found, coco_category_names(path, rename) if path.is_file() else None
+
+
+def open_split(
+    named: Mapping[str, tuple[str | None, str | None]], *, schedule: str | None, config: str | None
+) -> tuple[dict[str, Dataset], tuple[tuple[str, ...], ...]]:
+    """The sets of a split and its schedule, for an audit; image files are not needed.
+
+    Args:
+        named: annotations and image set of ``train``, ``val`` and ``test``; those without annotations are left out.
+        schedule: see :func:`openworld.data.schedules.read_schedule`.
+        config: a run's configuration, whose ``data`` says all of it instead.
+
+    Raises:
+        ConfigError: no test set or no schedule; a configuration beside sets or a schedule.
+        DataError: files that are missing or cannot be used.
+    """
+    given = {name: source for name, source in named.items() if source[0] is not None}
+    if config is not None:
+        if given or schedule is not None:
+            raise ConfigError(
+                "a configuration and single sets or a schedule are given", remedy="give either --config or the others"
+            )
+        options = read_config(Path(config)).data
+        if options.synthetic is not None:
+            raise ConfigError(
+                "the data are the synthetic world",
+                where=config,
+                remedy="audit a configuration with data.train and data.test",
+            )
+        sources = {"train": options.train, "val": options.val, "test": options.test}
+        rename, tasks = options.rename, tuple(tuple(names) for names in options.tasks)
+    else:
+        if "test" not in given or schedule is None:
+            raise ConfigError(
+                "the test set and a schedule are needed",
+                remedy="name them with --test and --schedule, or give a run's configuration with --config",
+            )
+        found = read_schedule(schedule)
+        sources = {
+            name: SourceOptions(annotations=annotations, image_set=listed)
+            for name, (annotations, listed) in given.items()
+        }
+        rename, tasks = dict(found.rename), found.tasks
+    return {
+        name: read_dataset(source, rename, need_images=False)
+        for name, source in sources.items()
+        if source.annotations is not None
+    }, tasks

@@ -132,11 +132,11 @@ def read_list(image_ids: Sequence[int | str], protocol: Protocol) -> ImageList:
 
 
 def rank_within(groups: Whole, scores: Reals) -> Whole:
-    """(D,) int64, how many detections of the same group score higher; equal scores rank by position."""
+    """(D,) int64, how many detections of the same group (0, 1 …) score higher; equal scores rank by position."""
     order = ranked(groups, scores)
-    members = groups[order]
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
     rank = np.empty(len(scores), dtype=np.int64)
-    rank[order] = np.arange(len(scores)) - np.searchsorted(members, members, side="left")
+    rank[order] = np.arange(len(scores)) - np.repeat(starts, np.diff(starts, append=len(scores)))
     return rank
 
 

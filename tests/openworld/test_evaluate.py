@@ -63,8 +63,10 @@ def test_an_image_that_was_not_predicted(tmp_path: Path) -> None:
     assert metrics["unknown_recall50"] == 0.5 and metrics["counts"]["images_not_predicted"] == 1
 
 
-def test_a_predicted_image_without_annotations_is_left_out_and_counted(tmp_path: Path) -> None:
-    metrics = evaluate_predictions(predictions(tmp_path, 9, 1), dataset(1))
+def test_a_predicted_image_without_annotations(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="1 of 2 predicted images are not annotated, for instance 9"):
+        evaluate_predictions(predictions(tmp_path, 9, 1), dataset(1))
+    metrics = evaluate_predictions(predictions(tmp_path, 9, 1), dataset(1), extra_images=True)
     assert metrics["unknown_precision50"] == 1.0 and metrics["counts"]["detections"] == 3
     assert metrics["counts"]["predicted_images_not_annotated"] == 1
 
@@ -110,5 +112,5 @@ def test_rows_and_table() -> None:
     assert len(rows[0]) == len(COLUMNS)
     out = io.StringIO()
     print_table([first, last], Console(file=out, width=160))
-    assert "Protocol: unique" in out.getvalue() and "8234" in out.getvalue() and "Known mAP@50" in out.getvalue()
+    assert all(words in out.getvalue() for words in ("Protocol: unique", "8234", "U-Recall", "Known", "mAP@50"))
     print_table([], Console(file=out, width=160))
