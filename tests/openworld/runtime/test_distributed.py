@@ -1,0 +1,108 @@
+"""Collectives: two gloo processes against what each is known to hold, and one process on its own.
+
+Run as a script, this file is one of the processes.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from openworld.errors import ConfigError
+from openworld.runtime import distributed
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+
+
+def rows_of(rank: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """3 rows at rank 0, 5 at rank 1."""
+    generator = torch.Generator().manual_seed(rank)
+    return (10 * torch.rand(3 + 2 * rank, 2, 3, generator=generator)).to(dtype)
+
+
+def process(rank: int, folder: Path) -> None:
+    """What one process does; its findings go to a file."""
+    torch.set_num_threads(1)
+    meeting, patience = f"file://{folder}/meeting", timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
+    leaf = rows_of(rank).requires_grad_()
+    found: dict[str, Any] = {
+        "who": (distributed.is_initialised(), distributed.rank(), distributed.world_size()),
+        "dtypes": [distributed.gather_rows(rows_of(rank, dtype)) for dtype in DTYPES],
+        "detached": not distributed.gather_rows(leaf * 2).requires_grad,
+        "one empty": distributed.gather_rows(rows_of(0)[: 3 * rank]),
+        "all empty": distributed.gather_rows(torch.zeros(0, 4, dtype=torch.int64)),
+        "no width": distributed.gather_rows(torch.zeros(1 + rank, 0)),
+        "strided": distributed.gather_rows(rows_of(rank).transpose(1, 2)),
+        "flat": distributed.gather_rows(torch.arange(rank + 1)),
+        "mean": distributed.mean_over_ranks(leaf[:2]),
+        "scalar": distributed.mean_over_ranks(torch.tensor(float(rank))),
+        "untouched": torch.equal(leaf.detach(), rows_of(rank)),
+    }
+    try:
+        distributed.gather_rows(torch.zeros(2, 3 + rank))
+    except ConfigError as error:
+        found["error"] = str(error)
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    commands = [[sys.executable, __file__, str(rank), str(folder)] for rank in range(2)]
+    started = [subprocess.Popen(command, env=environment) for command in commands]
+    assert [one.wait(timeout=100) for one in started] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def test_each_process_knows_itself(found: list[dict[str, Any]]) -> None:
+    assert [one["who"] for one in found] == [(True, 0, 2), (True, 1, 2)]
+
+
+def test_rows_of_all_processes_in_rank_order(found: list[dict[str, Any]]) -> None:
+    for one in found:
+        for dtype, rows in zip(DTYPES, one["dtypes"], strict=True):
+            assert rows.dtype == dtype
+            assert torch.equal(rows, torch.cat([rows_of(0, dtype), rows_of(1, dtype)]))
+        assert torch.equal(one["strided"], torch.cat([rows_of(0), rows_of(1)]).transpose(1, 2))
+        assert one["flat"].tolist() == [0, 0, 1]
+        assert one["detached"]
+
+
+def test_empty_processes(found: list[dict[str, Any]]) -> None:
+    for one in found:
+        assert torch.equal(one["one empty"], rows_of(0))
+        assert one["all empty"].shape == (0, 4) and one["all empty"].dtype == torch.int64
+        assert one["no width"].shape == (3, 0)
+
+
+def test_mean(found: list[dict[str, Any]]) -> None:
+    for one in found:
+        torch.testing.assert_close(one["mean"], (rows_of(0)[:2] + rows_of(1)[:2]) / 2)
+        assert not one["mean"].requires_grad and one["scalar"] == 0.5 and one["untouched"]
+
+
+def test_rows_of_different_width_are_an_error_everywhere(found: list[dict[str, Any]]) -> None:
+    assert all("[12, 16] bytes" in one["error"] for one in found)
+
+
+def test_one_process_without_a_group() -> None:
+    assert (distributed.is_initialised(), distributed.rank(), distributed.world_size()) == (False, 0, 1)
+    rows = torch.ones(2, 3, requires_grad=True)
+    for same in (distributed.gather_rows(rows), distributed.mean_over_ranks(rows)):
+        assert torch.equal(same, rows) and not same.requires_grad
+
+
+if __name__ == "__main__":
+    process(int(sys.argv[1]), Path(sys.argv[2]))
