@@ -38,7 +38,7 @@ def restore_detector(config: RunConfig, checkpoint: Checkpoint, weights: Path | 
     Raises:
         CheckpointError: the checkpoint is of another model.
     """
-    labels = LabelSpace.of(config.schedule, int(checkpoint.state["task"]))
+    labels = LabelSpace.of(config.schedule, int(checkpoint.state["task"]), config.model.head)
     if list(labels.known) != list(checkpoint.state["known"]):
         raise CheckpointError(
             f"holds the classes {checkpoint.state['known']}, the configuration {list(labels.known)}",
@@ -90,7 +90,11 @@ def detect_images(detector: Detector, images: Sequence[torch.Tensor], options: L
         options: how large images enter the model.
     """
     prepared = [prepare(image, options) for image in images]
-    found = detector.engine.detect([pixels for pixels, _ in prepared], detector.ore.decide)
+    found = detector.engine.detect(
+        [pixels for pixels, _ in prepared],
+        detector.ore.decide,
+        nms_after_decision=detector.ore.energy.nms_after_decision,
+    )
     return [
         replace(detections, boxes=_to_original(detections.boxes, scale, image))
         for detections, (_, scale), image in zip((item.to("cpu") for item in found), prepared, images, strict=True)

@@ -132,3 +132,28 @@ class Detections(_Rows):
         whole = torch.zeros(0, dtype=torch.int64)
         real = torch.zeros(0)
         return cls(torch.zeros(0, 4), real, whole, real, whole)
+
+
+@dataclass(frozen=True)
+class Decision(_Rows):
+    """What was decided, known or unknown, on each candidate of a detector.
+
+    Args:
+        labels: (N,) int64 head rows, known or unknown, never background.
+        scores: (N,) float32 in [0, 1], after the decision.
+        energies: (N,) float32, free energy (ORE, eq. 4); lower is more like a known class.
+        known_labels: (N,) int64, the best known class, whatever was decided.
+        kept: (N,) bool, false for a candidate that the decision removes.
+    """
+
+    labels: Tensor
+    scores: Tensor
+    energies: Tensor
+    known_labels: Tensor
+    kept: Tensor
+
+    def __post_init__(self) -> None:
+        self._check(labels=(None,), scores=(None,), energies=(None,), known_labels=(None,), kept=(None,))
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from openworld.errors import DataError
 from openworld.labels import LabelSpace
 
 NAMES = ("a", "b", "c", "d", "e")
+ORACLES = Path(os.environ.get("OPENWORLD_ORACLES", Path(__file__).parents[2] / "oracles")) / "losses"
 
 
 def record(
@@ -67,6 +72,13 @@ def test_held_out_sees_known_classes() -> None:
     assert seen(splits.held_out_view(DATASET, LABELS)) == {1: [(0, 1), (1, 2)], 2: [(0, 2)], 4: [(1, 0)]}
 
 
+def test_held_out_with_unknown_sees_all_but_crowds() -> None:
+    view = splits.held_out_view(DATASET, LABELS, with_unknown=True)
+    assert seen(view) == {1: [(0, 1), (1, 2), (2, 3)], 2: [(0, 2)], 4: [(0, 3), (1, 0)]}
+    alone = Dataset(NAMES, (record(1, [4, 3]), record(2, [])))
+    assert seen(splits.held_out_view(alone, LABELS, with_unknown=True)) == {1: [(0, 3), (1, 3)]}
+
+
 def test_evaluation_sees_everything_and_the_rest_is_unknown() -> None:
     view = splits.test_view(DATASET, LABELS)
     assert seen(view) == {1: [(0, 1), (1, 2), (2, 3)], 2: [(0, 2), (1, 2)], 3: [], 4: [(0, 3), (1, 0)]}
@@ -100,7 +112,8 @@ def worlds(draw: st.DrawFn) -> tuple[Dataset, LabelSpace]:
     images = draw(st.lists(st.lists(st.integers(0, 6), max_size=6), max_size=6))
     names = draw(st.permutations(order))
     records = tuple(record(number, categories, crowd=[4]) for number, categories in enumerate(images))
-    return Dataset(tuple(names), records), LabelSpace.of(tasks, draw(st.integers(1, len(tasks))))
+    layout = draw(st.sampled_from(["growing", "fixed"]))
+    return Dataset(tuple(names), records), LabelSpace.of(tasks, draw(st.integers(1, len(tasks))), layout)
 
 
 @given(worlds())
@@ -128,6 +141,53 @@ def test_no_label_of_a_later_task_is_visible(world: tuple[Dataset, LabelSpace]) 
         reachable = {dataset.categories[category] for sample in view for category in sample.record.categories}
         assert reachable <= set(visible)
         assert all(len(sample.record) == len(sample.labels) for sample in view)
+
+
+POLICIES: dict[str, Any] = {
+    "remove_prev_class_and_unk_instances": lambda dataset, labels: splits.training_view(dataset, labels),
+    "remove_unknown_instances": lambda dataset, labels: splits.replay_view(dataset, labels, list(dataset.by_id)),
+    "label_known_class_and_unknown": lambda dataset, labels: splits.test_view(dataset, labels),
+}
+"""The reference code's label policies (train, fine-tune, test), and the view that stands for each."""
+
+
+def relabelled() -> list[Any]:
+    found = []
+    for path in sorted(ORACLES.glob("*relabel*.json")):
+        content = json.loads(path.read_text())
+        for key in content:
+            if parts := re.fullmatch(r"(\w+?)_(\d+)_(\d+)", key):
+                found.append(pytest.param(content["input"], content[key], *parts.groups(), id=f"{path.stem}-{key}"))
+    return found
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("layout", ["growing", "fixed"])
+@pytest.mark.parametrize(("given", "wanted", "policy", "previous", "current"), relabelled())
+def test_views_are_the_label_policies_of_the_reference(
+    given: list[Any], wanted: list[Any], policy: str, previous: str, current: str, layout: str
+) -> None:
+    names = tuple(f"class {number}" for number in range(80))
+    known = int(previous) + int(current)
+    parts = [part for part in (names[: int(previous)], names[int(previous) : known], names[known:]) if part]
+    labels = LabelSpace.of(parts, 2 if int(previous) else 1, layout)  # type: ignore[arg-type]
+    categories = {entry["image_id"]: [item["category_id"] for item in entry["annotations"]] for entry in given}
+    records = tuple(record(number, rows) for number, rows in categories.items())
+    number_of = {item["id"]: place for entry in given for place, item in enumerate(entry["annotations"])}
+    reference_unknown = 80  # its unknown row; that of the fixed layout too
+    expected = {
+        entry["image_id"]: [
+            (
+                number_of[item["id"]],
+                labels.unknown if item["category_id"] == reference_unknown else item["category_id"],
+            )
+            for item in entry["annotations"]
+        ]
+        for entry in wanted
+    }
+    view = POLICIES[policy](Dataset(names, records), labels)
+    assert seen(view) == expected and len(view) == len(wanted)
+    assert labels.unknown == (80 if layout == "fixed" else known)
 
 
 def test_held_out_images_are_a_share_that_depends_on_their_ids_alone() -> None:
