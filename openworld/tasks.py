@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openworld.config import PhaseOptions, RunConfig
+from openworld.config import PhaseOptions, RunConfig, scaled
 from openworld.configfile import dump_config, read_config
 from openworld.data.loader import TrainBatches, eval_batches, load_record
 from openworld.data.options import LoaderOptions
@@ -29,9 +29,9 @@ from openworld.data.splits import View, held_out_view, replay_view, training_vie
 from openworld.errors import CheckpointError, ConfigError
 from openworld.evaluate import evaluate_predictions
 from openworld.labels import LabelSpace
-from openworld.ore.exemplars import exemplar_record
 from openworld.predict import backbone_file, build_detector, detect_images, restore_detector
 from openworld.predictions import PredictedImage, read_predictions, write_predictions
+from openworld.replay import check_lists, chosen_exemplars, listed_exemplars, replayed_images
 from openworld.runtime.checkpoint import Checkpoint, newest_valid
 from openworld.runtime.environment import describe, select_device
 from openworld.runtime.files import write_atomic, write_json
@@ -65,7 +65,7 @@ class Run:
         return self.folder / f"task{task}"
 
     def labels(self, task: int) -> LabelSpace:
-        return LabelSpace.of(self.config.schedule, task)
+        return LabelSpace.of(self.config.schedule, task, self.config.model.head)
 
 
 def run_schedule(config: RunConfig, folder: Path, *, resume: bool) -> list[dict[str, Any]]:
@@ -83,11 +83,14 @@ def run_schedule(config: RunConfig, folder: Path, *, resume: bool) -> list[dict[
         torch.set_num_threads(config.threads)
     with locked(folder):
         claim(config, folder, resume=resume)
+        config = scaled(config)
         log = RunLog(folder / "metrics.jsonl")
         write_json(folder / "env.json", describe())
         sources = open_sources(config, folder)
         write_json(folder / "data.json", sources.summary())
         run = Run(config, folder, sources, log)
+        if config.ore.exemplars.list is not None:
+            check_lists(sources.train, sources.held_out, run.labels(1), config.ore.exemplars.list, config.last_task)
         if config.pretrain is not None:
             pretrain_backbone(run, resume=resume)
         return [run_task(run, task) for task in range(1, config.last_task + 1)]
@@ -182,9 +185,12 @@ def pretrain_backbone(run: Run, *, resume: bool) -> None:
 def run_task(run: Run, task: int) -> dict[str, Any]:
     """All stages of a task that are not done yet, then its evaluation."""
     folder = run.task_folder(task)
-    if not (folder / "exemplars.json").exists():
+    exemplars, record = run.config.ore.exemplars, folder / "exemplars.json"
+    if not exemplars.needs_detector and not record.exists():
         choose_exemplars(run, task)
     for stage in stages_of(run.config, task):
+        if stage != "train" and exemplars.enabled and not record.exists():
+            choose_exemplars(run, task)
         found = newest_valid(folder / "checkpoint")
         at = -1 if found is None else STAGES.index(found.state["stage"])
         if at > STAGES.index(stage) or (found is not None and at == STAGES.index(stage) and found.state["done"]):
@@ -203,7 +209,7 @@ def run_task(run: Run, task: int) -> dict[str, Any]:
 
 def stages_of(config: RunConfig, task: int) -> list[str]:
     """Stages that a task has: the first one replays nothing."""
-    replays = task > 1 and config.ore.exemplars.enabled and config.replay.steps > 0
+    replays = task > 1 and config.ore.exemplars.enabled and config.replay.for_task(task).steps > 0
     return [stage for stage in STAGES if stage != "replay" or replays]
 
 
@@ -231,7 +237,8 @@ def optimise(run: Run, task: int, stage: str, detector: Detector, resumed: Check
     """One optimisation phase: the task's new classes, or the exemplars of all."""
     config = run.config
     first, later = config.train, config.increment
-    options: PhaseOptions = config.replay if stage == "replay" else first if task == 1 else later
+    taught = (first if task == 1 else later).for_task(task)
+    options = config.replay.for_task(task) if stage == "replay" else taught
     labels = run.labels(task)
     view = training_view(run.sources.train, labels) if stage == "train" else exemplar_view(run, task)
     batches = TrainBatches(
@@ -248,40 +255,60 @@ def optimise(run: Run, task: int, stage: str, detector: Detector, resumed: Check
         options=options,
         folder=run.task_folder(task) / "checkpoint",
         position=_POSITION[stage],
-        first_step=0 if stage == "train" else (first if task == 1 else later).steps,
+        first_step=0 if stage == "train" else taught.steps,
     )
     train_phase(detector, iter(batches), phase, run.log, resumed, {"known": list(labels.known)})
 
 
 def choose_exemplars(run: Run, task: int) -> None:
-    """Write the task's exemplars.json: images on which its classes are remembered."""
-    labels = run.labels(task)
-    view = training_view(run.sources.train, labels)
-    images = [(sample.record.image_id, [int(row) for row in sample.labels]) for sample in view]
-    record = exemplar_record(images, labels, run.config.ore.exemplars, run.config.seed)
-    write_json(run.task_folder(task) / "exemplars.json", record)
+    """Write the task's exemplars.json: images on which its classes are remembered.
+
+    Strategies that need features or scores take them from the detector of the finished "train" stage, read back from
+    its checkpoint, so that a run that is killed here and resumed chooses the same images.
+
+    Raises:
+        CheckpointError: the file is gone and a later stage has changed the detector.
+    """
+    options, labels, folder = run.config.ore.exemplars, run.labels(task), run.task_folder(task)
+    train, held_out = run.sources.train, run.sources.held_out
+    detector = None
+    if options.needs_detector:
+        checkpoint = newest_valid(folder / "checkpoint")
+        if checkpoint is None or checkpoint.state["stage"] != "train":
+            raise CheckpointError(
+                f"the exemplars of task {task} are missing, and the detector that chose them has gone on",
+                where=str(folder / "exemplars.json"),
+                remedy="restore the file, or start the run anew",
+            )
+        detector = restore_detector(run.config, checkpoint, backbone_file(run.folder, run.config)).eval()
+    if options.list is not None:
+        record = listed_exemplars(train, held_out, labels, options.list)
+    else:
+        loader, seed = run.config.data.loader, run.config.seed
+        record = chosen_exemplars(train, labels, options, seed, detector=detector, loader=loader)
+    write_json(folder / "exemplars.json", record)
 
 
 def exemplar_view(run: Run, task: int) -> View:
-    """Exemplars of this and of all earlier tasks, with the labels of every class known now."""
-    images: list[int | str] = []
-    for number in range(1, task + 1):
-        path = run.task_folder(number) / "exemplars.json"
-        images += json.loads(path.read_text())["images"]
-    return replay_view(run.sources.train, run.labels(task), list(dict.fromkeys(images)))
+    """Images that the task replays, its own exemplars and those of earlier tasks, with all classes known now."""
+    records = [json.loads((run.task_folder(number) / "exemplars.json").read_text()) for number in range(1, task + 1)]
+    return replay_view(run.sources.train, run.labels(task), replayed_images(records))
 
 
 def fit_energy(run: Run, task: int, detector: Detector, started: float) -> None:
-    """Fit the two Weibulls on held-out images that show the known labels only; write energy.json and the checkpoint."""
+    """Fit the Weibulls on held-out images; write energy.json and the checkpoint.
+
+    The images show the known labels only, unless the options ask to fit on annotated unknown objects.
+    """
     labels = run.labels(task)
-    view = held_out_view(run.sources.held_out, labels)
+    view = held_out_view(run.sources.held_out, labels, with_unknown=detector.ore.energy.uses_unknown_labels)
     known: list[Tensor] = []
     unknown: list[Tensor] = []
     detector.eval()
     if detector.ore.energy.enabled:
         with progress_bar(f"task {task} energy", len(view)) as bar:
             for images, targets in held_out_batches(view, run.config.data.loader):
-                regions = detector.engine.labelled_regions(images, targets, detector.ore.label_unknowns)
+                regions = detector.engine.labelled_regions(images, targets, detector.ore.label_for_energy)
                 for samples, values in zip((known, unknown), detector.ore.energy_samples(regions), strict=True):
                     samples.append(values.cpu())
                 for _ in images:
@@ -333,7 +360,8 @@ def evaluate_task(run: Run, task: int) -> dict[str, Any]:
         PredictedImage(record.image_id, _as_seen_from(run.folder, record.path), record.width, record.height, found)
         for record, found in zip(records, detections, strict=True)
     ]
-    write_predictions(folder / "predictions.json", labels, images)
+    told = detector.ore.energy.uses_unknown_labels
+    write_predictions(folder / "predictions.json", labels, images, uses_unknown_labels=told)
     metrics = evaluate_predictions(read_predictions(folder / "predictions.json"), run.sources.test)
     run.log.append("phase", stage="evaluate", task=task, seconds=time.monotonic() - started)
     write_json(folder / "metrics.json", metrics)

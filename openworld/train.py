@@ -16,6 +16,7 @@ from openworld.config import PhaseOptions
 from openworld.engines.torchvision_rcnn import OpenWorldRCNN
 from openworld.errors import NumericsError
 from openworld.ore.core import Ore
+from openworld.runtime import distributed
 from openworld.runtime.checkpoint import Checkpoint, save_checkpoint
 from openworld.runtime.runlog import RunLog, progress_bar
 from openworld.runtime.seeding import rng_state, set_rng_state
@@ -30,11 +31,17 @@ class Detector(nn.Module):
         self.engine = engine
         self.ore = ore
 
-    def losses(self, images: Sequence[Tensor], targets: Sequence[Target], step: int) -> dict[str, Tensor]:
-        """All losses of one step; ``step`` counts from 0 within the task and times the prototypes."""
-        losses, regions = self.engine.training_step(images, targets, self.ore.label_unknowns)
+    def losses(
+        self, images: Sequence[Tensor], targets: Sequence[Target], step: int, *, replay: bool = False
+    ) -> dict[str, Tensor]:
+        """All losses of one step; ``step`` counts from 0 within the task and times the prototypes.
+
+        ``replay`` marks the fine-tuning on exemplars, see ``clustering.during_replay``.
+        """
+        unknown = self.ore.unknown
+        losses, regions = self.engine.training_step(images, targets, self.ore.label_unknowns, unknown.among)
         assert regions.features is not None
-        losses["clustering"] = self.ore.step(regions.features, regions.labels, step)
+        losses["clustering"] = self.ore.step(regions.features, regions.labels, step, replay=replay, ranks=distributed)
         return losses
 
 
@@ -83,7 +90,7 @@ def train_phase(
             lr = learning_rate(options, step)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            losses = detector.losses(images, targets, phase.first_step + step)
+            losses = detector.losses(images, targets, phase.first_step + step, replay=phase.stage == "replay")
             total = torch.stack(list(losses.values())).sum()
             check_finite(total, losses, phase, step, targets)
             optimizer.zero_grad(set_to_none=True)
@@ -143,9 +150,11 @@ def make_optimizer(model: nn.Module, options: PhaseOptions) -> torch.optim.Optim
 
 
 def learning_rate(options: PhaseOptions, step: int) -> float:
-    """Learning rate of a step (from 0): linear warm-up, then cosine or steps."""
+    """Learning rate of a step (from 0): linear warm-up, then cosine, steps or constant."""
     if step < options.warmup_steps:
         return options.lr * (step + 1) / options.warmup_steps
+    if options.schedule == "constant":
+        return options.lr
     if options.schedule == "cosine":
         share = (step - options.warmup_steps) / max(options.steps - options.warmup_steps, 1)
         return options.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))

@@ -35,6 +35,7 @@ class FpnFeatures(nn.Module):
             output_size=7,
             sampling_ratio=options.roi.sampling_ratio,
             canonical_size_px=options.roi.canonical_size_px,
+            aligned=options.roi.aligned,
         )
         self.head = TwoMLPHead(self.channels * 7 * 7, self.feature_dim)
 
@@ -59,7 +60,11 @@ class C4Features(nn.Module):
         self.feature_dim = body.channels["c5"]
         self.anchor_sizes = [list(options.rpn.anchor_sizes)]
         self.roi_align = RoIAlign(
-            (16,), output_size=14, sampling_ratio=options.roi.sampling_ratio, canonical_size_px=224
+            (16,),
+            output_size=14,
+            sampling_ratio=options.roi.sampling_ratio,
+            canonical_size_px=224,
+            aligned=options.roi.aligned,
         )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:

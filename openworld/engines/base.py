@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
 from openworld.labels import LabelSpace
-from openworld.structures import Detections, Regions, Target
+from openworld.structures import Decision, Detections, Regions, Target
 
 LabelUnknowns = Callable[[Regions, Tensor], Tensor]
 """Regions labelled known or background, and image sizes (B, 2) height and width in pixels → (R,) labels in which some
 background regions are unknown."""
 
-Decide = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""Logits (N, K) and the row (N,) under which each is a candidate → decided rows (N,), free energies (N,) float32, best
-known rows (N,)."""
+Decide = Callable[[Tensor, Tensor, Tensor], Decision]
+"""Logits (N, K), the row (N,) under which each is a candidate, and its score (N,) → the decision on each."""
 
 
 class Engine(Protocol):
@@ -26,17 +25,28 @@ class Engine(Protocol):
     feature_dim: int
 
     def training_step(
-        self, images: Sequence[Tensor], targets: Sequence[Target], label_unknowns: LabelUnknowns
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[Target],
+        label_unknowns: LabelUnknowns,
+        among: Literal["all_proposals", "sampled"] = "all_proposals",
     ) -> tuple[dict[str, Tensor], Regions]:
-        """Losses (scalars: objectness, rpn_box, classification, box) and the sampled regions with features."""
+        """Losses (scalars: objectness, rpn_box, classification, box) and the sampled regions with features.
+
+        ``label_unknowns`` is called once: on all proposals, before the regions of the losses are sampled from them
+        (ORE, section 4.2), or on the sampled regions only (reference code).
+        """
 
     def labelled_regions(
         self, images: Sequence[Tensor], targets: Sequence[Target], label_unknowns: LabelUnknowns
     ) -> Regions:
         """Proposals as at test, matched to the targets, with logits. No gradient, no sampling."""
 
-    def detect(self, images: Sequence[Tensor], decide: Decide) -> list[Detections]:
-        """Final detections, boxes in pixels of the given images."""
+    def detect(self, images: Sequence[Tensor], decide: Decide, *, nms_after_decision: bool = True) -> list[Detections]:
+        """Final detections, boxes in pixels of the given images; suppression comes after the decision, or before it."""
 
     def grow(self, labels: LabelSpace) -> None:
-        """Give the head rows for the classes of a later task; old rows, unknown and background keep their weights."""
+        """Go on to the label space of a later task; old rows, unknown and background keep their weights.
+
+        A head of the growing layout gets rows for the new classes; in a fixed head nothing moves.
+        """

@@ -33,6 +33,11 @@ class RpnOptions:
     """Proposals an image after NMS at test."""
     nms_iou: float = 0.7
     """IoU above which the weaker of two proposals is removed."""
+    min_side_px: float = 1.0
+    """Proposals with a shorter side are removed, and empty ones always (reference code of ORE: 0)."""
+    smooth_l1_beta: float = 1 / 9
+    """Where the quadratic part of the proposals' box loss ends, in deltas (torchvision: 1/9); 0 is L1 (reference
+    code)."""
 
     def __post_init__(self) -> None:
         if not self.anchor_sizes or not self.anchor_ratios:
@@ -42,6 +47,9 @@ class RpnOptions:
                 f"rpn.background_iou {self.background_iou} and foreground_iou {self.foreground_iou} are out of order",
                 remedy="0 <= background_iou <= foreground_iou <= 1",
             )
+        for name in ("smooth_l1_beta", "min_side_px"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"rpn.{name} is {getattr(self, name)}", remedy="give 0 or more")
 
 
 @dataclass(kw_only=True)
@@ -54,13 +62,39 @@ class RoiOptions:
     """At most this share of them is foreground."""
     foreground_iou: float = 0.5
     """A region belongs to a box from this IoU."""
+    append_annotated: bool = True
+    """The annotated boxes are regions too in training (Fast R-CNN code, torchvision and the reference code of ORE)."""
+    unknown_share: Literal["separate", "shared"] = "separate"
+    """Regions labelled unknown before the sampling: ``separate`` have a share of ``positive_fraction`` of their own;
+    ``shared`` take part in that of the foreground (reference code of ORE, where annotated unknowns are foreground like
+    any class)."""
+    unknown_box_loss: Literal["excluded", "included"] = "excluded"
+    """Regions labelled unknown: ``excluded`` from the box loss, for they have no true box (ORE paper: they are labelled
+    for classification and clustering); ``included`` are drawn to the annotated box that they overlap most, however
+    little (reference code, fast_rcnn.py, ``box_reg_loss``)."""
+    box_regression: Literal["agnostic", "per_class"] = "agnostic"
+    """``agnostic``: one set of box deltas for all classes, so that an unknown object gets a refined box too (own
+    choice; some of the reference code's configurations for incremental detection have it as well). ``per_class``: one
+    set for each class and for unknown (Fast R-CNN; reference code for ORE); with ``unknown_box_loss: excluded`` that of
+    unknown is never trained."""
+    smooth_l1_beta: float = 1 / 9
+    """Where the quadratic part of the box loss ends, in deltas (torchvision: 1/9); 0 is L1 (reference code)."""
+    mask_future: Literal["training", "always", "never"] = "training"
+    """For ``model.head: fixed``: classes that no task has taught yet are left out of the softmax in ``training`` only
+    (reference code; at test they take probability from the others), ``always``, or ``never``. Whatever is chosen, none
+    of them is ever detected."""
     hidden_dim: int = 256
     """Width of the two fully connected layers of the FPN head. (C4: the feature is res5's, 2048-d in a ResNet-50.)"""
     canonical_size_px: int = 64
     """FPN: a region with sides of this length is read from the level at stride 16, one of half the length from the
     level at stride 8 (FPN, eq. 1: 224, for images of 800 pixels)."""
     sampling_ratio: int = 1
-    """Points a side at which RoIAlign reads each bin (Mask R-CNN and torchvision: 2)."""
+    """Points a side at which RoIAlign reads each bin (Mask R-CNN and torchvision: 2). 0: as many as the bin has cells
+    (reference code of ORE)."""
+    aligned: bool = False
+    """RoIAlign shifts boxes by half a cell, so that pixel centres meet (detectron2's ROIAlignV2; reference code)."""
+    min_side_px: float = 1.0
+    """Detections with a shorter side are dropped; 0 keeps all (reference code)."""
     score_threshold: float = 0.05
     """Detections below are dropped."""
     nms_iou: float = 0.5
@@ -75,11 +109,23 @@ class RoiOptions:
         for name in ("positive_fraction", "foreground_iou", "score_threshold", "nms_iou", "cross_nms_iou"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"roi.{name} is {getattr(self, name)}", remedy="give a value from 0 to 1")
+        for name in ("smooth_l1_beta", "min_side_px", "sampling_ratio"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"roi.{name} is {getattr(self, name)}", remedy="give 0 or more")
+        choices = {
+            "unknown_share": ("separate", "shared"),
+            "unknown_box_loss": ("excluded", "included"),
+            "box_regression": ("agnostic", "per_class"),
+            "mask_future": ("training", "always", "never"),
+        }
+        for name, values in choices.items():
+            if getattr(self, name) not in values:
+                raise ConfigError(f"roi.{name} is {getattr(self, name)!r}", remedy=f"choose {' or '.join(values)}")
 
 
 @dataclass(kw_only=True)
 class ModelOptions:
-    """A Faster R-CNN with a head of [known…, unknown, background]."""
+    """A Faster R-CNN whose head has rows for known classes, unknown and background (:mod:`openworld.labels`)."""
 
     weights: str | None = None
     """Backbone to start from: a file that `openworld pretrain` wrote, or any checkpoint that `ssl_backbones.handover`
@@ -89,6 +135,9 @@ class ModelOptions:
     Needed for weights whose tensors do not tell everything (stride in the 1x1, padding of the pool)."""
     neck: Literal["fpn", "c4"] = "fpn"
     """Feature pyramid with a two-layer box head, or ORE's C4 with res5 as the box head."""
+    head: Literal["growing", "fixed"] = "growing"
+    """Rows of the head: ``growing`` has the known classes, unknown and background, and each task adds its classes;
+    ``fixed`` has all classes of the schedule, unknown and background from the start (reference code: 81 + 1 rows)."""
     fpn_channels: int = 64
     """Channels of every pyramid level (the papers: 256)."""
     norm: Literal["batch", "frozen"] = "batch"
@@ -105,6 +154,8 @@ class ModelOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.freeze_stages <= 5:
             raise ConfigError(f"model.freeze_stages is {self.freeze_stages}", remedy="give a number from 0 to 5")
+        if self.head not in ("growing", "fixed"):
+            raise ConfigError(f"model.head is {self.head!r}", remedy="choose growing or fixed")
         if self.neck == "fpn" and len(self.rpn.anchor_sizes) != 4:
             raise ConfigError(
                 f"an FPN has 4 levels and model.rpn.anchor_sizes has {len(self.rpn.anchor_sizes)} entries",

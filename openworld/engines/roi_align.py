@@ -26,18 +26,26 @@ class RoIAlign(nn.Module):
     Args:
         strides: pixels a cell of each level, powers of two, finest first.
         output_size: S, bins a side.
-        sampling_ratio: points a side at which each bin is read.
+        sampling_ratio: points a side at which each bin is read; 0 takes as many as the bin has cells.
         canonical_size_px: side of a region that is read from the level at stride 16 (FPN, eq. 1: 224).
+        aligned: shift the boxes by half a cell, so that centres of pixels and cells meet (detectron2's ROIAlignV2).
     """
 
     def __init__(
-        self, strides: Sequence[int], *, output_size: int, sampling_ratio: int, canonical_size_px: float
+        self,
+        strides: Sequence[int],
+        *,
+        output_size: int,
+        sampling_ratio: int,
+        canonical_size_px: float,
+        aligned: bool = False,
     ) -> None:
         super().__init__()
         self.strides = tuple(strides)
         self.output_size = output_size
         self.sampling_ratio = sampling_ratio
         self.canonical_size_px = canonical_size_px
+        self.aligned = aligned
 
     def forward(self, levels: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Features (R, C, S, S) of the boxes of all images, in their order.
@@ -49,15 +57,17 @@ class RoIAlign(nn.Module):
         boxes_R4 = torch.cat(list(boxes))
         image_R = torch.cat([torch.full((len(part),), index) for index, part in enumerate(boxes)]).to(boxes_R4.device)
         level_R = self.level_of(boxes_R4)
-        if boxes_R4.device.type == "cpu":
+        if boxes_R4.device.type == "cpu" and self.sampling_ratio:
             return table_roi_align(
-                levels, self.strides, boxes_R4, image_R, level_R, self.output_size, self.sampling_ratio
+                levels, self.strides, boxes_R4, image_R, level_R, self.output_size, self.sampling_ratio, self.aligned
             )
         result = boxes_R4.new_zeros(len(boxes_R4), levels[0].shape[1], self.output_size, self.output_size)
         rois_R5 = torch.cat([image_R[:, None].to(boxes_R4), boxes_R4], dim=1)
         for number, (level, stride) in enumerate(zip(levels, self.strides, strict=True)):
             here = torch.where(level_R == number)[0]
-            result[here] = roi_align(level, rois_R5[here], self.output_size, 1 / stride, self.sampling_ratio)
+            result[here] = roi_align(
+                level, rois_R5[here], self.output_size, 1 / stride, self.sampling_ratio, self.aligned
+            )
         return result
 
     def level_of(self, boxes_R4: Tensor) -> Tensor:
@@ -76,6 +86,7 @@ def table_roi_align(
     level_R: Tensor,
     bins: int,
     ratio: int,
+    aligned: bool = False,
 ) -> Tensor:
     """RoIAlign as weighted sums over one table of all cells of all levels and images.
 
@@ -86,10 +97,11 @@ def table_roi_align(
         image_R: (R,) int64 position in the batch.
         level_R: (R,) int64 position in ``levels``.
         bins: S.
-        ratio: sampling points a side of a bin.
+        ratio: sampling points a side of a bin, 1 or more.
+        aligned: shift the boxes by half a cell.
 
     Returns:
-        (R, C, S, S) float32, as ``torchvision.ops.roi_align(…, aligned=False)``.
+        (R, C, S, S) float32, as ``torchvision.ops.roi_align`` on each level.
     """
     channels, count = levels[0].shape[1], len(boxes_R4)
     if count == 0:
@@ -100,8 +112,10 @@ def table_roi_align(
     cells = torch.tensor([0, *(level.shape[0] * level.shape[2] * level.shape[3] for level in levels[:-1])]).cumsum(0)
     first_R = cells[level_R] + image_R * heights * widths
     scaled_R4 = boxes_R4 / torch.tensor(strides, dtype=boxes_R4.dtype)[level_R][:, None]
-    rows, row_weights = _neighbours(scaled_R4[:, 1], scaled_R4[:, 3], bins * ratio, heights)
-    columns, column_weights = _neighbours(scaled_R4[:, 0], scaled_R4[:, 2], bins * ratio, widths)
+    shift, shortest = (0.5, 0.0) if aligned else (0.0, 1.0)
+    scaled_R4 = scaled_R4 - shift
+    rows, row_weights = _neighbours(scaled_R4[:, 1], scaled_R4[:, 3], bins * ratio, heights, shortest)
+    columns, column_weights = _neighbours(scaled_R4[:, 0], scaled_R4[:, 2], bins * ratio, widths, shortest)
     index = first_R.view(-1, 1, 1, 1, 1) + rows[:, :, None, :, None] * widths.view(-1, 1, 1, 1, 1)
     index = index + columns[:, None, :, None, :]
     weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :] / ratio**2
@@ -114,15 +128,16 @@ def table_roi_align(
     return sums.reshape(count, bins, bins, channels).permute(0, 3, 1, 2)
 
 
-def _neighbours(start_R: Tensor, end_R: Tensor, points: int, limit_R: Tensor) -> tuple[Tensor, Tensor]:
+def _neighbours(start_R: Tensor, end_R: Tensor, points: int, limit_R: Tensor, shortest: float) -> tuple[Tensor, Tensor]:
     """The two cells beside each sampling point of an axis, and their bilinear weights.
 
-    A point beyond the map by less than one cell takes the border's value, one farther out counts nothing.
+    A point beyond the map by less than one cell takes the border's value, one farther out counts nothing. A box that is
+    not as long as ``shortest`` cells is read as if it were.
 
     Returns:
         (R, n, 2) int64 cells and (R, n, 2) float32 weights.
     """
-    step_R = (end_R - start_R).clamp(min=1) / points
+    step_R = (end_R - start_R).clamp(min=shortest) / points
     place = start_R[:, None] + (torch.arange(points) + 0.5) * step_R[:, None]
     last = (limit_R - 1)[:, None]
     inside = (place >= -1) & (place <= limit_R[:, None])

@@ -19,8 +19,6 @@ from torchvision.ops import boxes as box_ops
 from openworld.engines.options import RpnOptions
 from openworld.structures import Target
 
-MIN_SIDE_PX = 1.0
-
 
 class ProposalNetwork(nn.Module):
     """RPN head, anchors, matching, loss and proposal selection.
@@ -86,7 +84,8 @@ class ProposalNetwork(nn.Module):
         index, level_index = torch.cat(chosen), torch.cat(level_of)
         boxes = box_ops.clip_boxes_to_image(boxes_A4[index], size)
         scores = scores_A[index]
-        usable = box_ops.remove_small_boxes(boxes, MIN_SIDE_PX)
+        least = max(self.options.min_side_px, torch.finfo(boxes.dtype).tiny)  # an empty box is never a proposal
+        usable = box_ops.remove_small_boxes(boxes, least)
         boxes, scores, level_index = boxes[usable], scores[usable], level_index[usable]
         kept = box_ops.batched_nms(boxes, scores, level_index, self.options.nms_iou)[:keep_most]
         return boxes[kept], scores[kept]
@@ -111,7 +110,9 @@ class ProposalNetwork(nn.Module):
         sampled_BA = positive_BA | negative_BA
         labels_BA, goals_BA4 = torch.stack(labels_B), torch.stack(goals_B)
         sampled = sampled_BA.sum().clamp(min=1)
-        box = functional.smooth_l1_loss(deltas_BA4[positive_BA], goals_BA4[positive_BA], beta=1 / 9, reduction="sum")
+        box = functional.smooth_l1_loss(
+            deltas_BA4[positive_BA], goals_BA4[positive_BA], beta=self.options.smooth_l1_beta, reduction="sum"
+        )
         objectness = functional.binary_cross_entropy_with_logits(
             objectness_BA[sampled_BA], labels_BA[sampled_BA], reduction="sum"
         )

@@ -3,17 +3,18 @@
 The stock RPN drops the objectness of its proposals and the stock RoI heads hide features and logits; open-world
 detection needs all three.
 
-B images, R regions over the batch, D feature dimension, K head rows (known…, unknown, background).
+B images, R regions over the batch, D feature dimension, K head rows (see :mod:`openworld.labels`), C sets of box
+deltas: 1, or one a row before background.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import boxes as box_ops
@@ -21,7 +22,10 @@ from torchvision.ops import boxes as box_ops
 from openworld.engines.backbone import STRIDE_PX, build_features
 from openworld.engines.base import Decide, LabelUnknowns
 from openworld.engines.options import ModelOptions
-from openworld.engines.rpn import MIN_SIDE_PX, ProposalNetwork
+from openworld.engines.roi_inference import candidates, suppress
+from openworld.engines.roi_losses import BOX_WEIGHTS, box_loss, classification_loss, masked_logits
+from openworld.engines.rpn import ProposalNetwork
+from openworld.errors import ConfigError
 from openworld.labels import LabelSpace
 from openworld.structures import Detections, Regions, Target
 from ssl_backbones.nets import ResNet
@@ -31,12 +35,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class OpenWorldRCNN(nn.Module):
-    """The default engine. Box regression is class-agnostic, so that an unknown object gets a refined box too.
+    """The default engine. Its box regression is class-agnostic, so that an unknown object gets a refined box too.
 
     Args:
         labels: label space whose rows the head has.
         body: the ResNet; its weights are loaded by :func:`openworld.engines.weights.load_backbone`.
         options: see :class:`ModelOptions`.
+
+    Raises:
+        ConfigError: the label space has another layout than ``options.head``.
     """
 
     pixel_mean: Tensor
@@ -44,14 +51,19 @@ class OpenWorldRCNN(nn.Module):
 
     def __init__(self, labels: LabelSpace, body: ResNet, options: ModelOptions) -> None:
         super().__init__()
+        if labels.layout != options.head:
+            raise ConfigError(
+                f"model.head is {options.head!r} and the label space has the {labels.layout} layout",
+                remedy="give the label space the layout of model.head",
+            )
         self.labels = labels
         self.options = options
         self.features = build_features(body, options)
         self.feature_dim = self.features.feature_dim
         self.rpn = ProposalNetwork(self.features.channels, self.features.anchor_sizes, options.rpn)
-        self.coder = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
+        self.coder = BoxCoder(weights=BOX_WEIGHTS)
         self.classify = nn.Linear(self.feature_dim, labels.num_rows)
-        self.refine = nn.Linear(self.feature_dim, 4)
+        self.refine = nn.Linear(self.feature_dim, 4 * (labels.background if self.per_class else 1))
         nn.init.normal_(self.classify.weight, std=0.01)
         nn.init.zeros_(self.classify.bias)
         nn.init.normal_(self.refine.weight, std=0.001)
@@ -60,6 +72,11 @@ class OpenWorldRCNN(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
 
     # -- the parts ----------------------------------------------------------------------------------------------------
+
+    @property
+    def per_class(self) -> bool:
+        """Each row before background has box deltas of its own."""
+        return self.options.roi.box_regression == "per_class"
 
     def train(self, mode: bool = True) -> OpenWorldRCNN:
         """As usual, but the BatchNorm of frozen stages keeps its statistics."""
@@ -92,7 +109,7 @@ class OpenWorldRCNN(nn.Module):
         )
 
     def head(self, levels: dict[str, Tensor], boxes: list[Tensor]) -> tuple[Tensor, ...]:
-        """Features (R, D), logits (R, K) and box deltas (R, 4) of the boxes of all images, float32."""
+        """Features (R, D), logits (R, K) and box deltas (R, 4·C) of the boxes of all images, float32."""
         with self.autocast():
             features_RD = self.features.region_features(levels, boxes)
         features_RD = features_RD.float()
@@ -101,7 +118,11 @@ class OpenWorldRCNN(nn.Module):
     # -- training -----------------------------------------------------------------------------------------------------
 
     def training_step(
-        self, images: Sequence[Tensor], targets: Sequence[Target], label_unknowns: LabelUnknowns
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[Target],
+        label_unknowns: LabelUnknowns,
+        among: Literal["all_proposals", "sampled"] = "all_proposals",
     ) -> tuple[dict[str, Tensor], Regions]:
         """See :class:`openworld.engines.base.Engine`."""
         targets = [target.to(self.pixel_mean.device) for target in targets]
@@ -111,16 +132,24 @@ class OpenWorldRCNN(nn.Module):
         levels = {name: level.float() for name, level in levels.items()}
         proposals, objectness, losses = self.rpn(batch, list(levels.values()), targets)
         with torch.no_grad():
-            regions, matched_boxes = self._match(proposals, objectness, targets, add_annotated=True)
-            regions = replace(regions, labels=label_unknowns(regions, self._sizes(batch)))
+            roi = self.options.roi
+            regions, matched_boxes = self._match(proposals, objectness, targets, add_annotated=roi.append_annotated)
+            if among == "all_proposals":
+                regions = replace(regions, labels=label_unknowns(regions, self._sizes(batch)))
             sampled = self._sample(regions)
             regions, matched_boxes = regions[sampled], matched_boxes[sampled]
+            if among == "sampled":
+                regions = replace(regions, labels=label_unknowns(regions, self._sizes(batch)))
         boxes = _by_image(regions.boxes, regions.image_index, len(images))
-        features_RD, logits_RK, deltas_R4 = self.head(levels, boxes)
-        losses["classification"] = (
-            functional.cross_entropy(logits_RK, regions.labels) if len(regions) else logits_RK.sum() * 0.0
+        features_RD, logits_RK, deltas_RC = self.head(levels, boxes)
+        masked = self.labels.future_rows if roi.mask_future != "never" else ()
+        losses["classification"] = classification_loss(logits_RK, regions.labels, masked)
+        regressed = self.labels.is_known(regions.labels)
+        if roi.unknown_box_loss == "included":
+            regressed = regressed | (regions.labels == self.labels.unknown)
+        losses["box"] = box_loss(
+            deltas_RC, regions.boxes, matched_boxes, regions.labels, regressed, beta=roi.smooth_l1_beta
         )
-        losses["box"] = self._box_loss(regions, deltas_R4, matched_boxes)
         return losses, replace(regions, features=features_RD, logits=logits_RK)
 
     def _match(
@@ -153,26 +182,19 @@ class OpenWorldRCNN(nn.Module):
         return _join(parts), torch.cat(goals)
 
     def _sample(self, regions: Regions) -> Tensor:
-        """Indices of the regions in the loss: known and unknown ones up to a share each, background for the rest."""
+        """Indices of the regions in the loss: foreground up to its share or shares, background for the rest."""
         chosen: list[Tensor] = []
         total = self.options.roi.sampled_regions
-        known_most = int(total * self.options.roi.positive_fraction)
+        most = int(total * self.options.roi.positive_fraction)
+        known, unknown = self.labels.is_known(regions.labels), regions.labels == self.labels.unknown
+        shares = [known, unknown] if self.options.roi.unknown_share == "separate" else [known | unknown]
         for image in range(int(regions.image_index.max()) + 1 if len(regions) else 0):
             here = regions.image_index == image
-            known = _draw(torch.where(here & (regions.labels < self.labels.unknown))[0], known_most)
-            unknown = _draw(torch.where(here & (regions.labels == self.labels.unknown))[0], known_most)
-            room = max(total - len(known) - len(unknown), 0)
+            foreground = [_draw(torch.where(here & share)[0], most) for share in shares]
+            room = max(total - sum(len(part) for part in foreground), 0)
             background = _draw(torch.where(here & (regions.labels == self.labels.background))[0], room)
-            chosen += [known, unknown, background]
+            chosen += [*foreground, background]
         return torch.cat(chosen) if chosen else torch.zeros(0, dtype=torch.int64, device=regions.labels.device)
-
-    def _box_loss(self, regions: Regions, deltas_R4: Tensor, matched_boxes: Tensor) -> Tensor:
-        """Smooth L1 of known regions, divided by all sampled regions. Auto-labelled unknowns have no true box."""
-        known = regions.labels < self.labels.unknown
-        if not bool(known.any()):
-            return deltas_R4.sum() * 0.0
-        goals = self.coder.encode_single(matched_boxes[known], regions.boxes[known])
-        return functional.smooth_l1_loss(deltas_R4[known], goals, beta=1 / 9, reduction="sum") / len(regions)
 
     # -- test ---------------------------------------------------------------------------------------------------------
 
@@ -197,53 +219,101 @@ class OpenWorldRCNN(nn.Module):
         return replace(regions, labels=label_unknowns(regions, self._sizes(batch)))
 
     @torch.no_grad()
-    def detect(self, images: Sequence[Tensor], decide: Decide) -> list[Detections]:
+    def detect(self, images: Sequence[Tensor], decide: Decide, *, nms_after_decision: bool = True) -> list[Detections]:
         """See :class:`openworld.engines.base.Engine`.
 
         A region gives one candidate for every known class and for unknown whose softmax score passes the threshold.
-        The decision is made on each candidate, which keeps its score; suppression comes after it, so that no object is
-        called unknown twice.
+        The decision is made on each candidate; suppression and the cap come after it, so that no object is called
+        unknown twice, or before it, as in the reference code.
         """
         levels, proposals, _, batch = self._propose(images)
         counts = [len(boxes) for boxes in proposals]
         if not sum(counts):
             return [Detections.empty() for _ in images]
-        _, logits_RK, deltas_R4 = self.head(levels, proposals)
-        boxes_R4 = self.coder.decode_single(deltas_R4, torch.cat(proposals))
+        _, logits_RK, deltas_RC = self.head(levels, proposals)
+        boxes_RC = self.coder.decode_single(deltas_RC, torch.cat(proposals))
         return [
-            self._select(box_ops.clip_boxes_to_image(boxes, size), logits, decide)
+            self._select(box_ops.clip_boxes_to_image(boxes, size), logits, decide, nms_after_decision)
             for boxes, logits, size in zip(
-                boxes_R4.split(counts), logits_RK.split(counts), batch.image_sizes, strict=True
+                boxes_RC.split(counts), logits_RK.split(counts), batch.image_sizes, strict=True
             )
         ]
 
-    def _select(self, boxes_R4: Tensor, logits_RK: Tensor, decide: Decide) -> Detections:
-        """Threshold, decision, suppression and cap for one image."""
+    def _select(self, boxes_RC: Tensor, logits_RK: Tensor, decide: Decide, nms_after_decision: bool) -> Detections:
+        """Threshold, decision, suppression and cap for one image; its boxes are (R, 4·C), clipped.
+
+        A class that no task has taught is never detected.
+        """
         roi = self.options.roi
-        usable_R = ((boxes_R4[:, 2:] - boxes_R4[:, :2]) >= MIN_SIDE_PX).all(dim=1)
-        scores_RK = logits_RK.softmax(dim=1)[:, : self.labels.background] * usable_R[:, None]
-        region, candidate = torch.where(scores_RK > roi.score_threshold)
-        boxes, scores = boxes_R4[region], scores_RK[region, candidate]
-        labels, energies, known_labels = decide(logits_RK[region], candidate)
-        kept = box_ops.batched_nms(boxes, scores, labels, roi.nms_iou)
-        if roi.cross_nms_iou < 1:
-            side = (labels[kept] == self.labels.unknown).long()
-            kept = kept[_suppress_across(boxes[kept], side, roi.cross_nms_iou)]
-        return Detections(boxes, scores, labels, energies, known_labels)[kept[: roi.detections_per_image]]
+        masked = self.labels.future_rows if roi.mask_future == "always" else ()
+        scores_RK = masked_logits(logits_RK, masked).softmax(dim=1)
+        region, candidate, boxes = candidates(
+            boxes_RC.reshape(len(boxes_RC), -1, 4),
+            scores_RK,
+            self.labels.detected_rows,
+            score_threshold=roi.score_threshold,
+            min_side_px=roi.min_side_px,
+        )
+        scores = scores_RK[region, candidate]
+        if not nms_after_decision:
+            kept = self._suppress(boxes, scores, candidate)
+            region, candidate, boxes, scores = region[kept], candidate[kept], boxes[kept], scores[kept]
+        decision = decide(logits_RK[region], candidate, scores)
+        found = Detections(boxes, decision.scores, decision.labels, decision.energies, decision.known_labels)
+        found = found[decision.kept]
+        if nms_after_decision:
+            return found[self._suppress(found.boxes, found.scores, found.labels)]
+        return found[found.scores.argsort(descending=True, stable=True)]  # the decision may change scores
+
+    def _suppress(self, boxes_N4: Tensor, scores_N: Tensor, labels_N: Tensor) -> Tensor:
+        """Positions of the detections of one image that suppression and the cap leave, by falling score."""
+        roi = self.options.roi
+        return suppress(
+            boxes_N4,
+            scores_N,
+            labels_N,
+            unknown=self.labels.unknown,
+            nms_iou=roi.nms_iou,
+            cross_nms_iou=roi.cross_nms_iou,
+            most=roi.detections_per_image,
+        )
 
     # -- growth -------------------------------------------------------------------------------------------------------
 
     def grow(self, labels: LabelSpace) -> None:
-        """See :class:`openworld.engines.base.Engine`. New rows start from *unknown*'s: what a new class looked like."""
+        """See :class:`openworld.engines.base.Engine`.
+
+        In the growing layout new rows start from *unknown*'s: what a new class looked like. In the fixed layout every
+        row is there already, and nothing moves.
+        """
+        kept = labels.kept_rows(self.labels)
+        if labels.num_rows == self.labels.num_rows:
+            self.labels = labels
+            return
         old = self.classify
         new = nn.Linear(self.feature_dim, labels.num_rows, device=old.weight.device)
         with torch.no_grad():
             new.weight.copy_(old.weight[self.labels.unknown] + torch.randn_like(new.weight) * 0.01)
             new.bias.copy_(old.bias[self.labels.unknown].expand_as(new.bias))
-            for row, target in labels.kept_rows(self.labels):
+            for row, target in kept:
                 new.weight[target] = old.weight[row]
                 new.bias[target] = old.bias[row]
+        if self.per_class:
+            self.refine = self._grown_refine(labels)
         self.classify, self.labels = new, labels
+
+    @torch.no_grad()
+    def _grown_refine(self, labels: LabelSpace) -> nn.Linear:
+        """Box deltas with the rows of a later task; those of a new class start from *unknown*'s."""
+        old = self.refine
+        source = [self.labels.unknown] * labels.background
+        for row, target in labels.kept_rows(self.labels):
+            if target < labels.background:
+                source[target] = row
+        new = nn.Linear(self.feature_dim, 4 * labels.background, device=old.weight.device)
+        new.weight.copy_(old.weight.reshape(-1, 4, self.feature_dim)[source].flatten(0, 1))
+        new.bias.copy_(old.bias.reshape(-1, 4)[source].flatten())
+        return new
 
 
 def _draw(index: Tensor, most: int) -> Tensor:
@@ -261,19 +331,3 @@ def _join(parts: list[Regions]) -> Regions:
 def _by_image(boxes: Tensor, image_index: Tensor, images: int) -> list[Tensor]:
     """Boxes of each image; regions are stored image after image."""
     return list(boxes.split(torch.bincount(image_index, minlength=images).tolist()))
-
-
-def _suppress_across(boxes_N4: Tensor, side_N: Tensor, iou: float) -> Tensor:
-    """Positions kept when a detection gives way to a better one of the other side (known against unknown).
-
-    Args:
-        boxes_N4: sorted by falling score.
-        side_N: 0 known, 1 unknown.
-    """
-    if len(boxes_N4) == 0:
-        return torch.zeros(0, dtype=torch.int64, device=boxes_N4.device)
-    rival_NN = (box_ops.box_iou(boxes_N4, boxes_N4) > iou) & (side_N[:, None] != side_N[None, :])
-    kept = torch.ones(len(boxes_N4), dtype=torch.bool, device=boxes_N4.device)
-    for index in range(1, len(boxes_N4)):
-        kept[index] = not bool((rival_NN[index, :index] & kept[:index]).any())
-    return torch.where(kept)[0]

@@ -134,18 +134,18 @@ def label_unknowns(
 ) -> Tensor:
     """Labels in which the best candidates of each image are *unknown*; arguments as in :func:`unknown_candidates`.
 
-    With ``options.foreground = "logit_minus_one"`` every region competes, those that are not background with a logit
+    With ``options.foreground = "logit_minus_one"`` every region competes, those that are not background with a score
     of -1; a foreground region is then relabelled where the background is scarcer than ``per_image`` or has lower
-    logits (reference code). The default never touches a foreground region (paper).
+    scores (reference code). The default never touches a foreground region (paper).
 
     Returns:
         (R,) int64, a new tensor.
     """
+    scores = objectness.sigmoid() if options.score == "probability" else objectness
     if options.foreground == "logit_minus_one":
-        scores = objectness.masked_fill(labels != background, -1.0)
+        scores = scores.masked_fill(labels != background, -1.0)
         candidates = torch.ones_like(labels, dtype=torch.bool)
     else:
-        scores = objectness
         candidates = unknown_candidates(
             labels,
             objectness,

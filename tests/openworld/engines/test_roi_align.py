@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import MultiScaleRoIAlign, roi_align
 
 from openworld.engines.roi_align import RoIAlign
 
@@ -42,3 +42,20 @@ def test_equals_torchvision(name: str, ratio: int) -> None:
     else:
         ours.sum().backward()
         assert ours.shape == (0, 5, 3, 3)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("ratio", [0, 1, 2])
+@pytest.mark.parametrize("name", list(BOXES))
+def test_one_level_equals_torchvision(name: str, ratio: int, aligned: bool) -> None:
+    generator = torch.Generator().manual_seed(2)
+    level = torch.randn(2, 4, 6, 8, generator=generator).requires_grad_()
+    copy = level.detach().clone().requires_grad_()
+    boxes = [BOXES[name], BOXES[name].flip(0)]
+    ours = RoIAlign((16,), output_size=3, sampling_ratio=ratio, canonical_size_px=224, aligned=aligned)([level], boxes)
+    expected = roi_align(copy, boxes, 3, 1 / 16, ratio, aligned)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+    up = torch.randn(ours.shape, generator=generator)
+    (ours * up).sum().backward()
+    (expected * up).sum().backward()
+    torch.testing.assert_close(level.grad, copy.grad, atol=1e-4, rtol=1e-4)

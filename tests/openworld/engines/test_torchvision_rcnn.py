@@ -1,5 +1,6 @@
 """The engine: its losses against slow loops and stock torchvision, its proposals, its growth, its handover."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,17 +13,21 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.ops import boxes as box_ops
 
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
-from openworld.engines.rpn import MIN_SIDE_PX
-from openworld.engines.torchvision_rcnn import OpenWorldRCNN, _suppress_across
+from openworld.engines.torchvision_rcnn import OpenWorldRCNN
 from openworld.engines.weights import build_engine
-from openworld.errors import CheckpointError, HandoverError
+from openworld.errors import CheckpointError, ConfigError, HandoverError
 from openworld.labels import LabelSpace
 from openworld.ore.core import Ore
+from openworld.ore.options import ClusteringOptions, UnknownLabelOptions
 from openworld.structures import Regions, Target
+from openworld.train import Detector
 from ssl_backbones.nets import ResNet
 from ssl_backbones.options import ArchOptions
 
 SPACE = LabelSpace.of((("cat", "dog"), ("car",)), 1)
+FIXED = LabelSpace.of(SPACE.tasks, 1, "fixed")  # cat 0, dog 1, car 2 (not taught yet), unknown 3, background 4
+HEADS = pytest.mark.parametrize("head", ["growing", "fixed"])
+KINDS = pytest.mark.parametrize("box_regression", ["agnostic", "per_class"])
 TINY = ArchOptions(arch="resnet18", width=0.125)
 
 
@@ -33,7 +38,12 @@ def options(**changes: object) -> ModelOptions:
 
 def engine(seed: int = 0, **changes: object) -> OpenWorldRCNN:
     torch.manual_seed(seed)
-    return build_engine(SPACE, options(**changes), None)
+    chosen = options(**changes)
+    return build_engine(SPACE if chosen.head == "growing" else FIXED, chosen, None)
+
+
+def roi(**changes: object) -> RoiOptions:
+    return replace(RoiOptions(hidden_dim=24, sampled_regions=16), **changes)  # type: ignore[arg-type]
 
 
 def keep_labels(regions: Regions, sizes: Tensor) -> Tensor:
@@ -143,7 +153,7 @@ def test_proposals_equal_stock_torchvision() -> None:
         stock.rpn.anchor_generator.sizes = stock.rpn.anchor_generator.sizes[:4]
         stock.rpn.anchor_generator.aspect_ratios = stock.rpn.anchor_generator.aspect_ratios[:4]
         stock.rpn.anchor_generator.cell_anchors = stock.rpn.anchor_generator.cell_anchors[:4]
-        stock.rpn.min_size = MIN_SIDE_PX
+        stock.rpn.min_size = ours.options.rpn.min_side_px
         expected, _ = stock.rpn(transformed, stock_levels)
     assert len(boxes[0]) == len(expected[0]) > 10
     torch.testing.assert_close(boxes[0], expected[0], atol=1e-3, rtol=1e-4)
@@ -210,11 +220,282 @@ def test_no_proposals_gives_no_detections() -> None:
     assert [len(item) for item in found] == [0]
 
 
-def test_suppression_across_known_and_unknown_by_hand() -> None:
-    boxes = torch.tensor([[0, 0, 10, 10], [1, 0, 11, 10], [1, 0, 11, 10], [50, 50, 60, 60]], dtype=torch.float32)
-    side = torch.tensor([0, 1, 0, 1])  # the second gives way to the first; the third is of the first's side
-    assert _suppress_across(boxes, side, 0.5).tolist() == [0, 2, 3]
-    assert _suppress_across(boxes[:0], side[:0], 0.5).tolist() == []
+# -- layouts of the head, and what the reference code does otherwise --------------------------------------------------
+
+
+@HEADS
+@KINDS
+@pytest.mark.parametrize("targets", [[ONE, EMPTY], [EMPTY, EMPTY]])
+def test_every_head_trains(head: str, box_regression: str, targets: list[Target]) -> None:
+    """With unknowns in the box loss too, images without annotated boxes give finite losses."""
+    model = engine(head=head, roi=roi(box_regression=box_regression, unknown_box_loss="included")).train()
+    ore = Ore(model.labels, model.feature_dim, ClusteringOptions(start_step=0), UnknownLabelOptions(per_image=2))
+    losses = Detector(model, ore).losses(images((64, 64), (48, 80)), targets, 0)
+    assert all(bool(torch.isfinite(value)) for value in losses.values())
+    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+    assert all(
+        bool(torch.isfinite(parameter.grad).all()) for parameter in model.parameters() if parameter.grad is not None
+    )
+    columns = model.labels.background if box_regression == "per_class" else 1
+    assert model.refine.weight.shape[0] == 4 * columns
+    if head == "fixed":
+        assert model.classify.weight.grad is not None and not model.classify.weight.grad[2].any()  # car
+        assert bool(model.classify.weight.grad[[0, 1, 3, 4]].abs().sum(1).all())
+
+
+@HEADS
+@KINDS
+def test_losses_equal_a_slow_loop(head: str, box_regression: str) -> None:
+    """The losses of the reference code's options, region by region from what the engine returns."""
+    changed = roi(box_regression=box_regression, unknown_box_loss="included", smooth_l1_beta=0.0)
+    model = engine(head=head, roi=changed).train()
+    space = model.labels
+    ore = Ore(space, model.feature_dim, unknown=UnknownLabelOptions(per_image=3, among="sampled"))
+    torch.manual_seed(0)
+    losses, regions = model.training_step(images((64, 64)), [ONE], ore.label_unknowns, "sampled")
+    assert regions.features is not None and regions.logits is not None
+    assert {1, space.unknown, space.background} == set(regions.labels.tolist())
+    deltas = model.refine(regions.features).detach().reshape(len(regions), -1, 4)
+    rows = [*space.detected_rows, space.background]
+    classification, box = 0.0, 0.0
+    for index, label in enumerate(regions.labels.tolist()):
+        given = regions.logits[index].detach()
+        classification += float(torch.logsumexp(given[rows], 0) - given[label])
+        if label != space.background:
+            a, g = regions.boxes[index], ONE.boxes[0]
+            size, wanted = a[2:] - a[:2], g[2:] - g[:2]
+            move = 10 * ((g[2:] + g[:2]) / 2 - (a[2:] + a[:2]) / 2) / size
+            own = deltas[index, label if box_regression == "per_class" else 0]
+            box += float((own - torch.cat([move, 5 * torch.log(wanted / size)])).abs().sum())
+    assert float(losses["classification"].detach()) == pytest.approx(classification / len(regions), rel=1e-5)
+    assert float(losses["box"].detach()) == pytest.approx(box / len(regions), rel=1e-5)
+
+
+def test_unknowns_are_labelled_among_all_proposals_or_among_the_sampled_ones() -> None:
+    model = engine().train()
+    seen: dict[str, int] = {}
+    for among in ("all_proposals", "sampled"):
+
+        def count(regions: Regions, sizes: Tensor, among: str = among) -> Tensor:
+            seen[among] = len(regions)
+            return regions.labels.clone()
+
+        torch.manual_seed(0)
+        _, regions = model.training_step(images((64, 64)), [ONE], count, among)  # type: ignore[arg-type]
+        assert len(regions) == model.options.roi.sampled_regions
+    assert seen["sampled"] == model.options.roi.sampled_regions < seen["all_proposals"]
+
+    for among, count_seen in seen.items():
+        ore = Ore(SPACE, model.feature_dim, unknown=UnknownLabelOptions(among=among))  # type: ignore[arg-type]
+        label, calls = ore.label_unknowns, []
+
+        def spy(
+            regions: Regions,
+            sizes: Tensor | None = None,
+            label: Callable[..., Tensor] = label,
+            calls: list[int] = calls,
+        ) -> Tensor:
+            calls.append(len(regions))
+            return label(regions, sizes)
+
+        ore.label_unknowns = spy  # type: ignore[method-assign]
+        torch.manual_seed(0)
+        Detector(model, ore).losses(images((64, 64)), [ONE], 0)
+        assert calls == [count_seen]
+
+
+@HEADS
+@pytest.mark.parametrize(("share", "known", "unknown"), [("separate", 4, 4), ("shared", 0, 0)])
+def test_shares_of_the_sample(head: str, share: str, known: int, unknown: int) -> None:
+    """A quarter of 16 is 4: of known and of unknown regions each, or of both together."""
+    model = engine(head=head, roi=roi(unknown_share=share))
+    space = model.labels
+    labels = torch.full((80,), space.background)
+    labels[:10], labels[10:20] = 1, space.unknown
+    none = torch.zeros(80)
+    regions = Regions(torch.zeros(80, 4), none.long(), none, none, labels)
+    drawn: set[int] = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        chosen = model._sample(regions)
+        taken = labels[chosen]
+        assert len(set(chosen.tolist())) == 16
+        foreground = int((taken == 1).sum()), int((taken == space.unknown).sum())
+        assert foreground == (known, unknown) if share == "separate" else sum(foreground) == 4
+        drawn |= set(chosen.tolist())
+    assert len(drawn) > 70
+    few = regions[torch.tensor([0, 1, 15, 70])]  # less than its share: all
+    assert sorted(model._sample(few).tolist()) == [0, 1, 2, 3]
+
+
+def test_annotated_boxes_are_regions_or_not() -> None:
+    for append, wanted in ((True, 1), (False, 0)):
+        model = engine(roi=roi(append_annotated=append, sampled_regions=10**6)).train()
+        _, regions = model.training_step(images((64, 64)), [ONE], keep_labels)
+        assert int((regions.boxes == ONE.boxes[0]).all(1).sum()) == wanted
+
+
+@KINDS
+def test_growth_of_a_fixed_head_moves_nothing(box_regression: str) -> None:
+    model = engine(head="fixed", roi=roi(box_regression=box_regression)).train()
+    ore = Ore(FIXED, model.feature_dim, ClusteringOptions(start_step=0))
+    detector = Detector(model, ore)
+    detector.losses(images((64, 64)), [ONE], 0)
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    generator = torch.get_rng_state()
+    model.grow(FIXED.at(2))
+    ore.grow(FIXED.at(2))
+    assert torch.equal(torch.get_rng_state(), generator)
+    after = detector.state_dict()
+    torch.testing.assert_close(dict(after), before, rtol=0, atol=0, equal_nan=True)
+    losses = detector.losses(images((64, 64)), [target((8, 8, 40, 44), labels=(2,))], 1)
+    assert all(bool(torch.isfinite(value)) for value in losses.values())
+    losses["classification"].backward()  # type: ignore[no-untyped-call]
+    assert model.classify.weight.grad is not None and bool(model.classify.weight.grad[2].any())
+
+
+def test_growth_keeps_the_deltas_of_each_class() -> None:
+    model = engine(roi=roi(box_regression="per_class"))
+    torch.nn.init.normal_(model.refine.bias)
+    weight = model.refine.weight.detach().clone().reshape(3, 4, -1)
+    bias = model.refine.bias.detach().clone().reshape(3, 4)
+    model.grow(SPACE.at(2))
+    assert model.refine.weight.shape == (16, model.feature_dim)
+    for new, old in enumerate([0, 1, SPACE.unknown, SPACE.unknown]):  # car starts from unknown's
+        assert torch.equal(model.refine.weight.reshape(4, 4, -1)[new], weight[old])
+        assert torch.equal(model.refine.bias.reshape(4, 4)[new], bias[old])
+    model.train().training_step(images((64, 64)), [target((8, 8, 40, 44), labels=(2,))], keep_labels)
+
+
+@KINDS
+@pytest.mark.parametrize("mask_future", ["training", "always", "never"])
+def test_a_class_that_no_task_has_taught_is_never_detected(mask_future: str, box_regression: str) -> None:
+    """Its row has the largest logit everywhere; it takes probability from the others unless it is masked."""
+    chosen = roi(score_threshold=0.0, mask_future=mask_future, box_regression=box_regression)
+    model = engine(head="fixed", roi=chosen).eval()
+    torch.nn.init.zeros_(model.classify.weight)
+    with torch.no_grad():
+        model.classify.bias.copy_(torch.tensor([1.0, 0.0, 5.0, 0.5, 0.0]))
+    ore = Ore(FIXED, model.feature_dim)
+    (found,) = model.detect(images((64, 64)), ore.decide)
+    assert len(found) > 0 and set(found.labels.tolist()) <= {0, 1, 3} and set(found.known_labels.tolist()) == {0}
+    rows = [0, 1, 3, 4] if mask_future == "always" else [0, 1, 2, 3, 4]
+    shares = model.classify.bias.detach()[rows].softmax(0)
+    torch.testing.assert_close(found.scores[0], shares[0])
+    assert ore.decide(torch.tensor([[1.0, 0, 5, 0.5, 0], [0, 0, 5, 1, 9]])).labels.tolist() == [0, 3]
+
+
+def test_future_classes_are_in_the_loss_only_where_they_are_not_masked() -> None:
+    values = {}
+    for mask_future in ("training", "always", "never"):
+        model = engine(head="fixed", roi=roi(mask_future=mask_future)).train()
+        torch.nn.init.zeros_(model.classify.weight)
+        torch.manual_seed(0)
+        losses, _ = model.training_step(images((64, 64)), [EMPTY], keep_labels)
+        values[mask_future] = float(losses["classification"].detach())
+    wanted = {"training": 4, "always": 4, "never": 5}
+    assert values == pytest.approx({name: float(torch.tensor(rows).log()) for name, rows in wanted.items()})
+
+
+def test_each_class_is_detected_with_its_own_box() -> None:
+    """Agnostic deltas repeated for every class give the detections of a class-agnostic head."""
+    chosen = roi(score_threshold=0.0, cross_nms_iou=1.0, detections_per_image=10**6)
+    shared = engine(head="fixed", roi=chosen).eval()
+    model = engine(head="fixed", roi=replace(chosen, box_regression="per_class")).eval()
+    state = dict(shared.state_dict())
+    state |= {f"refine.{part}": torch.cat([state[f"refine.{part}"]] * 4) for part in ("weight", "bias")}
+    model.load_state_dict(state)
+    decide = Ore(FIXED, model.feature_dim).decide
+    (wanted,), (found,) = shared.detect(images((64, 64)), decide), model.detect(images((64, 64)), decide)
+    torch.testing.assert_close(found.boxes, wanted.boxes)
+    assert torch.equal(found.labels, wanted.labels) and len(found) > 0
+    with torch.no_grad():  # unknown's deltas alone move: its boxes do, the others do not
+        model.refine.bias.reshape(4, 4)[FIXED.unknown] += torch.tensor([5.0, 0, 0, 0])
+    (moved,) = model.detect(images((64, 64)), decide)
+    known, still_known = FIXED.is_known(found.labels), FIXED.is_known(moved.labels)
+    assert torch.equal(moved.boxes[still_known], found.boxes[known]) and bool(known.any())
+    assert not {tuple(box) for box in moved.boxes[~still_known].tolist()} & {
+        tuple(box) for box in found.boxes[~known].tolist()
+    }
+
+
+def reference_model() -> ModelOptions:
+    """Faster R-CNN R50-C4 as configs/Base-RCNN-C4-OWOD.yaml and the defaults of the reference code say, but narrow."""
+    return ModelOptions(
+        arch=replace(TINY, stride_in_1x1=True, arch="resnet50"),
+        neck="c4",
+        head="fixed",
+        rpn=RpnOptions(
+            anchor_sizes=[32, 64, 128, 256, 512],
+            train_candidates=12000,
+            train_proposals=2000,
+            test_candidates=6000,
+            test_proposals=1000,
+            min_side_px=0,
+            smooth_l1_beta=0,
+        ),
+        roi=RoiOptions(
+            sampled_regions=512,
+            positive_fraction=0.25,
+            unknown_share="shared",
+            unknown_box_loss="included",
+            box_regression="per_class",
+            smooth_l1_beta=0,
+            sampling_ratio=0,
+            aligned=True,
+            min_side_px=0,
+            nms_iou=0.4,
+            cross_nms_iou=1.0,
+            detections_per_image=50,
+        ),
+    )
+
+
+def test_the_configuration_of_the_reference_code_can_be_said() -> None:
+    torch.manual_seed(0)
+    model = build_engine(FIXED, reference_model(), None).train()
+    assert model.rpn.anchors.num_anchors_per_location() == [15]
+    unknown = UnknownLabelOptions(among="sampled", foreground="logit_minus_one")
+    ore = Ore(FIXED, model.feature_dim, ClusteringOptions(start_step=0), unknown)
+    losses = Detector(model, ore).losses(images((128, 128)), [ONE], 0)
+    assert all(bool(torch.isfinite(value)) for value in losses.values())
+    assert model.refine.weight.shape == (4 * 4, model.feature_dim) and model.classify.weight.shape[0] == 5
+    labels = torch.full((2100,), FIXED.background)
+    labels[:300] = 1
+    none = torch.zeros(2100)
+    sampled = labels[model._sample(Regions(torch.zeros(2100, 4), none.long(), none, none, labels))]
+    assert int((sampled == 1).sum()) == 128 and len(sampled) == 512
+    (found,) = model.eval().detect(images((128, 128)), ore.decide)
+    assert len(found) <= 50
+
+
+def test_a_head_of_another_layout_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model\.head is 'growing' and the label space has the fixed layout"):
+        build_engine(FIXED, options(), None)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("unknown_share", "both"),
+        ("unknown_box_loss", "on"),
+        ("box_regression", "all"),
+        ("mask_future", "test"),
+        ("smooth_l1_beta", -1.0),
+        ("min_side_px", float("nan")),
+        ("sampling_ratio", -1),
+    ],
+)
+def test_box_head_options_out_of_range(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"roi\.{field} is"):
+        roi(**{field: value})
+    with pytest.raises(ConfigError, match=r"model\.head"):
+        options(head="round")
+    with pytest.raises(ConfigError, match=r"rpn\.smooth_l1_beta"):
+        RpnOptions(smooth_l1_beta=-1.0)
+
+
+# -- numbers, frozen parts --------------------------------------------------------------------------------------------
 
 
 def test_bf16_losses_are_close_to_fp32() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,6 +24,15 @@ def batch(step: int, labels: list[int] | None = None) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(step)
     features = torch.randn(8, 4, generator=generator)
     return features, torch.randint(0, 4, (8,), generator=generator) if labels is None else torch.tensor(labels)
+
+
+def test_later_tasks_have_a_start_of_their_own() -> None:
+    options = replace(QUICK, later_start_step=0)
+    features, labels = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+    for task, started in ((1, False), (2, True)):
+        ore = Ore(LabelSpace.of([["a", "b"], ["c"]], task), 3, options)
+        ore.step(features, labels, 0)
+        assert ore.prototypes.started is started
 
 
 def test_loss_is_zero_before_the_start_and_follows_the_schedule() -> None:
@@ -60,8 +70,7 @@ def test_off_does_nothing_and_empty_batches_pass() -> None:
     empty = torch.zeros(0, dtype=torch.int64)
     for step in range(4):
         assert ore.step(torch.zeros(0, 4, requires_grad=True), empty, step).requires_grad
-    labels, energies, known = ore.decide(torch.zeros(0, 4))
-    assert len(labels) == len(energies) == len(known) == 0
+    assert len(ore.decide(torch.zeros(0, 4))) == 0
     none = Regions(torch.zeros(0, 4), empty, torch.zeros(0), torch.zeros(0), empty)
     assert ore.label_unknowns(none).shape == (0,)
 
@@ -78,6 +87,32 @@ def test_resume_is_exact() -> None:
     for (name, left), right in zip(ore.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(left, right), name
     assert not list(ore.parameters())
+
+
+@pytest.mark.parametrize("during_replay", [True, False])
+def test_replay_refreshes_the_old_classes(during_replay: bool) -> None:
+    """Momentum 0.5, an update every 2 steps: cat's prototype goes from 1 to 3, 4, 4.5 when replay shows cats at 5."""
+    ore = Ore(SPACE, 1, replace(QUICK, during_replay=during_replay))
+    cats = torch.zeros(4, dtype=torch.int64)
+    for step in range(4):
+        ore.step(torch.ones(4, 1), cats, step)
+    ore.grow(SPACE.at(2))
+    cows = torch.full((4,), 2)
+    for step in range(4):  # the new task shows no cat
+        ore.step(torch.full((4, 1), 9.0), cows, step)
+    assert ore.prototypes.vectors[:3, 0].tolist() == [1.0, 0.0, 9.0]
+    before = {name: value.clone() for name, value in ore.state_dict().items() if name.startswith(("memory", "proto"))}
+    path = []
+    for step in range(4, 10):
+        features = torch.full((4, 1), 5.0, requires_grad=True)
+        loss = ore.step(features, cats, step, replay=True)
+        assert loss.requires_grad and bool(loss > 0) == during_replay
+        path.append(ore.prototypes.vectors[0].item())
+    if during_replay:
+        assert path == [3.0, 3.0, 4.0, 4.0, 4.5, 4.5]
+        assert ore.memory.features[0].flatten().tolist() == [5.0] * 3
+    else:
+        assert all(torch.equal(value, ore.state_dict()[name]) for name, value in before.items())
 
 
 @pytest.mark.parametrize("with_background", [False, True])
@@ -102,14 +137,15 @@ def test_growth_keeps_rows_and_moves_unknown(with_background: bool) -> None:
 def test_decision() -> None:
     ore = Ore(SPACE, 4)
     logits = torch.tensor([[9.0, 1, 0, 12], [0, 9, 1, 0], [1, 0, 9, 0], [1, 0.5, 0, 0]])
-    labels, energies, known = ore.decide(logits)
-    assert labels.tolist() == [0, 1, 2, 0] and known.tolist() == [0, 1, 0, 0]
-    torch.testing.assert_close(energies, -torch.logsumexp(logits[:, :2], 1))
+    decision = ore.decide(logits)
+    assert decision.labels.tolist() == [0, 1, 2, 0] and decision.known_labels.tolist() == [0, 1, 0, 0]
+    torch.testing.assert_close(decision.energies, -torch.logsumexp(logits[:, :2], 1))
+    torch.testing.assert_close(decision.scores, logits.softmax(1)[:, :3].max(1).values)
     record = ore.fit_energy(torch.linspace(6, 12, 200), torch.linspace(0.5, 4, 200))
     assert record["status"] == "fitted"
-    assert ore.decide(logits)[0].tolist() == [0, 1, 2, 2]
+    assert ore.decide(logits).labels.tolist() == [0, 1, 2, 2] and ore.decide(logits).kept.all()
     # A region may be detected as several classes; the energy is the region's.
-    assert ore.decide(logits, torch.tensor([1, 2, 2, 1]))[0].tolist() == [1, 2, 2, 2]
+    assert ore.decide(logits, torch.tensor([1, 2, 2, 1])).labels.tolist() == [1, 2, 2, 2]
 
 
 def test_labels_unknown_and_collects_energy_samples() -> None:

@@ -93,6 +93,23 @@ def test_input_is_not_changed_and_nan_is_no_candidate() -> None:
     assert torch.equal(labels, before)
 
 
+def test_minus_one_is_below_every_probability_but_not_below_every_logit() -> None:
+    """Region 0 is foreground; both background logits are below -1."""
+    labels, objectness = torch.tensor([0, BACKGROUND, BACKGROUND]), torch.tensor([9.0, -4.0, -3.0])
+    fields = {"foreground": "logit_minus_one", "per_image": 1}
+    assert label(labels, objectness, **fields).tolist() == [UNKNOWN, BACKGROUND, BACKGROUND]
+    assert label(labels, objectness, score="probability", **fields).tolist() == [0, BACKGROUND, UNKNOWN]
+    fields["per_image"] = 3  # more than there is background
+    assert label(labels, objectness, score="probability", **fields).tolist() == [UNKNOWN] * 3
+
+
+def test_probabilities_rank_as_logits_do() -> None:
+    labels, objectness = torch.full((5,), BACKGROUND), torch.tensor([-2.0, 3.0, torch.inf, 1.0, -7.0])
+    for score in ("logit", "probability"):
+        got = label(labels, objectness, score=score, per_image=2, min_objectness=0.0)
+        assert (got == UNKNOWN).nonzero()[:, 0].tolist() == [1, 3]
+
+
 def test_images_need_not_be_in_order() -> None:
     image_index = torch.tensor([1, 0, 1, 0, 1])
     chosen = top_per_image(torch.tensor([1.0, 2, 3, 4, 3]), torch.ones(5, dtype=torch.bool), image_index, 1)
