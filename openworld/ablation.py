@@ -7,7 +7,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +49,53 @@ COLUMNS: dict[str, str] = {
 }
 
 
+def switched_one_by_one(config: RunConfig, options: Mapping[str, Any]) -> dict[str, Change]:
+    """One variant for each leaf of a tree of options that the configuration does not have, and one with all of them.
+
+    Args:
+        config: the full configuration.
+        options: as in a YAML file, for instance configs/ore/reference.yaml.
+
+    Raises:
+        ConfigError: a key that the configuration does not have.
+    """
+    leaves = {key: value for key, value in _leaves(options) if _leaf(config, key) != value}
+
+    def switch(*keys: str) -> Change:
+        def change(base: RunConfig) -> RunConfig:
+            for key in keys:
+                base = _with_leaf(base, key.split("."), leaves[key])
+            return base
+
+        return change
+
+    variants = {f"{key}={value}": switch(key) for key, value in leaves.items()}
+    return {"full": VARIANTS["full"], **variants, "all of them": switch(*leaves)}
+
+
+def _leaves(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _leaf(config: RunConfig, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        if not hasattr(value, name):
+            raise ConfigError(f"there is no option {key!r}", remedy="`openworld run --help` lists them")
+        value = getattr(value, name)
+    return value
+
+
+def _with_leaf(owner: Any, path: Sequence[str], value: Any) -> Any:
+    if len(path) > 1:
+        value = _with_leaf(getattr(owner, path[0]), path[1:], value)
+    return replace(owner, **{path[0]: value})
+
+
 def _without(config: RunConfig, part: str) -> RunConfig:
     options = replace(getattr(config.ore, part), enabled=False)
     return replace(config, ore=replace(config.ore, **{part: options}))
@@ -59,7 +106,14 @@ def _arch(config: RunConfig) -> Any:
 
 
 def run_ablation(
-    config: RunConfig, folder: Path, *, seeds: Sequence[int], variants: Sequence[str], jobs: int, console: Console
+    config: RunConfig,
+    folder: Path,
+    *,
+    seeds: Sequence[int],
+    variants: Sequence[str],
+    jobs: int,
+    console: Console,
+    switch: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run every variant with every seed, each in a folder and a process of its own, and print means and spreads.
 
@@ -71,16 +125,18 @@ def run_ablation(
         folder: where the runs, ablation.json and ablation.md go.
         seeds: of weights, order and choice; the data stay the same.
         variants: names out of :data:`VARIANTS`; none means all.
+        switch: a tree of options; the variants are then those of :func:`switched_one_by_one`.
         jobs: runs side by side, each with its share of the CPU's threads.
 
     Raises:
         ConfigError: a variant that does not exist.
         OpenWorldError: a run failed; its log is named.
     """
-    names = list(variants) or list(VARIANTS)
+    changes = VARIANTS if switch is None else switched_one_by_one(config, switch)
+    names = list(variants) or list(changes)
     for name in names:
-        if name not in VARIANTS:
-            raise ConfigError(f"there is no variant {name!r}", remedy=f"choose from: {', '.join(VARIANTS)}")
+        if name not in changes:
+            raise ConfigError(f"there is no variant {name!r}", remedy=f"choose from: {', '.join(changes)}")
     threads = config.threads or max(1, (os.cpu_count() or 1) // jobs)
     shared = _with_shared_world(replace(config, threads=threads), folder / "world")
     with ThreadPoolExecutor(jobs) as pool:
@@ -92,7 +148,7 @@ def run_ablation(
         plans = []
         for seed in seeds:
             for name in names:
-                plan = VARIANTS[name](replace(shared, seed=seed, name=f"{name}, seed {seed}"))
+                plan = changes[name](replace(shared, seed=seed, name=f"{name}, seed {seed}"))
                 if plan.pretrain is not None:
                     plan = replace(plan, pretrain=None, model=replace(plan.model, weights=backbones[seed]))
                 plans.append((name, seed, plan, folder / f"seed{seed}" / name.replace(" ", "-")))

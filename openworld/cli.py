@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from openworld import __version__
 from openworld.config import RunConfig
-from openworld.configfile import build, make_parser, read_config
+from openworld.configfile import build, find_config, make_parser, read_config, read_options
 from openworld.errors import OpenWorldError
 from ssl_backbones.options import PretrainOptions
 
@@ -149,6 +149,12 @@ def build_parser() -> tuple[ArgumentParser, dict[str, Callable[[Namespace], None
     ablate_verb = verb("ablate", ablate, "run a schedule with one part switched off at a time, over several seeds")
     ablate_verb.add_argument("--seeds", type=list[int], default=[0, 1, 2])
     ablate_verb.add_argument("--variants", type=list[str], default=[], help="names; default: all")
+    ablate_verb.add_argument(
+        "--switch",
+        type=str,
+        default=None,
+        help="a .yaml whose options are switched one by one: configs/ore/reference.yaml",
+    )
     ablate_verb.add_argument("--jobs", type=int, default=1, help="runs side by side")
     _run_arguments(ablate_verb, default_output=None)
 
@@ -346,6 +352,7 @@ def ablate(arguments: Namespace) -> None:
         variants=arguments.variants,
         jobs=arguments.jobs,
         console=Console(),
+        switch=None if arguments.switch is None else read_options(find_config(arguments.switch)),
     )
 
 

@@ -7,7 +7,7 @@ Each branch lives beside its owner (``openworld.data.options``, ``openworld.ore.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from openworld.data.options import DataOptions
@@ -23,6 +23,8 @@ class PhaseOptions:
 
     steps: int
     """Optimisation steps; 0 skips the phase."""
+    steps_by_task: dict[int, int] = field(default_factory=dict)
+    """Other numbers of steps for single tasks, such as ``{2: 52000}``."""
     lr: float
     """Peak learning rate."""
     batch_size: int = 8
@@ -30,8 +32,8 @@ class PhaseOptions:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """SGD has momentum 0.9."""
     weight_decay: float = 1e-4
-    schedule: Literal["cosine", "steps"] = "cosine"
-    """cosine: down to a hundredth of the peak; steps: a tenth after each milestone."""
+    schedule: Literal["cosine", "steps", "constant"] = "cosine"
+    """cosine: down to a hundredth of the peak; steps: a tenth after each milestone; constant: the peak all along."""
     milestones: list[float] = field(default_factory=lambda: [0.66, 0.88])
     """For `steps`: shares of the phase."""
     warmup_steps: int = 20
@@ -48,6 +50,15 @@ class PhaseOptions:
         for name in ("batch_size", "checkpoint_every", "lr"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}", remedy="give a positive number")
+        for task, steps in self.steps_by_task.items():
+            if task < 1 or steps < 0:
+                raise ConfigError(
+                    f"steps_by_task has {steps} steps for task {task}", remedy="tasks count from 1, steps from 0"
+                )
+
+    def for_task(self, task: int) -> PhaseOptions:
+        """The phase with the steps of this task."""
+        return replace(self, steps=self.steps_by_task.get(task, self.steps), steps_by_task={})
 
 
 @dataclass(kw_only=True)
@@ -73,6 +84,11 @@ class RunConfig:
     seed: int = 0
     threads: int = 0
     """CPU threads of the arithmetic; 0 leaves torch's choice. Bit-exact resume needs the same number."""
+    batch_factor: float = 1.0
+    """The schedule for another batch size, by the linear rule (Goyal et al., 2017): batch sizes and learning rates
+    times this; steps, warm-up and the steps that time the prototypes divided by it. 0.25: 2 GPUs in place of 8."""
+    length_factor: float = 1.0
+    """A shorter or longer run: steps, warm-up and the steps that time the prototypes times this."""
     tasks: int = 0
     """Run only the first tasks of the schedule; 0 runs all."""
     data: DataOptions = field(default_factory=DataOptions)
@@ -94,6 +110,11 @@ class RunConfig:
                 f"model.weights is {self.model.weights!r} and pretrain is on",
                 remedy="set `pretrain: null` to use the weights, or leave model.weights out",
             )
+        for name in ("batch_factor", "length_factor"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}", remedy="give a positive number, 1 changes nothing"
+                )
         if not 0 <= self.tasks <= len(self.data.tasks):
             raise ConfigError(
                 f"tasks is {self.tasks} and the schedule has {len(self.data.tasks)}",
@@ -108,3 +129,46 @@ class RunConfig:
     @property
     def last_task(self) -> int:
         return self.tasks or len(self.data.tasks)
+
+
+def scaled(config: RunConfig) -> RunConfig:
+    """The configuration with its two factors worked in, both 1 afterwards; see ``batch_factor`` and ``length_factor``.
+
+    Batch sizes and steps are rounded, to 1 at least where they were not 0; a learning rate follows the batch size that
+    came out.
+    """
+    if config.batch_factor == config.length_factor == 1:
+        return config
+    longer = config.length_factor / config.batch_factor
+
+    def whole(value: int, factor: float) -> int:
+        return max(1, round(value * factor)) if value else 0
+
+    def phase(options: PhaseOptions) -> PhaseOptions:
+        batch = whole(options.batch_size, config.batch_factor)
+        return replace(
+            options,
+            batch_size=batch,
+            lr=options.lr * batch / options.batch_size,
+            steps=whole(options.steps, longer),
+            steps_by_task={task: whole(steps, longer) for task, steps in options.steps_by_task.items()},
+            warmup_steps=whole(options.warmup_steps, longer),
+        )
+
+    clustering = config.ore.clustering
+    later = clustering.later_start_step
+    clustering = replace(
+        clustering,
+        start_step=whole(clustering.start_step, longer),
+        later_start_step=None if later is None else whole(later, longer),
+        update_every=whole(clustering.update_every, longer),
+    )
+    return replace(
+        config,
+        batch_factor=1.0,
+        length_factor=1.0,
+        ore=replace(config.ore, clustering=clustering),
+        train=phase(config.train),
+        increment=phase(config.increment),
+        replay=phase(config.replay),
+    )

@@ -62,3 +62,18 @@ def read_config(path: Path) -> RunConfig:
         raise ConfigError(
             str(error), where=str(path), remedy="correct the key or the value; `openworld run --help` lists them"
         ) from error
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """The tree of options in a YAML file, as it is written.
+
+    Raises:
+        ConfigError: the file is not YAML, or holds no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"is not YAML: {error}", where=str(path), remedy="correct the file") from None
+    if not isinstance(content, dict):
+        raise ConfigError("holds no options", where=str(path), remedy="write `name: value` lines")
+    return content

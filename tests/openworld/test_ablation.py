@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from openworld.ablation import COLUMNS, VARIANTS, as_markdown, run_ablation, summarise
+from openworld.ablation import COLUMNS, VARIANTS, as_markdown, run_ablation, summarise, switched_one_by_one
 from openworld.config import RunConfig
+from openworld.configfile import CONFIGS, read_options
 from openworld.errors import ConfigError
 from openworld.tasks import config_difference
 
@@ -39,3 +40,19 @@ def test_means_and_spreads_by_hand() -> None:
 def test_an_unknown_variant_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such thing"):
         run_ablation(RunConfig(), tmp_path, seeds=[0], variants=["no such thing"], jobs=1, console=Console())
+
+
+def test_options_are_switched_one_by_one() -> None:
+    config = RunConfig()
+    options = read_options(CONFIGS / "ore" / "reference.yaml")
+    variants = switched_one_by_one(config, options)
+    changed = {name: config_difference(config, change(config)) for name, change in variants.items()}
+    assert changed.pop("full") == []
+    together = changed.pop("all of them")
+    assert len(together) == len(changed) > 20
+    assert changed["ore.clustering.margin=2.0"] == ["ore.clustering.margin: 10.0 → 2.0"]
+    assert changed["model.head=fixed"] == ["model.head: 'growing' → 'fixed'"]
+    assert all(len(lines) == 1 for lines in changed.values())
+    assert "ore.clustering.items_per_class=20" not in changed  # as it was
+    with pytest.raises(ConfigError, match=r"no option 'ore\.clustering\.margins'"):
+        switched_one_by_one(config, {"ore": {"clustering": {"margins": 2}}})

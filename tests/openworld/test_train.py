@@ -28,6 +28,12 @@ def test_steps_fall_by_ten_at_each_milestone() -> None:
     assert [learning_rate(stepped, step) for step in (49, 50, 79, 80)] == pytest.approx([0.1, 0.01, 0.01, 0.001])
 
 
+def test_a_constant_rate_warms_up_and_stays() -> None:
+    assert [learning_rate(options(schedule="constant"), step) for step in (4, 10, 99)] == pytest.approx(
+        [0.05, 0.1, 0.1]
+    )
+
+
 def test_one_dimensional_parameters_do_not_decay() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     frozen = nn.Linear(2, 2).requires_grad_(False)

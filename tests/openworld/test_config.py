@@ -1,0 +1,109 @@
+"""The configuration: the two factors of a schedule, steps by task, and the presets of ORE."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from openworld.config import OreOptions, PhaseOptions, RunConfig, scaled
+from openworld.configfile import CONFIGS, build, make_parser, read_options
+from openworld.errors import ConfigError
+from openworld.ore.options import ClusteringOptions, EnergyOptions, ExemplarOptions, UnknownLabelOptions
+
+
+def stacked(*names: str) -> RunConfig:
+    """Configurations one over the other, as on the command line."""
+    parser = make_parser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(RunConfig, None)
+    options = [word for name in names for word in ("--config", str(CONFIGS / name))]
+    return build(RunConfig, parser.instantiate(parser.parse_args(options)))
+
+
+def test_a_quarter_of_the_batch_by_the_linear_rule() -> None:
+    phase = PhaseOptions(steps=18000, steps_by_task={2: 52000}, lr=0.01, batch_size=8, warmup_steps=100)
+    clustering = ClusteringOptions(start_step=1000, update_every=3000, later_start_step=0)
+    config = RunConfig(train=phase, ore=OreOptions(clustering=clustering), batch_factor=0.25)
+    small = scaled(config)
+    assert (small.train.batch_size, small.train.lr) == (2, pytest.approx(0.0025))
+    assert (small.train.steps, small.train.steps_by_task, small.train.warmup_steps) == (72000, {2: 208000}, 400)
+    timed = small.ore.clustering
+    assert (timed.start_step, timed.update_every, timed.later_start_step) == (4000, 12000, 0)
+    assert scaled(small) is small
+    # As many images are seen: 8 x 18000 = 2 x 72000.
+    assert small.train.batch_size * small.train.steps == phase.batch_size * phase.steps
+
+
+def test_a_tenth_of_the_length_keeps_batch_and_rate() -> None:
+    phase = PhaseOptions(steps=18000, lr=0.01, batch_size=8, warmup_steps=100)
+    short = scaled(RunConfig(train=phase, length_factor=0.1)).train
+    assert (short.steps, short.warmup_steps, short.batch_size, short.lr) == (1800, 10, 8, 0.01)
+
+
+def test_a_batch_never_vanishes_and_its_rate_follows_it() -> None:
+    phase = PhaseOptions(steps=10, lr=0.3, batch_size=3, warmup_steps=0)
+    small = scaled(RunConfig(train=phase, batch_factor=0.5)).train
+    assert small.batch_size == 2 and small.lr == pytest.approx(0.2) and small.steps == 20
+    tiny = scaled(RunConfig(train=phase, batch_factor=0.01)).train
+    assert tiny.batch_size == 1 and tiny.lr == pytest.approx(0.1)
+
+
+def test_factors_are_positive() -> None:
+    for name in ("batch_factor", "length_factor"):
+        for value in (0, -1, float("inf"), float("nan")):
+            with pytest.raises(ConfigError, match=name):
+                RunConfig(**{name: value})  # type: ignore[arg-type]
+
+
+def test_steps_by_task() -> None:
+    phase = PhaseOptions(steps=5, steps_by_task={2: 7, 4: 0}, lr=0.1)
+    assert [phase.for_task(task).steps for task in (1, 2, 3, 4)] == [5, 7, 5, 0]
+    with pytest.raises(ConfigError, match="task 0"):
+        PhaseOptions(steps=5, steps_by_task={0: 7}, lr=0.1)
+
+
+def test_the_paper_preset_is_what_the_options_default_to() -> None:
+    config = stacked("demo.yaml", "ore/paper.yaml")
+    assert config.ore.clustering == ClusteringOptions()
+    assert config.ore.unknown_labels == UnknownLabelOptions()
+    assert config.ore.energy == EnergyOptions()
+    assert config.ore.exemplars == ExemplarOptions()
+    assert not config.ore.energy.uses_unknown_labels
+
+
+def test_the_reference_preset_says_that_it_uses_unknown_labels() -> None:
+    config = stacked("demo.yaml", "ore/reference.yaml")
+    assert config.ore.energy.uses_unknown_labels
+    assert config.ore.clustering.distance_order == 10 and config.ore.clustering.margin == 2
+    assert config.train == RunConfig().train  # a preset of ORE leaves the schedule alone
+    again = stacked("demo.yaml", "ore/reference.yaml", "ore/paper.yaml")
+    assert again.ore == stacked("demo.yaml", "ore/paper.yaml").ore
+
+
+def test_both_presets_name_the_same_options() -> None:
+    """But for a few of the head's, on which the paper is silent and the own defaults stay."""
+
+    def keys(tree: object, prefix: str = "") -> set[str]:
+        if not isinstance(tree, dict):
+            return {prefix}
+        return {key for name, value in tree.items() for key in keys(value, f"{prefix}.{name}")}
+
+    paper, reference = (keys(read_options(CONFIGS / "ore" / f"{name}.yaml")) for name in ("paper", "reference"))
+    assert paper <= reference
+    assert all(key.startswith(".model") for key in reference - paper)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "ore").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_fragment_stacks(path: Path) -> None:
+    stacked("demo.yaml", f"ore/{path.name}")
+
+
+def test_the_published_lengths() -> None:
+    config = stacked("demo.yaml", "ore/reference.yaml", "ore/schedule_reference.yaml")
+    assert config.train.steps == 18000
+    assert [config.increment.for_task(task).steps for task in (2, 3, 4)] == [52000, 40000, 41000]
+    assert [config.replay.for_task(task).steps for task in (2, 3, 4)] == [4000, 2500, 3000]
+    assert config.increment.schedule == "constant" and config.increment.lr == 1e-4
+    assert replace(config.train, milestones=[]).lr == 0.01
