@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -19,7 +20,10 @@ from rich.table import Table
 from openworld.config import RunConfig
 from openworld.configfile import dump_config
 from openworld.data.synthetic import make_world, pretrain_folder, world_sources
+from openworld.engines.options import RoiOptions
 from openworld.errors import ConfigError, OpenWorldError
+from openworld.ore.options import EnergyOptions
+from openworld.runtime.console import narrow_table
 from openworld.runtime.files import write_atomic, write_json
 from openworld.tasks import run_backbone
 
@@ -117,7 +121,8 @@ def run_ablation(
 ) -> dict[str, Any]:
     """Run every variant with every seed, each in a folder and a process of its own, and print means and spreads.
 
-    The backbone of a seed is pretrained once and shared. What is finished in the folder is not run again, so an
+    The backbone of a seed is pretrained once and shared, and so is the training of the first task among variants that
+    differ only in what comes after it. What is finished in the folder is not run again, so an
     interrupted ablation goes on with the same command.
 
     Args:
@@ -152,7 +157,15 @@ def run_ablation(
                 if plan.pretrain is not None:
                     plan = replace(plan, pretrain=None, model=replace(plan.model, weights=backbones[seed]))
                 plans.append((name, seed, plan, folder / f"seed{seed}" / name.replace(" ", "-")))
-        results = list(pool.map(lambda item: (item[0], item[1], _run(item[2], item[3], console)), plans))
+        trainers: dict[str, Path] = {}
+        for _, _, plan, where in plans:
+            trainers.setdefault(_training_of(plan), where)
+        done: dict[Path, list[dict[str, Any]]] = {}
+        for follows in (False, True):
+            chosen = [(plan, where) for *_, plan, where in plans if (trainers[_training_of(plan)] != where) == follows]
+            found = pool.map(lambda item: _run(item[0], item[1], console, trainers[_training_of(item[0])]), chosen)
+            done.update(zip((where for _, where in chosen), found, strict=True))
+        results = [(name, seed, done[where]) for name, seed, _, where in plans]
     summary = summarise(results, names)
     write_json(folder / "ablation.json", {"seeds": list(seeds), "results": summary})
     write_atomic(folder / "ablation.md", as_markdown(summary))
@@ -174,10 +187,29 @@ def _with_shared_world(config: RunConfig, folder: Path) -> RunConfig:
     return replace(config, data=data, pretrain=replace(config.pretrain, images=images))
 
 
-def _run(config: RunConfig, folder: Path, console: Console) -> list[dict[str, Any]]:
+def _training_of(config: RunConfig) -> str:
+    """Equal for configurations whose first task is trained alike: energy and suppression come after the training."""
+    plain, roi = RoiOptions(), config.model.roi
+    later = ("score_threshold", "nms_iou", "cross_nms_iou", "detections_per_image")
+    model = replace(config.model, roi=replace(roi, **{name: getattr(plain, name) for name in later}))
+    return dump_config(replace(config, name="", model=model, ore=replace(config.ore, energy=EnergyOptions())))
+
+
+def _take_over(trained: Path, folder: Path) -> None:
+    """The first task's trained detector of another run, with the log that led to it."""
+    (folder / "task1" / "checkpoint").mkdir(parents=True)
+    for path in (trained / "task1" / "checkpoint").glob("train-*"):
+        shutil.copytree(path, folder / "task1" / "checkpoint" / path.name)
+    for name in ("metrics.jsonl", "task1/exemplars.json"):
+        shutil.copy(trained / name, folder / name)
+
+
+def _run(config: RunConfig, folder: Path, console: Console, trained: Path) -> list[dict[str, Any]]:
     """One run in a process of its own; its metrics by task."""
     paths = [folder / f"task{task}" / "metrics.json" for task in range(1, config.last_task + 1)]
     if not all(path.exists() for path in paths):
+        if trained != folder and not folder.exists():
+            _take_over(trained, folder)
         folder.mkdir(parents=True, exist_ok=True)
         plan = folder.parent / f"{folder.name}.yaml"
         write_atomic(plan, dump_config(config))
@@ -220,13 +252,13 @@ def tables(summary: dict[str, Any]) -> list[Table]:
     """A terminal table for each task."""
     result = []
     for task in next(iter(summary.values())):
-        table = Table(title=f"after task {task}: mean ± standard deviation over seeds")
-        table.add_column("variant")
-        for title in COLUMNS.values():
-            table.add_column(title, justify="right")
-        for name, by_task in summary.items():
-            table.add_row(name, *(_cell(metric, by_task[task][metric]) for metric in COLUMNS))
-        result.append(table)
+        heads = ("variant", *(title.replace(" ", "\n") for title in COLUMNS.values()))
+        rows = [
+            (name, *(_cell(metric, by_task[task][metric]).replace(" ± ", "\n± ") for metric in COLUMNS))
+            for name, by_task in summary.items()
+        ]
+        title = f"after task {task}: mean ± standard deviation over seeds"
+        result.append(narrow_table(heads, rows, title, words=["variant"]))
     return result
 
 

@@ -14,14 +14,15 @@ from openworld.engines.options import ModelOptions
 from openworld.engines.roi_align import RoIAlign
 from ssl_backbones.nets import ResNet
 
-STRIDE_PX = 32
-"""Images are padded to a multiple of it."""
-
 _STAGES = ("c2", "c3", "c4", "c5")
 
 
 class FpnFeatures(nn.Module):
     """Pyramid levels and the two-layer box head. ``feature_dim`` is the width of the box head."""
+
+    strides_px = (4, 8, 16, 32)
+    padding_px = 32
+    """Images are padded to a multiple of it, so that each level has half the cells of the one before."""
 
     def __init__(self, body: ResNet, options: ModelOptions) -> None:
         super().__init__()
@@ -31,7 +32,7 @@ class FpnFeatures(nn.Module):
         self.anchor_sizes = [[size] for size in options.rpn.anchor_sizes]
         self.fpn = FeaturePyramidNetwork([body.channels[stage] for stage in _STAGES], self.channels)
         self.roi_align = RoIAlign(
-            (4, 8, 16, 32),
+            self.strides_px,
             output_size=7,
             sampling_ratio=options.roi.sampling_ratio,
             canonical_size_px=options.roi.canonical_size_px,
@@ -53,6 +54,10 @@ class FpnFeatures(nn.Module):
 class C4Features(nn.Module):
     """One level at stride 16; res5 as box head. ``feature_dim`` is C5's channels: 2048 in a ResNet-50."""
 
+    strides_px = (16,)
+    padding_px = 1
+    """A single image is not padded, as in detectron2."""
+
     def __init__(self, body: ResNet, options: ModelOptions) -> None:
         super().__init__()
         self.body = body
@@ -60,7 +65,7 @@ class C4Features(nn.Module):
         self.feature_dim = body.channels["c5"]
         self.anchor_sizes = [list(options.rpn.anchor_sizes)]
         self.roi_align = RoIAlign(
-            (16,),
+            self.strides_px,
             output_size=14,
             sampling_ratio=options.roi.sampling_ratio,
             canonical_size_px=224,

@@ -26,10 +26,14 @@ class ProposalNetwork(nn.Module):
     Args:
         channels: channels of each feature level.
         anchor_sizes: for each level, its anchor side lengths in pixels.
+        strides_px: for each level, the distance of its cells in pixels.
     """
 
-    def __init__(self, channels: int, anchor_sizes: Sequence[Sequence[float]], options: RpnOptions) -> None:
+    def __init__(
+        self, channels: int, anchor_sizes: Sequence[Sequence[float]], strides_px: Sequence[int], options: RpnOptions
+    ) -> None:
         super().__init__()
+        self.strides_px = tuple(strides_px)
         self.options = options
         ratios = tuple(tuple(options.anchor_ratios) for _ in anchor_sizes)
         self.anchors = AnchorGenerator(tuple(tuple(sizes) for sizes in anchor_sizes), ratios)  # type: ignore[arg-type]
@@ -57,7 +61,7 @@ class ProposalNetwork(nn.Module):
         per_level = [scores[0].numel() for scores in objectness_maps]
         objectness_BA = torch.cat([_flatten(scores, 1)[..., 0] for scores in objectness_maps], dim=1).float()
         deltas_BA4 = torch.cat([_flatten(deltas, 4) for deltas in delta_maps], dim=1).float()
-        anchors = self.anchors(images, levels)
+        anchors = [self._anchors(levels)] * len(images.image_sizes)
         with torch.no_grad():
             anchors_BA4 = torch.stack(anchors)
             decoded = self.coder.decode(deltas_BA4.detach().reshape(-1, 4), [anchors_BA4.reshape(-1, 4)])
@@ -68,6 +72,14 @@ class ProposalNetwork(nn.Module):
             ]
         losses = {} if targets is None else self._losses(anchors, objectness_BA, deltas_BA4, targets)
         return [boxes for boxes, _ in proposals], [scores for _, scores in proposals], losses
+
+    def _anchors(self, levels: list[Tensor]) -> Tensor:
+        """(A, 4) anchors of all levels. (torchvision's forward takes the strides from the image's size, which is wrong
+        where that is no multiple of them.)"""
+        self.anchors.set_cell_anchors(levels[0].dtype, levels[0].device)
+        grids = [list(level.shape[-2:]) for level in levels]
+        strides = [[levels[0].new_tensor(stride, dtype=torch.int64)] * 2 for stride in self.strides_px]
+        return torch.cat(self.anchors.grid_anchors(grids, strides))
 
     def _select(
         self, boxes_A4: Tensor, scores_A: Tensor, per_level: list[int], size: tuple[int, int]

@@ -19,7 +19,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import boxes as box_ops
 
-from openworld.engines.backbone import STRIDE_PX, build_features
+from openworld.engines.backbone import build_features
 from openworld.engines.base import Decide, LabelUnknowns
 from openworld.engines.options import ModelOptions
 from openworld.engines.roi_inference import candidates, suppress
@@ -60,7 +60,9 @@ class OpenWorldRCNN(nn.Module):
         self.options = options
         self.features = build_features(body, options)
         self.feature_dim = self.features.feature_dim
-        self.rpn = ProposalNetwork(self.features.channels, self.features.anchor_sizes, options.rpn)
+        self.rpn = ProposalNetwork(
+            self.features.channels, self.features.anchor_sizes, self.features.strides_px, options.rpn
+        )
         self.coder = BoxCoder(weights=BOX_WEIGHTS)
         self.classify = nn.Linear(self.feature_dim, labels.num_rows)
         self.refine = nn.Linear(self.feature_dim, 4 * (labels.background if self.per_class else 1))
@@ -89,8 +91,9 @@ class OpenWorldRCNN(nn.Module):
     def normalise(self, images: Sequence[Tensor]) -> ImageList:
         """Images (3, h, w) float32 in [0, 1], RGB → one padded batch with the backbone's own pixel statistics."""
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
-        height = -(-max(size[0] for size in sizes) // STRIDE_PX) * STRIDE_PX
-        width = -(-max(size[1] for size in sizes) // STRIDE_PX) * STRIDE_PX
+        multiple = self.features.padding_px
+        height = -(-max(size[0] for size in sizes) // multiple) * multiple
+        width = -(-max(size[1] for size in sizes) // multiple) * multiple
         batch = self.pixel_mean.new_zeros(len(images), 3, height, width)
         for row, image in zip(batch, images, strict=True):
             row[:, : image.shape[-2], : image.shape[-1]] = (

@@ -27,7 +27,7 @@ def narrow_table(
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0), pad_edge=False)
     for head in heads:
         is_words = head in words
-        table.add_column(head, justify="left" if is_words else "right", no_wrap=not is_words, vertical="bottom")
+        table.add_column(head, justify="left" if is_words else "right", no_wrap=not is_words, overflow="fold")
     for row in rows:
         table.add_row(*row)
     return table

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from openworld.ablation import COLUMNS, VARIANTS, as_markdown, run_ablation, summarise, switched_one_by_one
+from openworld.ablation import (
+    COLUMNS,
+    VARIANTS,
+    _training_of,
+    as_markdown,
+    run_ablation,
+    summarise,
+    switched_one_by_one,
+)
 from openworld.config import RunConfig
 from openworld.configfile import CONFIGS, read_options
 from openworld.errors import ConfigError
@@ -56,3 +64,13 @@ def test_options_are_switched_one_by_one() -> None:
     assert "ore.clustering.items_per_class=20" not in changed  # as it was
     with pytest.raises(ConfigError, match=r"no option 'ore\.clustering\.margins'"):
         switched_one_by_one(config, {"ore": {"clustering": {"margins": 2}}})
+
+
+def test_training_is_shared_by_what_comes_after_it() -> None:
+    config = RunConfig()
+    variants = switched_one_by_one(config, read_options(CONFIGS / "ore" / "reference.yaml"))
+    shared = {name for name, change in variants.items() if _training_of(change(config)) == _training_of(config)}
+    assert "full" in shared and "model.roi.cross_nms_iou=1.0" in shared
+    assert {name for name in variants if name.startswith("ore.energy.")} <= shared
+    assert not {name for name in variants if name.startswith(("ore.clustering.", "ore.unknown_labels."))} & shared
+    assert "model.head=fixed" not in shared and "all of them" not in shared
