@@ -8,10 +8,10 @@ parts are in :mod:`openworld.metrics.audit`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from openworld.data.duplicates import HARM, PAIRS, identical_files
 from openworld.data.records import Dataset
 from openworld.data.splits import training_view
 from openworld.labels import LabelSpace
@@ -28,16 +28,21 @@ from openworld.metrics.audit import (
 from openworld.metrics.ground_truth import GroundTruth
 from openworld.metrics.protocols import PROTOCOLS, Protocol
 from openworld.runtime.console import narrow_table
-from openworld.runtime.files import sha256_of
+from openworld.runtime.findings import (
+    by_gravity,
+    counted,
+    has_or_have,
+    is_or_are,
+    listed,
+    make_finding,
+    print_findings,
+    shown,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 ABSENT = "–"
-MARKS = {"problem": "bold red", "warning": "yellow", "note": "cyan"}
-"""Levels of a finding, the gravest first, and how each is printed."""
-
-PAIRS = (("train", "val"), ("train", "test"), ("val", "test"))
 PERFECT = 0.999
 """A ceiling below this is worth a word; a little is lost wherever two objects share one box."""
 
@@ -93,7 +98,7 @@ def audit_split(
             for name, dataset in sets.items()
         },
         "leaks": leaks(*(lines[name].image_ids if name in lines else () for name in ("train", "val", "test"))),
-        "files": _identical_files(sets) if hash_files else None,
+        "files": identical_files(sets) if hash_files else None,
         "classes": class_presence(truths, spaces, _objects_by_class(test)),
         "training": None if train is None else [_training(train, space) for space in spaces],
         "ceilings": [
@@ -103,7 +108,7 @@ def audit_split(
         ],
     }
     findings = [*_findings(result, protocols), *_protocol_findings(result, truths[0], protocols)]
-    result["findings"] = sorted(findings, key=lambda finding: list(MARKS).index(finding["level"]))
+    result["findings"] = by_gravity(findings)
     return result
 
 
@@ -158,93 +163,11 @@ def _training(train: Dataset, space: LabelSpace) -> dict[str, Any]:
     }
 
 
-# -- image files ------------------------------------------------------------------------------------------------------
-
-
-def _identical_files(sets: Mapping[str, Dataset]) -> dict[str, Any]:
-    """Images whose files have the same content, within a set and across sets.
-
-    Returns:
-        ``compared`` and ``not_found``, numbers of files; ``within`` {set: {"groups", "images", "examples"}};
-        ``across`` {"train_test": {"same_id", "other_id"}, …}, images of the second set that have the content of one of
-        the first, under the same id or only under others, each {"images", "examples"}, pairs of ids.
-    """
-    paths = list(dict.fromkeys(record.path for dataset in sets.values() for record in dataset.records))
-    content = _content(paths)
-    by_content: dict[str, dict[str, list[int | str]]] = {}
-    for name, dataset in sets.items():
-        groups = by_content.setdefault(name, {})
-        for record in dataset.records:
-            if record.path in content:
-                groups.setdefault(content[record.path], []).append(record.image_id)
-    within = {}
-    for name, groups in by_content.items():
-        alike = [ids for ids in groups.values() if len(ids) > 1]
-        within[name] = {"groups": len(alike), "images": sum(map(len, alike)), "examples": alike[:EXAMPLES]}
-    across = {}
-    for first, second in PAIRS:
-        if first in sets and second in sets:
-            same, other = [], []
-            for content_key, names in by_content[second].items():
-                ids = by_content[first].get(content_key, [])
-                same += [[name, name] for name in names if name in ids]
-                other += [[ids[0], name] for name in names if ids and name not in ids]
-            across[f"{first}_{second}"] = {
-                kind: {"images": len(pairs), "examples": pairs[:EXAMPLES]}
-                for kind, pairs in (("same_id", same), ("other_id", other))
-            }
-    return {"compared": len(content), "not_found": len(paths) - len(content), "within": within, "across": across}
-
-
-def _content(paths: Iterable[Path]) -> dict[Path, str]:
-    """A text for each file that can be read, equal for equal content. Only files of equal size are read whole."""
-    by_size: dict[int, list[Path]] = {}
-    for path in paths:
-        try:
-            by_size.setdefault(path.stat().st_size, []).append(path)
-        except OSError:
-            continue
-    content = {}
-    for size, alike in by_size.items():
-        for path in alike:
-            try:
-                content[path] = sha256_of(path) if len(alike) > 1 else f"{size} bytes"
-            except OSError:
-                continue
-    return content
-
-
 # -- findings ---------------------------------------------------------------------------------------------------------
 
 
-def _finding(level: str, where: str, finding: str, remedy: str) -> dict[str, str]:
-    return {"level": level, "set": where, "finding": finding, "remedy": remedy}
-
-
-def _count(number: int, noun: str, plural: str | None = None) -> str:
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
-def _is(number: int) -> str:
-    return "is" if number == 1 else "are"
-
-
-def _has(number: int) -> str:
-    return "has" if number == 1 else "have"
-
-
-def _shown(names: Sequence[Any], most: int = EXAMPLES) -> str:
-    """Names in a row, the first few of many."""
-    return ", ".join(str(name) for name in names[:most]) + (", …" if len(names) > most else "")
-
-
-def _alternatives(names: Sequence[str]) -> str:
-    head = ", ".join(names[:-1])
-    return f"{head} and {names[-1]}" if head else names[-1]
-
-
 def _under(names: Sequence[str]) -> str:
-    return f"under protocol{'' if len(names) == 1 else 's'} {_alternatives(names)}"
+    return f"under protocol{'' if len(names) == 1 else 's'} {listed(names)}"
 
 
 def _findings(result: dict[str, Any], protocols: Mapping[str, Protocol]) -> list[dict[str, str]]:
@@ -254,11 +177,11 @@ def _findings(result: dict[str, Any], protocols: Mapping[str, Protocol]) -> list
         found += _list_findings(name, facts, protocols)
         if result["files"] and (alike := result["files"]["within"][name])["groups"]:
             found.append(
-                _finding(
+                make_finding(
                     "warning",
                     name,
-                    f"{_count(alike['images'], 'image')} of {name} have files of the same content under different ids "
-                    f"(e.g. {_shown(alike['examples'][0], 3)}): they count as different images.",
+                    f"{counted(alike['images'], 'image')} of {name} have files of the same content under different ids "
+                    f"(e.g. {shown(alike['examples'][0], 3)}): they count as different images.",
                     "Keep one of each group and its annotations.",
                 )
             )
@@ -268,10 +191,10 @@ def _findings(result: dict[str, Any], protocols: Mapping[str, Protocol]) -> list
     found += _class_findings(result)
     if result["files"] and result["files"]["not_found"]:
         found.append(
-            _finding(
+            make_finding(
                 "note",
                 "all",
-                f"{_count(result['files']['not_found'], 'image file')} could not be read, so that their content was "
+                f"{counted(result['files']['not_found'], 'image file')} could not be read, so that their content was "
                 "not compared.",
                 "Fetch the images, or switch the comparison of files off.",
             )
@@ -285,7 +208,7 @@ def _list_findings(name: str, facts: Mapping[str, Any], protocols: Mapping[str, 
     if listings["duplicate_lines"]:
         counting = [key for key, protocol in protocols.items() if protocol.duplicate_objects == "counted"]
         often = [
-            f"{_count(count, 'image')} {'twice' if times == '2' else f'{times} times'}"
+            f"{counted(count, 'image')} {'twice' if times == '2' else f'{times} times'}"
             for times, count in listings["images_by_times"].items()
         ]
         if name == "test":
@@ -297,11 +220,11 @@ def _list_findings(name: str, facts: Mapping[str, Any], protocols: Mapping[str, 
         else:
             effect, remedy = ": each image is read once all the same", "Remove the repeated lines."
         found.append(
-            _finding(
+            make_finding(
                 "warning",
                 name,
                 f"{listings['duplicate_lines']:,} of {listings['lines']:,} lines of {name} repeat an image "
-                f"({_alternatives(often)}){effect}.",
+                f"({listed(often)}){effect}.",
                 remedy,
             )
         )
@@ -310,11 +233,11 @@ def _list_findings(name: str, facts: Mapping[str, Any], protocols: Mapping[str, 
         keyed = [key for key, protocol in protocols.items() if protocol.image_ids != "exact"]
         effect = f", as {_under(keyed)}" if keyed and name == "test" else ""
         found.append(
-            _finding(
+            make_finding(
                 "warning",
                 name,
-                f"{_count(same['images'], 'id')} of {name} are only {_count(same['groups'], 'number')} when they are "
-                f"read as whole numbers (e.g. {_shown(same['examples'][0], 3)}): an evaluator that keys images by "
+                f"{counted(same['images'], 'id')} of {name} are only {counted(same['groups'], 'number')} when they are "
+                f"read as whole numbers (e.g. {shown(same['examples'][0], 3)}): an evaluator that keys images by "
                 f"number{effect}, takes different images for one.",
                 "Rename images so that their numbers differ, or use an evaluator that compares ids as text.",
             )
@@ -323,10 +246,10 @@ def _list_findings(name: str, facts: Mapping[str, Any], protocols: Mapping[str, 
     if text["groups"]:
         example = ", ".join(repr(one) for one in text["examples"][0][:3])
         found.append(
-            _finding(
+            make_finding(
                 "warning",
                 name,
-                f"{_count(text['images'], 'id')} of {name} differ from another only in case or spaces (e.g. "
+                f"{counted(text['images'], 'id')} of {name} differ from another only in case or spaces (e.g. "
                 f"{example}): some file systems and tools take them for one image.",
                 "Rename the images.",
             )
@@ -334,20 +257,20 @@ def _list_findings(name: str, facts: Mapping[str, Any], protocols: Mapping[str, 
     if empty["images"]:
         effect = "every detection there is a false positive" if name == "test" else "training leaves them out"
         found.append(
-            _finding(
+            make_finding(
                 "note",
                 name,
-                f"{_count(empty['images'], 'image')} of {name} {_has(empty['images'])} no object "
-                f"(e.g. {_shown(empty['examples'], 3)}): {effect}.",
+                f"{counted(empty['images'], 'image')} of {name} {has_or_have(empty['images'])} no object "
+                f"(e.g. {shown(empty['examples'], 3)}): {effect}.",
                 "Make sure that nothing is to be seen there, and that no annotations were lost.",
             )
         )
     # The lists of images have told what is listed again.
     repairs = {kind: count for kind, count in facts["repairs"].items() if kind != "image listed again"}
     if repairs:
-        kinds = _alternatives([f"{kind} ({count:,})" for kind, count in repairs.items()])
+        kinds = listed([f"{kind} ({count:,})" for kind, count in repairs.items()])
         found.append(
-            _finding(
+            make_finding(
                 "note",
                 name,
                 f"Annotations of {name} were repaired while reading: {kinds}.",
@@ -363,21 +286,17 @@ def _leak_findings(first: str, second: str, result: dict[str, Any]) -> list[dict
     key = f"{first}_{second}"
     shared = result["leaks"][key]
     files: dict[str, Any] = result["files"]["across"][key] if result["files"] else {}
-    harm = {
-        "train_test": "the detector is tested on what it was trained on",
-        "train_val": "what is fitted on val has been trained on, and is too sure of itself",
-        "val_test": "what is fitted on val is tested on the same images",
-    }[key]
+    harm = HARM[key]
     level = "problem" if second == "test" else "warning"
     remedy = f"Remove them from {first if second == 'test' else second}."
     compared = bool(files) and not result["files"]["not_found"]
     if shared["images"] and compared and not files["same_id"]["images"]:
         found.append(
-            _finding(
+            make_finding(
                 "note",
                 key,
-                f"{_count(shared['images'], 'id')} {_is(shared['images'])} in {first} and in {second} (e.g. "
-                f"{_shown(shared['examples'], 3)}), but the files differ: other images, numbered alike.",
+                f"{counted(shared['images'], 'id')} {is_or_are(shared['images'])} in {first} and in {second} (e.g. "
+                f"{shown(shared['examples'], 3)}), but the files differ: other images, numbered alike.",
                 "Nothing, unless you merge the sets: make ids unique before.",
             )
         )
@@ -386,10 +305,10 @@ def _leak_findings(first: str, second: str, result: dict[str, Any]) -> list[dict
         examples = [pair[1] for pair in files["same_id"]["examples"]] if compared else shared["examples"]
         doubt = "" if compared else ", judged by the id, as not all files were compared"
         found.append(
-            _finding(
+            make_finding(
                 level,
                 key,
-                f"{_count(number, 'image')} of {second} {_is(number)} in {first}, too (e.g. {_shown(examples, 3)}"
+                f"{counted(number, 'image')} of {second} {is_or_are(number)} in {first}, too (e.g. {shown(examples, 3)}"
                 f"{doubt}): {harm}.",
                 remedy,
             )
@@ -397,22 +316,22 @@ def _leak_findings(first: str, second: str, result: dict[str, Any]) -> list[dict
     if files and (number := files["other_id"]["images"]):
         old, new = files["other_id"]["examples"][0]
         found.append(
-            _finding(
+            make_finding(
                 level,
                 key,
-                f"{_count(number, 'image')} of {second} {_has(number)} the same file content as an image of {first} "
-                f"with another id (e.g. {new} is {old}): {harm}.",
+                f"{counted(number, 'image')} of {second} {has_or_have(number)} the same file content as an image of "
+                f"{first} with another id (e.g. {new} is {old}): {harm}.",
                 remedy,
             )
         )
     if number := shared["same_number"]:
         old, new = shared["same_number_examples"][0]
         found.append(
-            _finding(
+            make_finding(
                 "note",
                 key,
-                f"{_count(number, 'pair')} of ids of {first} and {second} {_is(number)} equal as whole numbers (e.g. "
-                f"{old} and {new}).",
+                f"{counted(number, 'pair')} of ids of {first} and {second} {is_or_are(number)} equal as whole numbers "
+                f"(e.g. {old} and {new}).",
                 "Nothing, unless a tool keys the images of both sets by number.",
             )
         )
@@ -424,11 +343,11 @@ def _class_findings(result: dict[str, Any]) -> list[dict[str, str]]:
     classes = result["classes"]
     if absent := classes["absent"]:
         found.append(
-            _finding(
+            make_finding(
                 "warning",
                 "test",
-                f"{_count(len(absent), 'class', 'classes')} of the schedule {_has(len(absent))} no "
-                f"object in test ({_shown([entry['class'] for entry in absent])}): no average precision, and the mean "
+                f"{counted(len(absent), 'class', 'classes')} of the schedule {has_or_have(len(absent))} no "
+                f"object in test ({shown([entry['class'] for entry in absent])}): no average precision, and the mean "
                 "leaves them out or counts 0, as the protocol says.",
                 "Correct the names (the annotations may spell them otherwise), or add images that show them.",
             )
@@ -436,21 +355,21 @@ def _class_findings(result: dict[str, Any]) -> list[dict[str, str]]:
     if unnamed := classes["unnamed"]:
         names = [f"{name}: {count:,}" for name, count in unnamed.items()]
         found.append(
-            _finding(
+            make_finding(
                 "note",
                 "test",
-                f"{_count(len(unnamed), 'class', 'classes')} of test {_is(len(unnamed))} in no task "
-                f"(objects of {_shown(names)}): they stay unknown for ever.",
+                f"{counted(len(unnamed), 'class', 'classes')} of test {is_or_are(len(unnamed))} in no task "
+                f"(objects of {shown(names)}): they stay unknown for ever.",
                 "Nothing, if that is meant; otherwise add them to a task, or map their names with rename.",
             )
         )
     if without := [entry["task"] for entry in classes["tasks"] if not entry["unknown"]]:
         last = without == [len(result["tasks"])]
         found.append(
-            _finding(
+            make_finding(
                 "note" if last else "warning",
                 "test",
-                f"Test has no unknown object at task {_alternatives([str(task) for task in without])}: unknown recall, "
+                f"Test has no unknown object at task {listed([str(task) for task in without])}: unknown recall, "
                 "WI and A-OSE do not exist there.",
                 "Nothing: all classes are known at the last task."
                 if last
@@ -460,19 +379,19 @@ def _class_findings(result: dict[str, Any]) -> list[dict[str, str]]:
     for entry in result["training"] or ():
         if entry["absent"]:
             found.append(
-                _finding(
+                make_finding(
                     "problem",
                     "train",
-                    f"Task {entry['task']} introduces {_shown(entry['absent'])}, of which train has no object: it "
+                    f"Task {entry['task']} introduces {shown(entry['absent'])}, of which train has no object: it "
                     "cannot be learned.",
                     "Correct the names, or add images that show them.",
                 )
             )
     unknown = {entry["task"]: entry["hidden_later"] + entry["hidden_unnamed"] for entry in result["training"] or ()}
     if any(unknown.values()):
-        told = _alternatives([f"{count:,} at task {task}" for task, count in unknown.items() if count])
+        told = listed([f"{count:,} at task {task}" for task, count in unknown.items() if count])
         found.append(
-            _finding(
+            make_finding(
                 "note",
                 "train",
                 f"Training images show objects that are not told: {told}. That is what makes the world open: a "
@@ -496,7 +415,7 @@ def _protocol_findings(
     ]
     if capped:
         found.append(
-            _finding(
+            make_finding(
                 "warning",
                 "test",
                 f"An image of test has {objects:,} objects, more than the detections that are scored "
@@ -510,9 +429,9 @@ def _protocol_findings(
         if value is not None and value < min(low.get(entry["protocol"], PERFECT), PERFECT):
             low[entry["protocol"]] = value
     if low:
-        values = _alternatives([f"{100 * value:.1f} % ({name})" for name, value in low.items()])
+        values = listed([f"{100 * value:.1f} % ({name})" for name, value in low.items()])
         found.append(
-            _finding(
+            make_finding(
                 "warning",
                 "test",
                 f"Even a detector without any fault scores a known mAP of only {values} at its worst task.",
@@ -532,7 +451,6 @@ def print_audit(result: Mapping[str, Any], console: Console) -> None:
         result: of :func:`audit_split`.
         console: rich.
     """
-    from rich.padding import Padding
     from rich.text import Text
 
     sets = [
@@ -542,11 +460,7 @@ def print_audit(result: Mapping[str, Any], console: Console) -> None:
     ]
     console.print(narrow_table(("Set", "Lines", "Images", "Objects"), sets, "The sets", words=["Set"]))
     console.print()
-    if not result["findings"]:
-        console.print(Text("Nothing was found that distorts scores.", "green"))
-    for finding in result["findings"]:
-        console.print(Text.assemble((f"{finding['level']}: ", MARKS[finding["level"]]), finding["finding"]))
-        console.print(Padding(Text(f"What to do: {finding['remedy']}"), (0, 0, 0, 4)))
+    print_findings(result["findings"], console, "Nothing was found that distorts scores.")
     console.print()
 
     kinds: tuple[str, ...] = ("previous", "current", "unknown", "ignored")

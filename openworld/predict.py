@@ -76,9 +76,10 @@ def load_task(run: Path, config: RunConfig, task: int | None) -> Detector:
 
 
 def backbone_file(run: Path, config: RunConfig) -> Path | None:
-    """The backbone that a run's detectors start from: its own pretrained one, a given one, or none."""
-    if config.pretrain is not None:
-        return run / "backbone" / "backbone.safetensors"
+    """The backbone that a run's detectors start from: the one in its folder, a given one, or none."""
+    own = run / "backbone" / "backbone.safetensors"
+    if config.pretrain is not None or own.exists():
+        return own
     return Path(config.model.weights) if config.model.weights else None
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from openworld.config import RunConfig
 from openworld.configfile import read_config
+from openworld.data.benchmarks.reader import read_test, read_training, read_validation
 from openworld.data.coco import coco_category_names
 from openworld.data.loader import load_record
 from openworld.data.options import DataOptions, SourceOptions
@@ -20,6 +21,7 @@ from openworld.data.schedules import Schedule, read_schedule
 from openworld.data.splits import check_schedule, hold_out
 from openworld.data.synthetic import make_world, pretrain_folder, world_sources
 from openworld.data.transforms import as_float, resize
+from openworld.data.yolo import for_role
 from openworld.errors import ConfigError
 from ssl_backbones.images import find_images
 from ssl_backbones.options import PretrainOptions
@@ -91,14 +93,28 @@ def open_sources(config: RunConfig, folder: Path) -> Sources:
         train, val, test = world_sources(world)
         options = DataOptions(tasks=options.tasks, synthetic=None, train=train, val=val, test=test)
         pretraining = pretrain_folder(world, config.data.synthetic) if config.data.synthetic else None
-    train_set = read_dataset(options.train, options.rename)
-    test_set = read_dataset(options.test, options.rename)
+    if options.benchmark is not None:
+        return _open_benchmark(options, config.last_task)
+    train_set = read_dataset(for_role(options.train, "train"), options.rename)
+    test_set = read_dataset(for_role(options.test, "test"), options.rename)
     check_schedule(options.tasks, train_set, test_set)
     if options.val.annotations is not None:
-        held_out = read_dataset(options.val, options.rename)
+        held_out = read_dataset(for_role(options.val, "val"), options.rename)
     else:
         train_set, held_out = hold_out(train_set, options.held_out_fraction)
     return Sources(train_set, held_out, test_set, pretraining)
+
+
+def _open_benchmark(options: DataOptions, last_task: int) -> Sources:
+    """The sets of a published benchmark; only the lists of tasks that are run are read."""
+    benchmark = options.benchmark
+    assert benchmark is not None
+    train = read_training(benchmark, options.rename, last_task)
+    test = read_test(benchmark, options.rename)
+    check_schedule(options.tasks[:last_task], train, test)
+    if benchmark.val_list == "published":
+        return Sources(train, read_validation(benchmark, options.rename), test, None)
+    return Sources(*hold_out(train, options.held_out_fraction), test, None)
 
 
 def pretraining_world(folder: Path, options: PretrainOptions) -> tuple[list[Path], tuple[list[Tensor], list[int]]]:
@@ -118,8 +134,8 @@ def open_ground_truth(
 
     Args:
         predictions: where the predictions lie. The first run's folder among them gives what is not named otherwise.
-        annotations: COCO .json file or VOC folder; None takes the test set of the run.
-        image_set: of a VOC folder, name or path of the list.
+        annotations: COCO .json file, VOC folder or YOLO data.yaml; None takes the test set of the run.
+        image_set: of a VOC folder, name or path of the list; of a YOLO data set, its set, by default ``test``.
         schedule: see :func:`openworld.data.schedules.read_schedule`; None takes the run's.
 
     Returns:
@@ -137,27 +153,37 @@ def open_ground_truth(
                 "nothing to score against",
                 remedy="name the annotations with --ground-truth, or give the folder of a run, which has its own",
             )
-        return open_sources(read_config(run / "config.yaml"), run).test, found, None
+        config = read_config(run / "config.yaml")
+        if config.data.benchmark is not None:
+            return read_test(config.data.benchmark, config.data.rename, need_images=False), found, None
+        return open_sources(config, run).test, found, None
     rename = {} if found is None else dict(found.rename)
-    dataset = read_dataset(SourceOptions(annotations=annotations, image_set=image_set), rename, need_images=False)
+    source = for_role(SourceOptions(annotations=annotations, image_set=image_set), "test")
+    dataset = read_dataset(source, rename, need_images=False)
     if found is not None:
         check_schedule(found.tasks, dataset)
     path = Path(annotations)
-    return dataset, found, coco_category_names(path, rename) if path.is_file() else None
+    return dataset, found, coco_category_names(path, rename) if path.suffix.lower() == ".json" else None
 
 
 def open_split(
-    named: Mapping[str, tuple[str | None, str | None]], *, schedule: str | None, config: str | None
+    named: Mapping[str, tuple[str | None, str | None]],
+    *,
+    schedule: str | None,
+    config: str | None,
+    complete: bool = True,
 ) -> tuple[dict[str, Dataset], tuple[tuple[str, ...], ...]]:
-    """The sets of a split and its schedule, for an audit; image files are not needed.
+    """The sets of a split and its schedule, for an audit or a check; image files are not needed.
 
     Args:
         named: annotations and image set of ``train``, ``val`` and ``test``; those without annotations are left out.
         schedule: see :func:`openworld.data.schedules.read_schedule`.
         config: a run's configuration, whose ``data`` says all of it instead.
+        complete: False, any set will do, and without a schedule there are no tasks.
 
     Raises:
-        ConfigError: no test set or no schedule; a configuration beside sets or a schedule.
+        ConfigError: no set at all, or no test set or no schedule where they are needed; a configuration beside sets or
+            a schedule.
         DataError: files that are missing or cannot be used.
     """
     given = {name: source for name, source in named.items() if source[0] is not None}
@@ -171,24 +197,44 @@ def open_split(
             raise ConfigError(
                 "the data are the synthetic world",
                 where=config,
-                remedy="audit a configuration with data.train and data.test",
+                remedy="give a configuration with data.train and data.test",
             )
+        if options.benchmark is not None:
+            return _benchmark_split(options), tuple(tuple(names) for names in options.tasks)
         sources = {"train": options.train, "val": options.val, "test": options.test}
         rename, tasks = options.rename, tuple(tuple(names) for names in options.tasks)
     else:
-        if "test" not in given or schedule is None:
+        if complete and ("test" not in given or schedule is None):
             raise ConfigError(
                 "the test set and a schedule are needed",
                 remedy="name them with --test and --schedule, or give a run's configuration with --config",
             )
-        found = read_schedule(schedule)
+        if not given:
+            raise ConfigError(
+                "no annotations are given",
+                remedy="name them with --train, --val and --test, or give a run's configuration with --config",
+            )
+        found = None if schedule is None else read_schedule(schedule)
         sources = {
             name: SourceOptions(annotations=annotations, image_set=listed)
             for name, (annotations, listed) in given.items()
         }
-        rename, tasks = dict(found.rename), found.tasks
+        rename, tasks = ({}, ()) if found is None else (dict(found.rename), found.tasks)
     return {
-        name: read_dataset(source, rename, need_images=False)
+        name: read_dataset(for_role(source, name), rename, need_images=False)
         for name, source in sources.items()
         if source.annotations is not None
     }, tasks
+
+
+def _benchmark_split(options: DataOptions) -> dict[str, Dataset]:
+    """The sets of a published benchmark by name, without image files."""
+    benchmark = options.benchmark
+    assert benchmark is not None
+    sets = {
+        "train": read_training(benchmark, options.rename, len(options.tasks), need_images=False),
+        "test": read_test(benchmark, options.rename, need_images=False),
+    }
+    if benchmark.val_list == "published":
+        sets["val"] = read_validation(benchmark, options.rename, need_images=False)
+    return sets

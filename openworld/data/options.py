@@ -18,14 +18,20 @@ class SourceOptions:
     """One annotated set of images."""
 
     annotations: str | None = None
-    """COCO: the .json file. VOC: the folder that holds Annotations/, such as VOCdevkit/VOC2007."""
+    """COCO: the .json file. VOC: the folder that holds Annotations/, such as VOCdevkit/VOC2007. YOLO: data.yaml, or the
+    folder that holds it or images/, labels/ and classes.txt."""
     images: str | None = None
     """Folder of the images. Default for COCO: images/ beside the .json file, or else the file's folder; for VOC:
-    JPEGImages/."""
-    format: Literal["auto", "coco", "voc"] = "auto"
-    """Format of the annotations. ``auto``: a .json file is COCO, a folder with Annotations/ is VOC."""
+    JPEGImages/; for YOLO: as data.yaml says, or images/."""
+    format: Literal["auto", "coco", "voc", "yolo"] = "auto"
+    """Format of the annotations. ``auto``: a .json file is COCO, a folder with Annotations/ is VOC, a .yaml file or a
+    folder with data.yaml or labels/ is YOLO."""
     image_set: str | None = None
-    """VOC only: a list in ImageSets/Main such as ``trainval``, or the path of a .txt file. Default: every image."""
+    """VOC: a list in ImageSets/Main such as ``trainval``, or the path of a .txt file. Default: every image. YOLO: a key
+    of data.yaml or a folder below images/. Default: the one of the same name as ``train``, ``val`` or ``test``."""
+    cache: bool = True
+    """COCO and VOC: keep the parsed annotations of 1,000 images or more in the user's cache folder, for the next time.
+    The environment variable OPENWORLD_CACHE names another folder, or switches this off for all with ``off``."""
 
 
 @dataclass(kw_only=True)
@@ -65,6 +71,9 @@ class LoaderOptions:
     """Probability of a horizontal flip in training."""
     scale_jitter: list[float] = field(default_factory=lambda: [0.75, 1.0])
     """Training multiplies the size by a factor drawn uniformly from this range. [1.0, 1.0] switches it off."""
+    resize: Literal["float", "uint8"] = "float"
+    """``float`` interpolates between exact brightnesses. ``uint8`` rounds the result to 256 levels, as Pillow and most
+    loaders do, and is several times faster where images are larger than a few hundred pixels."""
     workers: int = 0
     """Processes that decode ahead. 0: in the training process, and small data sets are decoded only once."""
     cache_mib: int = 1024
@@ -79,19 +88,51 @@ class LoaderOptions:
         jitter = self.scale_jitter
         fits = len(jitter) == 2 and 0.1 <= jitter[0] <= jitter[1] <= 10
         _check("scale_jitter", jitter, fits, "give two rising factors from 0.1 to 10, such as [0.75, 1.0]")
+        _check("resize", self.resize, self.resize in ("float", "uint8"), "give float or uint8")
         _check("workers", self.workers, self.workers >= 0, "give 0 or more")
         _check("cache_mib", self.cache_mib, self.cache_mib >= 0, "give 0 or more")
         _check("max_bad_fraction", self.max_bad_fraction, 0 <= self.max_bad_fraction <= 1, "give 0 to 1")
 
 
 @dataclass(kw_only=True)
+class BenchmarkOptions:
+    """A published benchmark, read out of the folders in which VOC and COCO come; nothing is copied or converted."""
+
+    name: Literal["m_owodb", "s_owodb", "voc_10_10", "voc_15_5", "voc_19_1", "voc_coco"]
+    """Which one: its classes, image lists and renamings are in the package (:mod:`openworld.data.benchmarks`)."""
+    root: str = "datasets"
+    """Folder that holds VOCdevkit/VOC2007, VOCdevkit/VOC2012 and coco/; `openworld data prepare` checks it."""
+    voc2007: str | None = None
+    """Folder of VOC 2007, where it is not below ``root``: holds Annotations/ and JPEGImages/."""
+    voc2012: str | None = None
+    """Folder of VOC 2012, where it is not below ``root``."""
+    coco: str | None = None
+    """Folder of COCO 2017, where it is not below ``root``: holds train2017/, val2017/ and annotations/."""
+    test_list: str = "published"
+    """``published``: as printed results have it, repeats and all (M-OWODB names 9,119 images on 10,246 lines).
+    ``unique``: the same images, each once. Or the name of another list of the benchmark, such as
+    ``voc_coco_20_80_test``."""
+    val_list: Literal["held_out", "published"] = "held_out"
+    """Images for energy fitting. ``held_out``: a share of the training images, which are then not trained on.
+    ``published``: the list of the benchmark, if it has one; that of M-OWODB is part of its training images."""
+    coco_boxes: Literal["exact", "whole_pixels"] = "exact"
+    """``whole_pixels``: boxes of COCO widened to whole pixels, as the conversion to XML that the published results used
+    (coco_annotation_to_voc_style.py of JosephKJ/OWOD, convert_coco_to_voc.py of csuhan/opendet2)."""
+    cache: bool = True
+    """As for a single set: keep the parsed annotations in the user's cache folder."""
+
+
+@dataclass(kw_only=True)
 class DataOptions:
     """Images, annotations and the schedule of classes."""
 
-    tasks: list[list[str]] = field(default_factory=default_tasks)
-    """Class names that each task introduces. Classes of the data that no task names stay unknown."""
+    tasks: list[list[str]] | str = field(default_factory=default_tasks)
+    """Class names that each task introduces. Classes of the data that no task names stay unknown. Or the name of a
+    published schedule, or the path of a .yaml file with ``tasks``: the lists, and ``rename``, come from there."""
     synthetic: SyntheticOptions | None = field(default_factory=SyntheticOptions)
     """The embedded synthetic world. null: read ``train``, ``val`` and ``test``."""
+    benchmark: BenchmarkOptions | None = None
+    """A published benchmark, in place of ``synthetic``, ``train``, ``val``, ``test`` and ``tasks``."""
     train: SourceOptions = field(default_factory=SourceOptions)
     """Images for training. Not read with ``synthetic``."""
     val: SourceOptions = field(default_factory=SourceOptions)
@@ -107,11 +148,34 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         _check("held_out_fraction", self.held_out_fraction, 0 < self.held_out_fraction < 1, "give a share from 0 to 1")
+        if self.benchmark is not None:
+            self._take_benchmark(self.benchmark.name)
+        if isinstance(self.tasks, str):
+            from openworld.data.schedules import read_schedule  # not for everybody who asks for --help
+
+            schedule = read_schedule(self.tasks)
+            self.tasks, self.rename = [list(names) for names in schedule.tasks], {**schedule.rename, **self.rename}
         _check("tasks", self.tasks, len(self.tasks) >= 1, "name the classes of at least one task")
-        if self.synthetic is None:
+        if self.synthetic is None and self.benchmark is None:
             for name in ("train", "test"):
                 given = getattr(self, name).annotations
-                _check(f"data.{name}.annotations", given, given is not None, "name a COCO .json file or a VOC folder")
+                remedy = "name a COCO .json file, a VOC folder or a YOLO data.yaml"
+                _check(f"data.{name}.annotations", given, given is not None, remedy)
+
+    def _take_benchmark(self, name: str) -> None:
+        """The classes of the benchmark, and nothing beside it that names images."""
+        from openworld.data.schedules import SCHEDULES
+
+        published = [list(names) for names in SCHEDULES[name].tasks]
+        fits = self.tasks in (published, name, default_tasks())
+        _check("data.tasks", self.tasks, fits, f"leave it out; data.benchmark.name {name!r} has its classes")
+        self.tasks, self.rename = published, {**SCHEDULES[name].rename, **self.rename}
+        if self.synthetic == SyntheticOptions():
+            self.synthetic = None
+        for key in ("synthetic", "train", "val", "test"):
+            value = getattr(self, key)
+            fits = value is None or value == SourceOptions()
+            _check(f"data.{key}", value, fits, f"leave it out; data.benchmark.name {name!r} has its images")
 
 
 def _check(name: str, value: object, fits: bool, remedy: str) -> None:

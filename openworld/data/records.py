@@ -6,8 +6,9 @@ N boxes on an image. Boxes are ``x1 y1 x2 y2`` in pixels, 0-based, with ``x2 - x
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -50,12 +51,12 @@ class Repairs:
         return {"repairs": dict(sorted(self.counts.items())), "examples": list(self.examples)}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Record:
     """One image and everything that is annotated on it.
 
     Args:
-        image_id: as in the annotation file (COCO: id, VOC: stem of the file).
+        image_id: as in the annotation file (COCO: id, VOC and YOLO: stem of the file).
         path: the image file.
         width: pixels.
         height: pixels.
@@ -91,11 +92,20 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Records that share one list of category names."""
+    """Records that share one list of category names.
+
+    Args:
+        categories: names.
+        records: images.
+        repairs: what was repaired while reading.
+        task_images: ids of the images that each task may train on, one set a task, as published lists say. Empty: the
+            classes on an image alone decide.
+    """
 
     categories: tuple[str, ...]
     records: tuple[Record, ...]
     repairs: Repairs = field(default_factory=Repairs)
+    task_images: tuple[frozenset[int | str], ...] = ()
 
     @cached_property
     def by_id(self) -> dict[int | str, Record]:
@@ -111,7 +121,11 @@ class Dataset:
 
 
 def clean_boxes(
-    boxes: NDArray[np.float64], width: int, height: int, repairs: Repairs, describe: Callable[[int], str]
+    boxes: NDArray[np.float64],
+    width: int | IntArray,
+    height: int | IntArray,
+    repairs: Repairs,
+    describe: Callable[[int], str],
 ) -> tuple[FloatArray, IntArray]:
     """The one policy for boxes; nothing else in the project drops or changes an annotated box.
 
@@ -121,8 +135,8 @@ def clean_boxes(
 
     Args:
         boxes: (N, 4) float64 x1 y1 x2 y2, any values.
-        width: of the image, pixels.
-        height: of the image, pixels.
+        width: of the image, pixels; or (N,) of each box's image.
+        height: of the image, pixels; or (N,) of each box's image.
         repairs: counts what happens.
         describe: names box ``n`` in messages (file, image, annotation).
 
@@ -130,20 +144,24 @@ def clean_boxes(
         boxes (M, 4) float32 inside the image with sides >= ``MIN_SIDE``, and (M,) int64 their positions in the input.
     """
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    limits = np.array([width, height, width, height], dtype=np.float64)
-    clean: list[FloatArray] = []
-    kept: list[int] = []
-    for number, box in enumerate(boxes):
-        clipped = np.clip(box, 0.0, limits).astype(np.float32)
-        problem = _problem(box, clipped)
+    limits = np.empty_like(boxes)
+    limits[:, 0::2] = np.reshape(width, (-1, 1))
+    limits[:, 1::2] = np.reshape(height, (-1, 1))
+    clipped = np.clip(boxes, 0.0, limits).astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        sides = clipped[:, 2:] - clipped[:, :2]
+        suspect = ~(np.abs(clipped - boxes).max(axis=1) <= CLIP_TOLERANCE) | ~(sides >= MIN_SIDE).all(axis=1)
+    kept = np.ones(len(boxes), dtype=np.bool_)
+    for number in np.flatnonzero(suspect).tolist():
+        box = boxes[number]
+        image = f"image {limits[number, 0]:.0f}x{limits[number, 1]:.0f}"
+        problem = _problem(box, clipped[number])
         if problem is not None:
-            repairs.add(f"dropped: {problem}", f"{describe(number)} has the box {_text(box)}, image {width}x{height}")
-            continue
-        if np.abs(clipped - box).max() > CLIP_TOLERANCE:
-            repairs.add("clipped to the image", f"{describe(number)} has the box {_text(box)}, image {width}x{height}")
-        clean.append(clipped)
-        kept.append(number)
-    return np.array(clean, dtype=np.float32).reshape(-1, 4), np.array(kept, dtype=np.int64)
+            repairs.add(f"dropped: {problem}", f"{describe(number)} has the box {_text(box)}, {image}")
+            kept[number] = False
+        else:
+            repairs.add("clipped to the image", f"{describe(number)} has the box {_text(box)}, {image}")
+    return clipped[kept], np.flatnonzero(kept).astype(np.int64)
 
 
 def _problem(box: NDArray[np.float64], clipped: FloatArray) -> str | None:
@@ -195,11 +213,13 @@ def read_dataset(
     Raises:
         DataError: files that are missing or cannot be used; the readers' docstrings say what is repaired instead.
     """
-    from openworld.data.coco import read_coco  # the readers build on this module
+    from openworld.data.cache import AnnotationCache  # these build on this module
+    from openworld.data.coco import read_coco
     from openworld.data.voc import read_voc
+    from openworld.data.yolo import is_yolo, read_yolo
 
     if source.annotations is None:
-        raise DataError("no annotations given", remedy="name a COCO .json file or a VOC folder")
+        raise DataError("no annotations given", remedy="name a COCO .json file, a VOC folder or a YOLO data.yaml")
     path = Path(source.annotations)
     if not path.exists():
         raise DataError("no such file or folder", where=str(path), remedy="check the path of the annotations")
@@ -209,13 +229,16 @@ def read_dataset(
             format = "coco"
         elif (path / "Annotations").is_dir():
             format = "voc"
+        elif is_yolo(path):
+            format = "yolo"
         else:
             raise DataError(
-                "neither a .json file nor a folder with Annotations/ in it",
+                "neither a .json file, nor a data.yaml, nor a folder with Annotations/ or labels/ in it",
                 where=str(path),
-                remedy="give a COCO .json file or a VOC folder, or set `format`",
+                remedy="give a COCO .json file, a VOC folder or a YOLO data.yaml, or set `format`",
             )
     images = Path(source.images) if source.images is not None else None
+    cache = AnnotationCache.of_user() if source.cache else None
     if format == "coco":
         if source.image_set is not None:
             raise DataError(
@@ -223,13 +246,20 @@ def read_dataset(
                 where=str(path),
                 remedy="leave image_set out; a COCO file is one set",
             )
-        return read_coco(path, images, rename, need_images=need_images)
-    return read_voc(path, images, source.image_set, rename, need_images=need_images)
+        return read_coco(path, images, rename, need_images=need_images, cache=cache)
+    if format == "voc":
+        return read_voc(path, images, source.image_set, rename, need_images=need_images, cache=cache)
+    return read_yolo(path, images, source.image_set, rename, need_images=need_images)
 
 
-def check_files(records: list[Record], where: Path) -> None:
+def file_exists(path: str | Path) -> bool:
+    """Whether there is such a file. False, too, for a name that no file can have; ``Path.is_file`` raises there."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def check_files(records: Sequence[Record], where: Path) -> None:
     """Raise DataError if images are missing, naming the first few."""
-    missing = [str(record.path) for record in records if not record.path.is_file()]
+    missing = [str(record.path) for record in records if not file_exists(record.path)]
     if missing:
         shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise DataError(

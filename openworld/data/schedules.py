@@ -10,6 +10,7 @@ s_owodb         80 classes in tasks of 19, 21, 20 and 20 that keep super-categor
 voc_10_10       incremental detection (Shmelkov et al., ICCV 2017): the 20 classes of VOC in alphabetical order, cut
 voc_15_5        after the 10th, the 15th and the 19th
 voc_19_1
+voc_coco        open-set detection (OpenDet, Han et al., CVPR 2022): one task, the 20 classes of VOC
 ==============  =====================================================================================================
 """
 
@@ -120,6 +121,7 @@ SCHEDULES: Mapping[str, Schedule] = {
             COCO_TO_VOC,
         ),
         *(Schedule(f"voc_{first}_{20 - first}", (VOC[:first], VOC[first:]), COCO_TO_VOC) for first in (10, 15, 19)),
+        Schedule("voc_coco", (VOC,), COCO_TO_VOC),
     )
 }
 """The published schedules by name."""

@@ -82,8 +82,11 @@ def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
 
 
 def training_view(dataset: Dataset, labels: LabelSpace) -> View:
-    """Images with at least one box of a current class, and only those boxes. Crowds are left out."""
-    return _view(dataset.records, _rows(dataset, labels, labels.current))
+    """Images with at least one box of a current class, and only those boxes. Crowds are left out.
+
+    Where the data set has lists of the tasks (``Dataset.task_images``), only the images on the task's list.
+    """
+    return _view(_listed(dataset, labels.task, labels.task), _rows(dataset, labels, labels.current))
 
 
 def replay_view(dataset: Dataset, labels: LabelSpace, image_ids: Iterable[int | str]) -> View:
@@ -105,6 +108,8 @@ def replay_view(dataset: Dataset, labels: LabelSpace, image_ids: Iterable[int | 
 def held_out_view(dataset: Dataset, labels: LabelSpace, *, with_unknown: bool = False) -> View:
     """For energy fitting: images with at least one box of a known class, and only those boxes, without crowds.
 
+    Where the data set has lists of the tasks, only the images on the lists of the task and of earlier ones.
+
     Args:
         dataset: the held-out images.
         labels: label space of the task.
@@ -115,7 +120,7 @@ def held_out_view(dataset: Dataset, labels: LabelSpace, *, with_unknown: bool = 
     rows = _rows(dataset, labels, labels.known)
     if with_unknown:
         rows[rows < 0] = labels.unknown
-    return _view(dataset.records, rows)
+    return _view(_listed(dataset, 1, labels.task), rows)
 
 
 def test_view(dataset: Dataset, labels: LabelSpace) -> View:
@@ -126,6 +131,14 @@ def test_view(dataset: Dataset, labels: LabelSpace) -> View:
 
 
 test_view.__test__ = False  # type: ignore[attr-defined]  # the name is the protocol's; pytest shall not collect it
+
+
+def _listed(dataset: Dataset, first: int, last: int) -> Sequence[Record]:
+    """The records that the lists of the tasks from ``first`` to ``last`` name; all, where there are no lists."""
+    if not dataset.task_images:
+        return dataset.records
+    named = frozenset[int | str]().union(*dataset.task_images[first - 1 : last])
+    return [record for record in dataset.records if record.image_id in named]
 
 
 def _rows(dataset: Dataset, labels: LabelSpace, visible: Sequence[str]) -> IntArray:

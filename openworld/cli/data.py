@@ -1,0 +1,153 @@
+"""Verbs that look after annotated data: audit, check, tasks, prepare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from openworld.cli.verbs import AddVerb
+from openworld.configfile import find_config, read_config
+
+_ANNOTATIONS = "COCO .json file, VOC folder or YOLO data.yaml"
+_IMAGE_SET = "VOC: name or path of the list of images; YOLO: which set, by default the one of the same name"
+
+
+def add_verbs(verb: AddVerb) -> None:
+    """Add them below the verb `data`."""
+    audit_verb = verb("audit", audit, "what is wrong with a split, and what a perfect detector can reach on it")
+    audit_verb.add_argument("--config", type=str, default=None, help="a run's .yaml, in place of the options below")
+    _set_arguments(audit_verb)
+    audit_verb.add_argument("--schedule", type=str, default=None, help="as for evaluate")
+    audit_verb.add_argument("--hash-files", type=bool, default=True, help="compare image files by content")
+    audit_verb.add_argument("--output", type=str, default=None, help="a .json file for the findings")
+    check_verb = verb("check", check, "counts, sizes, boxes that look like mistakes, broken and repeated images")
+    check_verb.add_argument("--config", type=str, default=None, help="a run's .yaml, in place of the sets and schedule")
+    _set_arguments(check_verb)
+    check_verb.add_argument("--schedule", type=str, default=None, help="as for evaluate; without it, no tasks")
+    check_verb.add_argument("--samples", type=int, default=12, help="most images or objects on a sheet; 0 draws none")
+    check_verb.add_argument("--alike", type=int, default=4, help="bits of 64 in which hashes of look-alikes may differ")
+    check_verb.add_argument("--workers", type=int, default=2, help="threads that decode images")
+    check_verb.add_argument("--output", type=str, default=None, help="a folder for check.json and drawn samples")
+
+    tasks_verb = verb("tasks", propose_tasks, "propose which classes come with which task, as a .yaml file to change")
+    tasks_verb.add_argument("--train", type=str, required=True, help=f"training images: {_ANNOTATIONS}")
+    tasks_verb.add_argument("--train-set", type=str, default=None, help=_IMAGE_SET)
+    tasks_verb.add_argument("--tasks", type=int, default=None, help="how many; with groups, one for each group")
+    tasks_verb.add_argument(
+        "--by", type=str, default="frequency", help="frequency, or a .yaml file with one line `class: group` a class"
+    )
+    tasks_verb.add_argument("--leave-unknown", type=int, default=0, help="so many of the rarest classes are in no task")
+    tasks_verb.add_argument("--output", type=str, required=True, help="the .yaml file")
+    prepare_verb = verb("prepare", prepare, "what a published benchmark needs, what is missing, and where it belongs")
+    prepare_verb.add_argument("--benchmark", type=str, default=None, help="m_owodb, s_owodb, voc_10_10, …")
+    prepare_verb.add_argument("--root", type=str, default="datasets", help="folder of VOCdevkit/ and coco/")
+    prepare_verb.add_argument("--config", type=str, default=None, help="a run's .yaml, in place of the two")
+    prepare_verb.add_argument("--tasks", type=int, default=0, help="only what the first tasks need; 0: all")
+    prepare_verb.add_argument("--download", action="store_true", help="fetch what is missing")
+    prepare_verb.add_argument("--lists", type=str, default=None, help="a folder for the image lists as text files")
+
+
+def _set_arguments(parser: ArgumentParser) -> None:
+    for name, what in (("train", "training images"), ("val", "images for energy fitting"), ("test", "test images")):
+        parser.add_argument(f"--{name}", type=str, default=None, help=f"{what}: {_ANNOTATIONS}")
+        parser.add_argument(f"--{name}-set", type=str, default=None, help=_IMAGE_SET)
+
+
+def audit(arguments: Namespace) -> None:
+    """Findings about a split, and the ceilings of a perfect detector."""
+    from rich.console import Console
+
+    from openworld.audit import audit_split, print_audit
+    from openworld.runtime.files import write_json
+    from openworld.sources import open_split
+
+    sets, tasks = open_split(
+        {name: (arguments[name], arguments[f"{name}_set"]) for name in ("train", "val", "test")},
+        schedule=arguments.schedule,
+        config=arguments.config,
+    )
+    found = audit_split(
+        sets["test"], tasks, train=sets.get("train"), val=sets.get("val"), hash_files=arguments.hash_files
+    )
+    print_audit(found, Console())
+    if arguments.output:
+        write_json(Path(arguments.output), found)
+
+
+def check(arguments: Namespace) -> None:
+    """What is in annotated images, and what looks wrong in them."""
+    from rich.console import Console
+
+    from openworld.data.check import check_data
+    from openworld.report.data_check import print_check, write_check
+    from openworld.sources import open_split
+
+    sets, tasks = open_split(
+        {name: (arguments[name], arguments[f"{name}_set"]) for name in ("train", "val", "test")},
+        schedule=arguments.schedule,
+        config=arguments.config,
+        complete=False,
+    )
+    result = check_data(sets, tasks, max_distance=arguments.alike, workers=arguments.workers)
+    console = Console()
+    print_check(result, console)
+    if arguments.output:
+        folder = Path(arguments.output)
+        written = write_check(result, sets, folder, samples=arguments.samples)
+        console.print(f"\nwritten: {folder}/check.json, histograms.png and {len(written) - 2} sheets in samples/")
+
+
+def prepare(arguments: Namespace) -> None:
+    """What of a benchmark is there; exits with 2 if something is missing."""
+    from rich.console import Console
+
+    from openworld.data.benchmarks.lists import benchmark_named
+    from openworld.data.options import BenchmarkOptions
+    from openworld.data.prepare import check_parts, download_parts, missing_archives, print_parts, write_lists
+    from openworld.errors import ConfigError, DataError
+
+    if (arguments.config is None) == (arguments.benchmark is None):
+        raise ConfigError("no benchmark is named, or two", remedy="give either --benchmark or --config")
+    if arguments.config is not None:
+        options = read_config(find_config(arguments.config)).data.benchmark
+        if options is None:
+            raise ConfigError("names no benchmark", where=arguments.config, remedy="set data.benchmark")
+    else:
+        benchmark_named(arguments.benchmark)
+        options = BenchmarkOptions(name=arguments.benchmark, root=arguments.root)
+    console = Console()
+    if arguments.lists is not None:
+        written = write_lists(options.name, Path(arguments.lists))
+        console.print(f"written: {len(written)} lists in {arguments.lists}")
+    parts = check_parts(options, arguments.tasks)
+    if arguments.download and missing_archives(parts):
+        download_parts(options, parts, console)
+        parts = check_parts(options, arguments.tasks)
+    print_parts(options, parts, console)
+    if missing := missing_archives(parts):
+        raise DataError(
+            f"{options.name} is not complete: {len(missing)} archives are missing",
+            where=options.root,
+            remedy="fetch them as said above, or add --download",
+        )
+    console.print(f"{options.name} is complete")
+
+
+def propose_tasks(arguments: Namespace) -> None:
+    """A schedule out of the numbers of objects, or out of groups of classes."""
+    from rich.console import Console
+
+    from openworld.data.check import class_counts
+    from openworld.data.grouping import propose, schedule_text
+    from openworld.runtime.files import write_atomic
+    from openworld.sources import open_split
+
+    named = {"train": (arguments.train, arguments.train_set)}
+    counts = class_counts(open_split(named, schedule=None, config=None, complete=False)[0]["train"])
+    tasks, origin = propose(counts, arguments.tasks, arguments.by, leave_unknown=arguments.leave_unknown)
+    text = schedule_text(tasks, counts, f"{origin} of {arguments.train}.")
+    write_atomic(Path(arguments.output), text)
+    console = Console()
+    console.print(text, highlight=False, markup=False, soft_wrap=True, end="")
+    console.print(f"written: {arguments.output}")

@@ -1,0 +1,113 @@
+"""The verb that scores predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import Namespace
+
+from openworld.cli.verbs import AddVerb
+
+
+def add_verbs(verb: AddVerb) -> None:
+    """Add it to the command line."""
+    evaluate_verb = verb("evaluate", evaluate, "score predictions of any detector under any published protocol")
+    evaluate_verb.add_argument(
+        "--predictions",
+        type=str,
+        nargs="+",
+        required=True,
+        help="a run's folder, predictions.json, COCO results, a folder of VOC detection files; one or more a task",
+    )
+    evaluate_verb.add_argument(
+        "--ground-truth", type=str, default=None, help="COCO .json file or VOC folder; a run has its own"
+    )
+    evaluate_verb.add_argument("--image-set", type=str, default=None, help="VOC: name or path of the list of images")
+    evaluate_verb.add_argument(
+        "--schedule",
+        type=str,
+        default=None,
+        help="m_owodb, s_owodb, voc_10_10, voc_15_5, voc_19_1, a .yaml file or a run",
+    )
+    evaluate_verb.add_argument("--task", type=int, default=None, help="whose model predicted; needed for foreign files")
+    evaluate_verb.add_argument(
+        "--protocol", type=str, default="unique", help="unique, ore, owdetr, randbox, orthogonaldet, or all"
+    )
+    evaluate_verb.add_argument(
+        "--rules", type=dict[str, Any], default={}, help="single rules of your own: --rules.iou_threshold 0.6"
+    )
+    evaluate_verb.add_argument(
+        "--unseen",
+        type=Literal["error", "drop", "unknown"],
+        default="error",
+        help="foreign files: what to do with a detection of a class that the task does not know",
+    )
+    evaluate_verb.add_argument(
+        "--unknown-category", type=int, default=None, help="COCO results: the category id that means unknown"
+    )
+    evaluate_verb.add_argument(
+        "--missing-images", action="store_true", help="score images without predictions as empty"
+    )
+    evaluate_verb.add_argument("--extra-images", action="store_true", help="leave predictions on other images out")
+    evaluate_verb.add_argument(
+        "--coco", type=bool, default=True, help="also COCO AP of the known classes (pycocotools)"
+    )
+    evaluate_verb.add_argument(
+        "--output",
+        type=str,
+        default=None,
+        help="a .json, .csv, .md or .tex file, or a folder for all of them and plots",
+    )
+
+
+def evaluate(arguments: Namespace) -> None:
+    """Scores of predictions, under one protocol or all."""
+    from rich.console import Console
+
+    from openworld.data.records import Repairs
+    from openworld.evaluate import evaluate_protocols, print_details, print_table
+    from openworld.external_predictions import open_predictions
+    from openworld.metrics.protocols import PROTOCOLS, protocol_named, with_rules
+    from openworld.report.evaluation import write_results
+    from openworld.sources import open_ground_truth
+
+    chosen = list(PROTOCOLS) if arguments.protocol == "all" else [arguments.protocol]
+    protocols = [with_rules(protocol_named(name), arguments.rules) for name in chosen]
+    dataset, schedule, category_names = open_ground_truth(
+        [Path(path) for path in arguments.predictions],
+        arguments.ground_truth,
+        image_set=arguments.image_set,
+        schedule=arguments.schedule,
+    )
+    repairs = Repairs()
+    results = [
+        result
+        for path in arguments.predictions
+        for predictions in open_predictions(
+            Path(path),
+            dataset,
+            schedule,
+            arguments.task,
+            category_names=category_names,
+            unknown_category=arguments.unknown_category,
+            unseen=arguments.unseen,
+            repairs=repairs,
+        )
+        for result in evaluate_protocols(
+            predictions,
+            dataset,
+            protocols,
+            missing_images=arguments.missing_images,
+            extra_images=arguments.extra_images,
+            coco=arguments.coco,
+        )
+    ]
+    console = Console()
+    for what, count in repairs.counts.items():
+        console.print(f"{what}: {count}")
+    print_table(results, console)
+    print_details(results, console)
+    if arguments.output:
+        for path in write_results(results, Path(arguments.output)):
+            console.print(f"written: {path}")

@@ -1,0 +1,257 @@
+"""A benchmark's images out of VOC2007, VOC2012 and COCO 2017 as their archives unpack: nothing is copied or converted.
+
+The form of an id says where its image lies: ``NNNNNN`` in VOC 2007, ``YYYY_NNNNNN`` in VOC 2012, twelve digits in COCO.
+Published results were computed on XML files made of COCO's annotations, all boxes as ordinary objects. Here a crowd
+keeps its flag and the protocol says what it means (:class:`openworld.metrics.protocols.Protocol`, ``ignore``); training
+leaves crowds out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from openworld.data.benchmarks.lists import benchmark_named, read_list
+from openworld.data.cache import AnnotationCache
+from openworld.data.coco import read_coco
+from openworld.data.options import BenchmarkOptions
+from openworld.data.records import Dataset, FloatArray, Record, Repairs, check_files
+from openworld.data.voc import read_voc
+from openworld.errors import AnnotationError, ConfigError
+
+SOURCES = ("voc2007", "voc2012", "train2017", "val2017")
+"""Where images come from: two folders of VOC, two sets of COCO."""
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the sources lie.
+
+    Args:
+        voc2007: holds ``Annotations/`` and ``JPEGImages/``.
+        voc2012: holds the same.
+        coco: holds ``annotations/instances_{train,val}2017.json``, ``train2017/`` and ``val2017/``.
+    """
+
+    voc2007: Path
+    voc2012: Path
+    coco: Path
+
+    @classmethod
+    def of(cls, options: BenchmarkOptions) -> Folders:
+        """Folders that the options name, or below their root ``VOCdevkit/VOC2007`` (or ``VOC2007``), …, ``coco``."""
+        root = Path(options.root)
+
+        def voc(given: str | None, name: str) -> Path:
+            if given is not None:
+                return Path(given)
+            bare = root / name
+            return bare if bare.is_dir() and not (root / "VOCdevkit" / name).is_dir() else root / "VOCdevkit" / name
+
+        coco = Path(options.coco) if options.coco is not None else root / "coco"
+        return cls(voc(options.voc2007, "VOC2007"), voc(options.voc2012, "VOC2012"), coco)
+
+    def annotations(self, source: str) -> Path:
+        """Folder of the XML files, or the .json file, of a source."""
+        if source in ("voc2007", "voc2012"):
+            return self.voc(source) / "Annotations"
+        return self.coco / "annotations" / f"instances_{source}.json"
+
+    def images(self, source: str) -> Path:
+        """Folder of the images of a source."""
+        return self.voc(source) / "JPEGImages" if source in ("voc2007", "voc2012") else self.coco / source
+
+    def voc(self, source: str) -> Path:
+        """Folder of a source of VOC."""
+        return self.voc2007 if source == "voc2007" else self.voc2012
+
+
+def source_of(image_id: str) -> str:
+    """Which of :data:`SOURCES` an image of a published list belongs to."""
+    if "_" in image_id:
+        return "voc2012"
+    if len(image_id) == 6:
+        return "voc2007"
+    return "val2017" if image_id in _val2017() else "train2017"
+
+
+@cache
+def _val2017() -> frozenset[str]:
+    """The annotated images of val2017: S-OWODB tests on all of them. No list names one of the others."""
+    return frozenset(read_list("s_owodb", "test"))
+
+
+def training_lists(options: BenchmarkOptions, last_task: int) -> list[list[str]]:
+    """The ids that each task up to ``last_task`` trains on."""
+    return [read_list(options.name, name) for name in benchmark_named(options.name).train[:last_task]]
+
+
+def validation_list(options: BenchmarkOptions) -> list[str]:
+    """The published ids for energy fitting; none, where a share of the training images is held out instead.
+
+    Raises:
+        ConfigError: the published list is wanted and the benchmark has none.
+    """
+    if options.val_list == "held_out":
+        return []
+    name = benchmark_named(options.name).validation
+    if name is None:
+        raise ConfigError(
+            f"benchmark {options.name!r} has no published list for energy fitting",
+            remedy="set data.benchmark.val_list to held_out",
+        )
+    return read_list(options.name, name)
+
+
+def test_list(options: BenchmarkOptions) -> list[str]:
+    """The ids of the test, with repeats if they are wanted.
+
+    Raises:
+        ConfigError: ``options.test_list`` is neither published, nor unique, nor a list of the benchmark.
+    """
+    published = benchmark_named(options.name).test
+    if options.test_list == "unique":
+        return list(dict.fromkeys(read_list(options.name, published)))
+    return read_list(options.name, published if options.test_list == "published" else options.test_list)
+
+
+test_list.__test__ = False  # type: ignore[attr-defined]  # pytest shall not collect it
+
+
+def read_training(
+    options: BenchmarkOptions, rename: Mapping[str, str], last_task: int, *, need_images: bool = True
+) -> Dataset:
+    """The images of the tasks up to ``last_task``, each once; ``Dataset.task_images`` says which task trains on which.
+
+    Raises:
+        DataError: see :func:`read_images`.
+    """
+    lists = training_lists(options, last_task)
+    every = [image_id for ids in lists for image_id in ids]
+    dataset = read_images(options, dict.fromkeys(every), rename, need_images=need_images)
+    return replace(dataset, task_images=tuple(frozenset[int | str](ids) for ids in lists))
+
+
+def read_validation(options: BenchmarkOptions, rename: Mapping[str, str], *, need_images: bool = True) -> Dataset:
+    """The images of the published list for energy fitting.
+
+    Raises:
+        ConfigError: the benchmark has no such list.
+        DataError: see :func:`read_images`.
+    """
+    return read_images(options, validation_list(options), rename, need_images=need_images)
+
+
+def read_test(options: BenchmarkOptions, rename: Mapping[str, str], *, need_images: bool = True) -> Dataset:
+    """The images of the test, each once; ``Record.listed`` says how often the list names it.
+
+    Raises:
+        ConfigError: see :func:`test_list`.
+        DataError: see :func:`read_images`.
+    """
+    return read_images(options, test_list(options), rename, need_images=need_images)
+
+
+def read_images(
+    options: BenchmarkOptions, ids: Iterable[str], rename: Mapping[str, str], *, need_images: bool = True
+) -> Dataset:
+    """The named images out of their sources.
+
+    Args:
+        options: where the sources lie.
+        ids: as published lists write them; an image that is named n times becomes one record with ``listed`` n.
+        rename: class names of the annotation files to those of the schedule.
+        need_images: False, image files may be missing.
+
+    Returns:
+        records in the order of the first mention; ids as in the list. Categories of COCO in the order of its file,
+        then those that only VOC has.
+
+    Raises:
+        DataError: annotations or images that are missing, naming the first few; or that cannot be used.
+    """
+    folders, counts = Folders.of(options), Counter(ids)
+    store = AnnotationCache.of_user() if options.cache else None
+    parts: list[Dataset] = []
+    for source in reversed(SOURCES):
+        wanted = {image_id: times for image_id, times in counts.items() if source_of(image_id) == source}
+        if not wanted:
+            continue
+        _check_annotations(folders, source)
+        annotations, images = folders.annotations(source), folders.images(source)
+        if source in ("voc2007", "voc2012"):
+            part = read_voc(annotations.parent, images, None, rename, need_images=False, cache=store)
+        else:
+            part = read_coco(annotations, images, rename, need_images=False, cache=store)
+        part = _pick(part, wanted, annotations)
+        if source in ("train2017", "val2017") and options.coco_boxes == "whole_pixels":
+            part = replace(part, records=tuple(_widened(record) for record in part.records))
+        if need_images:
+            check_files(part.records, images)
+        parts.append(part)
+    merged = merge(parts)
+    return replace(merged, records=tuple(merged.by_id[image_id] for image_id in counts))
+
+
+def merge(parts: Sequence[Dataset]) -> Dataset:
+    """Data sets of different images as one, categories of one name being one."""
+    names = tuple(dict.fromkeys(name for part in parts for name in part.categories))
+    position = {name: number for number, name in enumerate(names)}
+    records: list[Record] = []
+    repairs = Repairs()
+    for part in parts:
+        places = np.array([position[name] for name in part.categories], dtype=np.int64)
+        records += [replace(record, categories=places[record.categories]) for record in part.records]
+        repairs.counts += part.repairs.counts
+        repairs.examples += part.repairs.examples[: Repairs.MAX_EXAMPLES - len(repairs.examples)]
+    return Dataset(names, tuple(records), repairs)
+
+
+def widen_to_pixels(boxes: FloatArray, width: int, height: int) -> FloatArray:
+    """Boxes as the published conversion to XML and its reader leave them, here cut at the image's border.
+
+    The XML files have int(x + 1), int(y + 1), int(x + w + 1), int(y + h + 1), and the reader takes 1 off the first two:
+    floor(x1), floor(y1), floor(x2) + 1, floor(y2) + 1.
+
+    Args:
+        boxes: (N, 4) float32 x1 y1 x2 y2.
+        width: of the image, pixels.
+        height: of the image, pixels.
+    """
+    widened = np.floor(boxes)
+    widened[:, 2:] += 1
+    return np.minimum(widened, np.array([width, height, width, height], dtype=np.float32))
+
+
+def _widened(record: Record) -> Record:
+    return replace(record, boxes=widen_to_pixels(record.boxes, record.width, record.height))
+
+
+def _check_annotations(folders: Folders, source: str) -> None:
+    path = folders.annotations(source)
+    if not path.exists():
+        raise AnnotationError(
+            "does not exist",
+            where=str(path),
+            remedy="`openworld data prepare` says what belongs where; or name the folder in data.benchmark",
+        )
+
+
+def _pick(dataset: Dataset, wanted: Mapping[str, int], annotations: Path) -> Dataset:
+    """The listed images of a source, called as the list calls them: by the stem of their file."""
+    by_stem = {record.path.stem: record for record in dataset.records}
+    absent = [image_id for image_id in wanted if image_id not in by_stem]
+    if absent:
+        shown = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
+        raise AnnotationError(
+            f"{len(absent)} of {len(wanted)} listed images have no annotations: {shown}",
+            where=str(annotations),
+            remedy="`openworld data prepare` says which archive they are in",
+        )
+    records = tuple(replace(by_stem[image_id], image_id=image_id, listed=times) for image_id, times in wanted.items())
+    return replace(dataset, records=records)
