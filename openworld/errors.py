@@ -30,6 +30,10 @@ class DataError(OpenWorldError):
     """An image, an annotation file or a class name that cannot be used."""
 
 
+class AnnotationError(DataError):
+    """An annotation file, or one of its records, that cannot be used."""
+
+
 class CheckpointError(OpenWorldError):
     """A checkpoint or weight file that is missing, damaged or of another model."""
 

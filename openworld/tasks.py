@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import io
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from openworld.data.loader import TrainBatches, eval_batches, load_record
 from openworld.data.options import LoaderOptions
 from openworld.data.records import Record
 from openworld.data.splits import View, held_out_view, replay_view, training_view
-from openworld.errors import CheckpointError, ConfigError
+from openworld.errors import CheckpointError, ConfigError, DataError
 from openworld.evaluate import evaluate_predictions
 from openworld.labels import LabelSpace
 from openworld.predict import backbone_file, build_detector, detect_images, restore_detector
@@ -41,6 +42,8 @@ from openworld.sources import Sources, open_sources
 from openworld.structures import Detections, Target
 from openworld.train import Detector, Phase, save_progress, train_phase
 from ssl_backbones.pretrain import pretrain
+
+logger = logging.getLogger(__name__)
 
 STAGES = ("train", "replay", "energy")
 """What a task does to its model, in order."""
@@ -258,6 +261,8 @@ def optimise(run: Run, task: int, stage: str, detector: Detector, resumed: Check
         first_step=0 if stage == "train" else taught.steps,
     )
     train_phase(detector, iter(batches), phase, run.log, resumed, {"known": list(labels.known)})
+    if batches.broken:
+        write_json(run.task_folder(task) / f"broken_images_{stage}.json", batches.broken)
 
 
 def choose_exemplars(run: Run, task: int) -> None:
@@ -372,18 +377,32 @@ def evaluate_task(run: Run, task: int) -> dict[str, Any]:
 def detect_records(
     detector: Detector, records: Sequence[Record], config: RunConfig, partial: Path, title: str
 ) -> list[Detections]:
-    """Detections of every record, kept in ``partial`` every now and then, so that a killed evaluation goes on."""
+    """Detections of every record, kept in ``partial`` every now and then, so that a killed evaluation goes on.
+
+    An image that cannot be read has none.
+    """
     found = _read_partial(partial)
     with progress_bar(title, len(records), done=len(found)) as bar:
         while len(found) < len(records):
             batch = records[len(found) : len(found) + EVALUATION_BATCH]
-            images = [load_record(record) for record in batch]
-            found += detect_images(detector, images, config.data.loader)
+            images = {at: image for at, record in enumerate(batch) if (image := _readable(record)) is not None}
+            detected = detect_images(detector, list(images.values()), config.data.loader) if images else []
+            seen = dict(zip(images, detected, strict=True))
+            found += [seen.get(at, Detections.empty()) for at in range(len(batch))]
             for _ in batch:
                 bar.advance()
             if len(found) % PARTIAL_EVERY < EVALUATION_BATCH:
                 _write_partial(partial, found)
     return found
+
+
+def _readable(record: Record) -> Tensor | None:
+    """The image, or None if it cannot be read: it has no detections then, and the evaluation goes on."""
+    try:
+        return load_record(record)
+    except DataError as error:
+        logger.warning("scored as an image without detections: %s", error)
+        return None
 
 
 def _as_seen_from(folder: Path, path: Path) -> str:

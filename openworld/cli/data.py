@@ -10,7 +10,9 @@ from openworld.cli.verbs import AddVerb
 from openworld.configfile import find_config, read_config
 
 _ANNOTATIONS = "COCO .json file, VOC folder or YOLO data.yaml"
-_IMAGE_SET = "VOC: name or path of the list of images; YOLO: which set, by default the one of the same name"
+_IMAGE_SET = (
+    "COCO: field=value; VOC: name or path of the list of images; YOLO: which set, by default the one of the same name"
+)
 
 
 def add_verbs(verb: AddVerb) -> None:

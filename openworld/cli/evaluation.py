@@ -23,7 +23,9 @@ def add_verbs(verb: AddVerb) -> None:
     evaluate_verb.add_argument(
         "--ground-truth", type=str, default=None, help="COCO .json file or VOC folder; a run has its own"
     )
-    evaluate_verb.add_argument("--image-set", type=str, default=None, help="VOC: name or path of the list of images")
+    evaluate_verb.add_argument(
+        "--image-set", type=str, default=None, help="VOC: name or path of the list of images; COCO: field=value"
+    )
     evaluate_verb.add_argument(
         "--schedule",
         type=str,

@@ -1,6 +1,9 @@
 """Image files: one place that opens them, for the readers and for the loader.
 
-EXIF orientation is not applied: COCO and VOC boxes are drawn on the pixels as they are stored.
+EXIF orientation: COCO and VOC boxes are drawn on the pixels as they are stored, and so the tag is not applied. Some
+tools for annotation do apply it. Where the annotated width and height are those of the turned image and not those of
+the stored one, that is what happened, and the tag is applied. A turn by 180 degrees, a mirror image and a square image
+leave no such trace: there the stored pixels count.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ MAX_PIXELS = 100_000_000
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 """Decoders that stay inside this process; Pillow would hand an EPS file to an interpreter."""
 
+_ORIENTATION = 0x0112
 _REMEDY = "replace the file or remove it from the annotations"
 
 
@@ -33,11 +37,15 @@ def image_size(path: Path) -> tuple[int, int]:
         return image.size
 
 
-def load_image(path: Path) -> Tensor:
-    """Decode one image to (3, H, W) uint8 RGB in stored orientation.
+def load_image(path: Path, annotated: tuple[int, int] | None = None) -> Tensor:
+    """Decode one image to (3, H, W) uint8 RGB.
 
     Grey, palette, CMYK and 16-bit images are converted (16 bits keep their upper 8), an alpha channel is dropped, of
-    an animation the first frame is taken.
+    an animation the first frame is taken. What a file holds decides, not its suffix.
+
+    Args:
+        path: the file.
+        annotated: (width, height) in pixels that the annotations say. None: stored orientation.
 
     Raises:
         DataError: the file is missing, empty, truncated, not an image, of a pixel type without a defined brightness
@@ -47,12 +55,14 @@ def load_image(path: Path) -> Tensor:
         try:
             image.load()
             pixels = _rgb(image, path)
+            if annotated is not None and image.size != annotated and image.size == annotated[::-1]:
+                pixels = _turn(pixels, image.getexif().get(_ORIENTATION, 1))
         except DataError:
             raise
         except Exception as error:  # a decoder meets damaged data with almost any exception
             problem = f"image is damaged ({type(error).__name__}: {error})"
             raise DataError(problem, where=str(path), remedy=_REMEDY) from None
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return pixels
 
 
 def _open(path: Path) -> Image.Image:
@@ -80,17 +90,27 @@ def _too_large(path: Path, size: str) -> DataError:
     )
 
 
-def _rgb(image: Image.Image, path: Path) -> np.ndarray:
-    """(H, W, 3) uint8."""
+def _rgb(image: Image.Image, path: Path) -> Tensor:
+    """(3, H, W) uint8."""
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image)
         if values.size and (values.min() < 0 or values.max() > 65535):
             raise _pixel_type(image, path)
-        grey = (values.astype(np.int64) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        grey = torch.from_numpy((values.astype(np.int64) >> 8).astype(np.uint8))
+        return grey.expand(3, -1, -1).contiguous()
     if image.mode == "F":
         raise _pixel_type(image, path)
-    return np.array(image.convert("RGB"))
+    bands = (image if image.mode == "RGB" else image.convert("RGB")).split()  # planes at once: no transposing
+    shape = (image.height, image.width)
+    return torch.stack([torch.frombuffer(bytearray(band.tobytes()), dtype=torch.uint8).view(shape) for band in bands])
+
+
+def _turn(pixels: Tensor, orientation: object) -> Tensor:
+    """(3, H, W) -> (3, W, H) as EXIF orientations 5 to 8 say (JEITA CP-3451, tag 0112); others change nothing."""
+    across = pixels.transpose(1, 2)
+    turned = {5: across, 6: across.flip(2), 7: across.flip(1, 2), 8: across.flip(1)}
+    found = turned.get(orientation) if isinstance(orientation, int) else None
+    return pixels if found is None else found.contiguous()
 
 
 def _pixel_type(image: Image.Image, path: Path) -> DataError:

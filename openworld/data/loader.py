@@ -7,12 +7,17 @@ nothing.
 
 from __future__ import annotations
 
+import gc
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -21,8 +26,8 @@ from openworld.data.images import load_image
 from openworld.data.options import LoaderOptions
 from openworld.data.records import Record
 from openworld.data.splits import Sample
-from openworld.data.transforms import augment, prepare
-from openworld.errors import DataError
+from openworld.data.transforms import as_float, augment, prepare
+from openworld.errors import DataError, EnvironmentProblem
 from openworld.runtime.seeding import generator
 from openworld.structures import Target
 
@@ -37,13 +42,13 @@ EvalBatch = tuple[list[Tensor], list[Record], list[Tensor]]
 
 
 def load_record(record: Record) -> Tensor:
-    """Decode a record's image to (3, H, W) uint8.
+    """Decode a record's image to (3, H, W) uint8, in the orientation in which it was annotated.
 
     Raises:
         DataError: as :func:`openworld.data.images.load_image`, or the file's size is not the annotated one: the boxes
             would lie elsewhere.
     """
-    image = load_image(record.path)
+    image = load_image(record.path, (record.width, record.height))
     height, width = image.shape[-2:]
     if (width, height) != (record.width, record.height):
         turned = (width, height) == (record.height, record.width)
@@ -72,18 +77,57 @@ class _Step:
     broken: list[tuple[int, str]] = field(default_factory=list)
 
 
+class _PackedSamples:
+    """What training needs of its samples, in a few flat arrays.
+
+    A worker process that is forked shares memory with its parent until one of them writes, and counting references is
+    writing: of many small objects every worker soon has its own copy.
+    """
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        names = [json.dumps([sample.record.image_id, str(sample.record.path)]).encode() for sample in samples]
+        self._names = np.frombuffer(b"".join(names), dtype=np.uint8)
+        self._name_ends = np.cumsum([0, *map(len, names)])
+        self._sizes = np.array([(s.record.width, s.record.height) for s in samples], dtype=np.int64).reshape(-1, 2)
+        self._ends = np.cumsum([0, *map(len, samples)])
+        self._boxes = np.concatenate([sample.boxes for sample in samples], dtype=np.float32)
+        self._labels = np.concatenate([sample.labels for sample in samples], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    @property
+    def pixels(self) -> int:
+        """Of all images together."""
+        return int(self._sizes.prod(axis=1).sum())
+
+    def record(self, index: int) -> Record:
+        """The image of a sample, without annotations."""
+        image_id, path = json.loads(self._names[self._name_ends[index] : self._name_ends[index + 1]].tobytes())
+        width, height = self._sizes[index].tolist()
+        return Record(image_id, Path(path), width, height, *_NOTHING)
+
+    def targets(self, index: int) -> tuple[Tensor, Tensor]:
+        """(N, 4) float32 boxes in pixels of the original image, (N,) int64 labels. Copies."""
+        own = slice(int(self._ends[index]), int(self._ends[index + 1]))
+        return torch.from_numpy(self._boxes[own].copy()), torch.from_numpy(self._labels[own].copy())
+
+
+_NOTHING = (np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.bool_))
+
+
 class _TrainSteps:
     """Builds the batch of any step; lives in the training process or in each worker."""
 
     def __init__(
         self, samples: Sequence[Sample], batch_size: int, seed_parts: tuple[int | str, ...], options: LoaderOptions
     ) -> None:
-        self.samples, self.batch_size, self.seed_parts, self.options = samples, batch_size, seed_parts, options
-        size = sum(3 * sample.record.width * sample.record.height for sample in samples)
-        keep = options.workers == 0 and size < options.cache_mib * 2**20
+        self.samples, self.batch_size, self.seed_parts = _PackedSamples(samples), batch_size, seed_parts
+        self.options = options
+        keep = options.workers == 0 and 3 * self.samples.pixels < options.cache_mib * 2**20
         self._cache: dict[int, Tensor] | None = {} if keep else None
         self._broken: dict[int, str] = {}
-        self._order: tuple[int, list[int]] = (-1, [])
+        self._order: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, dtype=np.int64))
 
     def __getitem__(self, step: int) -> _Step:
         batch = _Step()
@@ -98,32 +142,33 @@ class _TrainSteps:
 
     def _add(self, batch: _Step, step: int, position: int) -> None:
         index = self._index(step * self.batch_size + position)
-        sample = self.samples[index]
+        record = self.samples.record(index)
         try:
-            image = self._image(index)
+            image = self._image(index, record)
         except DataError as error:
             self._broken[index] = str(error)
             batch.broken.append((index, str(error)))
             return
+        boxes, labels = self.samples.targets(index)
         random = generator(*self.seed_parts, "augment", step, position)
-        pixels, boxes = augment(image, torch.from_numpy(sample.boxes), self.options, random)
+        pixels, boxes = augment(image, boxes, self.options, random)
         batch.images.append(pixels)
-        batch.targets.append(Target(boxes, torch.from_numpy(sample.labels.copy()), sample.record.image_id))
+        batch.targets.append(Target(boxes, labels, record.image_id))
 
     def _index(self, place: int) -> int:
         epoch, offset = divmod(place, len(self.samples))
         if self._order[0] != epoch:
             random = generator(*self.seed_parts, "order", epoch)
-            self._order = (epoch, torch.randperm(len(self.samples), generator=random).tolist())
-        return self._order[1][offset]
+            self._order = (epoch, torch.randperm(len(self.samples), generator=random).numpy())
+        return int(self._order[1][offset])
 
-    def _image(self, index: int) -> Tensor:
+    def _image(self, index: int, record: Record) -> Tensor:
         if self._cache is None:
-            return load_record(self.samples[index].record)
+            return load_record(record)
         if index not in self._cache:
             if index in self._broken:
                 raise DataError(self._broken[index])
-            self._cache[index] = load_record(self.samples[index].record)
+            self._cache[index] = load_record(record)
         return self._cache[index]
 
 
@@ -178,7 +223,7 @@ class TrainBatches:
                     f"none of {len(self._samples)} images can be read; the last: {batch.broken[-1][1]}",
                     remedy="check the folder of the images",
                 )
-            yield batch.images, batch.targets
+            yield [as_float(image) for image in batch.images], batch.targets
 
     def _report(self, broken: list[tuple[int, str]]) -> None:
         for index, message in broken:
@@ -206,26 +251,26 @@ def eval_batches(
     """
     records = [sample.record if isinstance(sample, Sample) else sample for sample in samples]
     groups = [records[start : start + batch_size] for start in range(0, len(records), batch_size)]
-    batches = _EvalBatches(groups, options)
-    for batch in _in_order(batches, range(len(groups)), options.workers):
+    prepared = _in_order(_EvalBatches(groups, options), range(len(groups)), options.workers)
+    for group, batch in zip(groups, prepared, strict=True):
         if isinstance(batch, str):
             raise DataError(batch)
-        yield batch
+        images, scales = batch
+        yield images, group, scales
 
 
 class _EvalBatches:
-    """Batch of any number; an image that cannot be read gives the message instead (it must cross processes)."""
+    """Images and scales of any batch; one that cannot be read gives the message instead (it must cross processes)."""
 
     def __init__(self, groups: list[list[Record]], options: LoaderOptions) -> None:
         self.groups, self.options = groups, options
 
-    def __getitem__(self, number: int) -> EvalBatch | str:
-        records = self.groups[number]
+    def __getitem__(self, number: int) -> tuple[list[Tensor], list[Tensor]] | str:
         try:
-            prepared = [prepare(load_record(record), self.options) for record in records]
+            prepared = [prepare(load_record(record), self.options) for record in self.groups[number]]
         except DataError as error:
             return str(error)
-        return [image for image, _ in prepared], records, [scale for _, scale in prepared]
+        return [image for image, _ in prepared], [scale for _, scale in prepared]
 
 
 Item = TypeVar("Item", covariant=True)
@@ -236,18 +281,36 @@ class _Indexed(Protocol[Item]):
 
 
 def _in_order(source: _Indexed[Item], numbers: range, workers: int) -> Iterator[Item]:
-    """``source[n]`` for each number in order, computed ahead by worker processes if there are any."""
+    """``source[n]`` for each number in order, computed ahead by worker processes if there are any.
+
+    Raises:
+        EnvironmentProblem: the system killed a worker.
+    """
     if workers == 0:
         for number in numbers:
             yield source[number]
         return
-    yield from DataLoader(
+    loader = DataLoader(
         _AsTorch(source),
         batch_size=None,
         sampler=numbers,
         num_workers=min(workers, max(1, len(numbers))),
         generator=torch.Generator(),  # or the loader draws from the global one, and workers would change the run
+        worker_init_fn=_enter_worker,
     )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):  # but an error that a worker met and passed on
+            raise
+        raise EnvironmentProblem(
+            f"a process that decodes images died ({error})",
+            remedy="resume the run; if memory ran out, set data.loader.workers lower, or to 0",
+        ) from error
+
+
+def _enter_worker(worker: int) -> None:
+    gc.freeze()  # the collector writes into every object that it visits, and would so copy all that is shared
 
 
 class _AsTorch(TorchDataset[Item]):

@@ -27,8 +27,9 @@ class SourceOptions:
     """Format of the annotations. ``auto``: a .json file is COCO, a folder with Annotations/ is VOC, a .yaml file or a
     folder with data.yaml or labels/ is YOLO."""
     image_set: str | None = None
-    """VOC: a list in ImageSets/Main such as ``trainval``, or the path of a .txt file. Default: every image. YOLO: a key
-    of data.yaml or a folder below images/. Default: the one of the same name as ``train``, ``val`` or ``test``."""
+    """COCO: ``field=value`` takes the images that have it, as in ``fold=train``. VOC: a list in ImageSets/Main such as
+    ``trainval``, or the path of a .txt file. Default of both: every image. YOLO: a key of data.yaml or a folder below
+    images/. Default: the one of the same name as ``train``, ``val`` or ``test``."""
     cache: bool = True
     """COCO and VOC: keep the parsed annotations of 1,000 images or more in the user's cache folder, for the next time.
     The environment variable OPENWORLD_CACHE names another folder, or switches this off for all with ``off``."""

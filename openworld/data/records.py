@@ -240,13 +240,7 @@ def read_dataset(
     images = Path(source.images) if source.images is not None else None
     cache = AnnotationCache.of_user() if source.cache else None
     if format == "coco":
-        if source.image_set is not None:
-            raise DataError(
-                f"image_set={source.image_set!r} has no meaning for COCO",
-                where=str(path),
-                remedy="leave image_set out; a COCO file is one set",
-            )
-        return read_coco(path, images, rename, need_images=need_images, cache=cache)
+        return read_coco(path, images, rename, image_set=source.image_set, need_images=need_images, cache=cache)
     if format == "voc":
         return read_voc(path, images, source.image_set, rename, need_images=need_images, cache=cache)
     return read_yolo(path, images, source.image_set, rename, need_images=need_images)

@@ -3,27 +3,37 @@
 VOC counts pixels from 1 and its boxes include both corners, so ``xmin`` and ``ymin`` become one less and ``xmax`` and
 ``ymax`` stay. ``difficult`` objects are marked ``ignore``: evaluation does not ask for them, training uses them.
 
-DataError: a list, XML file or (where images are needed) image that is missing, XML that cannot be parsed, an object
-without name or bndbox, a coordinate that is no number, an id that leaves the folder. Repaired and counted: a size that
-is missing (read from the image or, without it, the extent of the boxes), an image that the list repeats (read once,
-``Record.listed`` keeps the count), and boxes after :func:`openworld.data.records.clean_boxes`.
+What the reader does with defects:
+
+=====================================================  ===========================================================
+list or XML file that is missing or is no text         AnnotationError
+XML that cannot be parsed, or that declares entities   AnnotationError
+object without name or bndbox, a number that is none   AnnotationError naming file, object and element
+name of the list that leaves the folder, or no text    AnnotationError
+image file that does not exist                         DataError naming the first few, if images are needed
+width or height missing or not positive                read from the image file or, without it, the extent of the
+                                                       boxes; counted
+image that the list repeats                            read once, counted; ``Record.listed`` keeps the number
+coordinates that are not finite, huge or inverted,     dropped or clipped, counted:
+other boxes                                            :func:`openworld.data.records.clean_boxes`
+=====================================================  ===========================================================
 """
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from openworld.data.cache import AnnotationCache, AnnotationTable, digest_of_files
 from openworld.data.coco import check_inside
 from openworld.data.images import image_size
-from openworld.data.records import Dataset, Record, Repairs, check_files, clean_boxes, size_of_boxes
-from openworld.errors import DataError
+from openworld.data.records import Dataset, Repairs, check_files, clean_boxes, file_exists, size_of_boxes
+from openworld.errors import AnnotationError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
@@ -35,6 +45,7 @@ def read_voc(
     rename: Mapping[str, str] | None = None,
     *,
     need_images: bool = True,
+    cache: AnnotationCache | None = None,
 ) -> Dataset:
     """Read a VOC folder.
 
@@ -44,118 +55,182 @@ def read_voc(
         image_set: a list in ``ImageSets/Main`` without its suffix, or the path of a .txt file. None: every XML file.
         rename: class names to the names that the schedule uses.
         need_images: False, image files may be missing.
+        cache: where parsed annotations are kept. None: nowhere.
 
     Returns:
-        categories sorted by name, records in the order of the list, each id the stem of its file.
+        categories sorted by name, records in the order of the list, each id the name in the list: the file's stem.
 
     Raises:
-        DataError: see above.
+        AnnotationError: see the table above.
+        DataError: image files that are missing or, where their size is needed, cannot be read.
     """
-    root = Path(root)
-    images = root / "JPEGImages" if images is None else Path(images)
-    repairs = Repairs()
-    stems = _listed(root, image_set, repairs)
-    absent = [stem for stem in stems if not (root / "Annotations" / f"{stem}.xml").is_file()]
-    if absent:
-        shown = ", ".join(f"{stem}.xml" for stem in absent[:3]) + (", …" if len(absent) > 3 else "")
-        raise DataError(
-            f"{len(absent)} of {len(stems)} annotation files do not exist: {shown}",
-            where=str(root / "Annotations"),
-            remedy="fetch the annotations or correct the image list",
-        )
-    parsed = [_read_xml(root / "Annotations" / f"{stem}.xml", images, repairs, rename or {}) for stem in stems]
-    categories = sorted({name for _, names in parsed for name in names})
-    position = {name: number for number, name in enumerate(categories)}
-    records = [
-        replace(record, categories=np.array([position[name] for name in names], dtype=np.int64), listed=stems[stem])
-        for stem, (record, names) in zip(stems, parsed, strict=True)
-    ]
+    root, renamed = Path(root), rename or {}
+    folder = root / "JPEGImages" if images is None else Path(images)
+    where, counts = _listed(root, image_set)
+    files = [f"{root}/Annotations/{stem}.xml" for stem in counts]
+
+    def parse() -> AnnotationTable:
+        absent = [stem for stem, file in zip(counts, files, strict=True) if not file_exists(file)]
+        if absent:
+            shown = ", ".join(f"{stem}.xml" for stem in absent[:3]) + (", …" if len(absent) > 3 else "")
+            raise AnnotationError(
+                f"{len(absent)} of {len(counts)} annotation files do not exist: {shown}",
+                where=str(root / "Annotations"),
+                remedy="fetch the annotations or correct the image list",
+            )
+        return _parse(counts, where, files, folder, renamed)
+
+    if cache is None:
+        table = parse()
+    else:
+        names = {"list": str(where), "rename": dict(renamed)}
+        table = cache.get("voc", root, names, lambda: digest_of_files(files, counts.items()), parse)
+    records = table.records(_image_file(str(folder), stem) for stem in table.files)
     if need_images:
         check_files(records, root)
-    return Dataset(tuple(categories), tuple(records), repairs)
+    return Dataset(table.categories, records, table.repairs)
 
 
-def _listed(root: Path, image_set: str | None, repairs: Repairs) -> Counter[str]:
-    """Stems in the order of the list, with the number of times that the list names each."""
+def _parse(
+    counts: Counter[str], where: Path, files: Sequence[str], images: Path, rename: Mapping[str, str]
+) -> AnnotationTable:
+    repairs = Repairs()
+    for stem, times in counts.items():
+        for _ in range(times - 1):
+            repairs.add("image listed again", f"{where.name} names {stem} {times} times")
+    names: list[str] = []
+    difficult: list[bool] = []
+    found: list[tuple[float, float, float, float]] = []
+    starts, sizes, from_images = [0], np.ones((len(counts), 2), dtype=np.int64), False
+    for number, (stem, file) in enumerate(zip(counts, files, strict=True)):
+        tree = _parse_xml(file)
+        for position, element in enumerate(tree.iterfind("object")):
+            name, box, hard = _object(element, file, position)
+            names.append(rename.get(name, name))
+            found.append(box)
+            difficult.append(hard)
+        declared = _declared_size(tree)
+        if declared is None:
+            own = np.array(found[starts[-1] :], dtype=np.float64).reshape(-1, 4)
+            declared, from_images = _found_size(tree, file, _image_file(str(images), stem), own, repairs), True
+        sizes[number] = declared
+        starts.append(len(names))
+
+    owner = np.repeat(np.arange(len(counts)), np.diff(starts))
+    stems = list(counts)
+
+    def position_in_file(number: int) -> int:
+        return number - starts[int(owner[number])]
+
+    def describe(number: int) -> str:
+        return f"{stems[owner[number]]}.xml, object {position_in_file(number)}"
+
+    table = np.array(found, dtype=np.float64).reshape(-1, 4)
+    boxes, kept = clean_boxes(table, sizes[owner, 0], sizes[owner, 1], repairs, describe)
+    chosen = kept.tolist()
+    categories = sorted({names[number] for number in chosen})
+    index = {name: number for number, name in enumerate(categories)}
+    return AnnotationTable(
+        categories=tuple(categories),
+        image_ids=stems,
+        files=stems,
+        sizes=sizes,
+        listed=np.array(list(counts.values()), dtype=np.int64),
+        offsets=np.searchsorted(owner[kept], np.arange(len(counts) + 1)).astype(np.int64),
+        boxes=boxes,
+        box_categories=np.array([index[names[number]] for number in chosen], dtype=np.int64),
+        ignore=np.array(difficult, dtype=np.bool_)[kept],
+        crowd=None,
+        annotation_ids=[f"{stems[owner[number]]}/{position_in_file(number)}" for number in chosen],
+        repairs=repairs,
+        from_images=from_images,
+    )
+
+
+def _listed(root: Path, image_set: str | None) -> tuple[Path, Counter[str]]:
+    """The list's file or folder, and stems in its order, with the number of times that it names each."""
     if image_set is None:
-        stems = sorted(file.stem for file in (root / "Annotations").glob("*.xml"))
         where = root / "Annotations"
+        stems = sorted(file.stem for file in where.glob("*.xml"))
     else:
         where = Path(image_set) if image_set.endswith(".txt") else root / "ImageSets" / "Main" / f"{image_set}.txt"
         if not where.is_file():
             available = ", ".join(sorted(file.stem for file in (root / "ImageSets" / "Main").glob("*.txt"))[:12])
-            raise DataError(
+            raise AnnotationError(
                 f"the image list {image_set!r} does not exist",
                 where=str(where),
                 remedy=f"choose one of: {available}" if available else "give the path of a .txt file",
             )
-        lines = where.read_text(encoding="utf-8-sig").splitlines()
+        try:
+            lines = where.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            raise AnnotationError(
+                f"cannot be read as text ({error})", where=str(where), remedy="give a list with one name a line"
+            ) from None
         stems = [line.split()[0] for line in lines if line.strip()]
     if not stems:
-        raise DataError("names no image", where=str(where), remedy="give a list or folder with at least one image")
+        raise AnnotationError(
+            "names no image", where=str(where), remedy="give a list or folder with at least one image"
+        )
     counts = Counter(stems)
-    for stem, times in counts.items():
-        check_inside(stem, str(where))
-        for _ in range(times - 1):
-            repairs.add("image listed again", f"{where.name} names {stem} {times} times")
-    return counts
+    for stem in counts:
+        check_inside(stem, where)
+    return where, counts
 
 
-def _read_xml(path: Path, images: Path, repairs: Repairs, rename: Mapping[str, str]) -> tuple[Record, list[str]]:
-    """One image's record, its categories still 0, and the category names of its boxes."""
+def _image_file(images: str, stem: str) -> Path:
+    """The image of a name: the first suffix that exists, or .jpg."""
+    names = (f"{images}/{stem}{suffix}" for suffix in SUFFIXES)
+    return Path(next((name for name in names if file_exists(name)), f"{images}/{stem}.jpg"))
+
+
+def _parse_xml(file: str) -> ElementTree.Element:
     try:
-        tree = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise DataError(f"cannot be parsed ({error})", where=str(path), remedy="export the file again") from None
-    file = next(
-        (found for suffix in SUFFIXES if (found := images / f"{path.stem}{suffix}").is_file()),
-        images / f"{path.stem}.jpg",
-    )
-    names: list[str] = []
-    corners: list[list[float]] = []
-    difficult: list[bool] = []
-    for number, element in enumerate(tree.iterfind("object")):
-        where = f"{path}, object {number}"
-        name = (element.findtext("name") or "").strip()
-        box = element.find("bndbox")
-        if not name or box is None:
-            missing = "bndbox" if name else "name"
-            raise DataError(f"has no <{missing}>", where=where, remedy="complete or remove the object")
-        x1, y1, x2, y2 = (_number(box, key, where) for key in ("xmin", "ymin", "xmax", "ymax"))
-        names.append(rename.get(name, name))
-        corners.append([x1 - 1, y1 - 1, x2, y2])
-        difficult.append(element.find("difficult") is not None and _number(element, "difficult", where) != 0)
-    table = np.array(corners, dtype=np.float64).reshape(-1, 4)
-    width, height = _size(tree, path, file, table, repairs)
-    boxes, kept = clean_boxes(table, width, height, repairs, lambda number: f"{path.name}, object {number}")
-    record = Record(
-        image_id=path.stem,
-        path=file,
-        width=width,
-        height=height,
-        boxes=boxes,
-        categories=np.zeros(len(kept), dtype=np.int64),
-        ignore=np.array(difficult, dtype=np.bool_)[kept],
-        annotation_ids=tuple(f"{path.stem}/{number}" for number in kept),
-    )
-    return record, [names[number] for number in kept]
+        data = Path(file).read_bytes()
+        if b"<!ENTITY" in data.replace(b"\0", b""):  # in any encoding of Unicode
+            raise ValueError("it declares entities, which an annotation has no need of")
+        return ElementTree.fromstring(data)
+    except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
+        raise AnnotationError(f"cannot be parsed ({error})", where=file, remedy="export the file again") from None
+    except OSError as error:
+        raise AnnotationError(f"cannot be read ({error.strerror})", where=file, remedy="check the file") from None
 
 
-def _size(
-    tree: ElementTree.Element, path: Path, file: Path, corners: NDArray[np.float64], repairs: Repairs
-) -> tuple[int, int]:
-    declared = [tree.findtext(f"size/{key}") for key in ("width", "height")]
+def _object(
+    element: ElementTree.Element, file: str, position: int
+) -> tuple[str, tuple[float, float, float, float], bool]:
+    """Name, corners and difficult of an object."""
+    where = f"{file}, object {position}"
+    name = (element.findtext("name") or "").strip()
+    box = element.find("bndbox")
+    if not name or box is None:
+        missing = "bndbox" if name else "name"
+        raise AnnotationError(f"has no <{missing}>", where=where, remedy="complete or remove the object")
+    x1, y1, x2, y2 = (_number(box, key, where) for key in ("xmin", "ymin", "xmax", "ymax"))
+    difficult = element.find("difficult") is not None and _number(element, "difficult", where) != 0
+    return name, (x1 - 1, y1 - 1, x2, y2), difficult
+
+
+def _declared_size(tree: ElementTree.Element) -> tuple[int, int] | None:
+    """Width and height in pixels as the file says, or None if it does not say or cannot be right."""
     try:
-        width, height = (round(float(text or 0)) for text in declared)
+        width, height = (round(float(tree.findtext(f"size/{key}") or 0)) for key in ("width", "height"))
     except (ValueError, OverflowError):
-        width = height = 0
-    if 1 <= width <= 1e6 and 1 <= height <= 1e6:
-        return width, height
-    if not file.is_file():
-        repairs.add("size taken from the boxes", f"{path.name} declares {declared[0]!r} x {declared[1]!r}")
+        return None
+    return (width, height) if 1 <= width <= 1e6 and 1 <= height <= 1e6 else None
+
+
+def _found_size(
+    tree: ElementTree.Element, file: str, image: Path, corners: NDArray[np.float64], repairs: Repairs
+) -> tuple[int, int]:
+    """Width and height in pixels from the image file, or else from the boxes."""
+    declared = [tree.findtext(f"size/{key}") for key in ("width", "height")]
+    message = f"{Path(file).name} declares {declared[0]!r} x {declared[1]!r}"
+    if not file_exists(image):
+        repairs.add("size taken from the boxes", message)
         return size_of_boxes(corners)
-    repairs.add("size read from the image file", f"{path.name} declares {declared[0]!r} x {declared[1]!r}")
-    return image_size(file)
+    repairs.add("size read from the image file", message)
+    return image_size(image)
 
 
 def _number(element: ElementTree.Element, key: str, where: str) -> float:
@@ -163,6 +238,6 @@ def _number(element: ElementTree.Element, key: str, where: str) -> float:
     try:
         return float(text or "")
     except ValueError:
-        raise DataError(
+        raise AnnotationError(
             f"<{key}> holds {text!r}, which is no number", where=where, remedy="correct or remove the object"
         ) from None

@@ -194,7 +194,7 @@ def test_written_file_reads_back(folder: Path) -> None:
 def test_read_dataset_dispatches(folder: Path) -> None:
     path = str(write(folder, CONTENT))
     assert len(read_dataset(SourceOptions(annotations=path)).records) == 3
-    with pytest.raises(DataError, match="image_set"):
+    with pytest.raises(DataError, match="image_set='train' chooses no image"):
         read_dataset(SourceOptions(annotations=path, image_set="train"))
     with pytest.raises(DataError, match="no such file"):
         read_dataset(SourceOptions(annotations=path + "x"))
@@ -225,3 +225,18 @@ def test_category_names(tmp_path: Path) -> None:
         coco_category_names(write(tmp_path, changed("categories.0.id", "x")))
     with pytest.raises(DataError, match="given twice"):
         coco_category_names(write(tmp_path, changed("categories.0.id", "3")))
+
+
+def test_one_set_of_a_file_that_holds_several(folder: Path) -> None:
+    content = copy.deepcopy(CONTENT)
+    for entry, fold in zip(content["images"], ("train", "test", "train"), strict=True):
+        entry["fold"] = fold
+    path = str(write(folder, content))
+    train, test = (
+        read_dataset(SourceOptions(annotations=path, image_set=f"fold={fold}")) for fold in ("train", "test")
+    )
+    assert [record.image_id for record in train.records] == [7, 9] and train.num_annotations == 2
+    assert [record.image_id for record in test.records] == [0] and test.num_annotations == 1
+    assert not train.repairs.counts and train.categories == test.categories
+    with pytest.raises(DataError, match="'fold' is test or train"):
+        read_dataset(SourceOptions(annotations=path, image_set="fold=val"))

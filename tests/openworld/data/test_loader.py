@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openworld.data.loader import TrainBatch, TrainBatches, eval_batches, load_record, to_original
+from openworld.data.loader import TrainBatch, TrainBatches, _PackedSamples, eval_batches, load_record, to_original
 from openworld.data.options import LoaderOptions
 from openworld.data.records import Record
 from openworld.data.splits import Sample
@@ -183,3 +185,66 @@ def test_size_that_differs_from_the_annotation(samples: list[Sample]) -> None:
     Image.new("RGB", (99, 24)).save(samples[0].record.path)
     with pytest.raises(DataError, match=r"image is 99x24, its annotation \(id 0\) says 32x24"):
         load_record(samples[0].record)
+
+
+def test_packed_samples_hold_what_training_needs(tmp_path: Path) -> None:
+    samples = [make_sample(tmp_path, number) for number in range(5)]
+    odd = replace(samples[0].record, image_id="a/ü", path=tmp_path / "sub dir/ü.png", width=7, height=9)
+    samples.append(Sample(odd, samples[2].boxes, samples[2].labels, samples[2].ignore))
+    packed = _PackedSamples(samples)
+    assert len(packed) == 6 and packed.pixels == 5 * 32 * 24 + 63
+    for number, sample in enumerate(samples):
+        record, (boxes, labels) = packed.record(number), packed.targets(number)
+        for name in ("image_id", "path", "width", "height"):
+            assert getattr(record, name) == getattr(sample.record, name)
+        assert type(record.image_id) is type(sample.record.image_id) and len(record) == 0
+        np.testing.assert_array_equal(boxes.numpy(), sample.boxes)
+        np.testing.assert_array_equal(labels.numpy(), sample.labels)
+        boxes.zero_()
+        np.testing.assert_array_equal(packed.targets(number)[0].numpy(), sample.boxes)
+
+
+def test_workers_do_not_hold_many_objects_of_the_parent(samples: list[Sample]) -> None:
+    """A worker's copy of its parent's small objects is what makes the memory of many workers grow."""
+    steps = TrainBatches(
+        samples * 500, batch_size=1, seed_parts=(0,), start_step=0, total_steps=1, options=OPTIONS
+    )._steps
+    seen, todo = set(), [steps]
+    while todo:
+        value = todo.pop()
+        if id(value) not in seen and not isinstance(value, type):
+            seen.add(id(value))
+            todo += [item for item in gc.get_referents(value) if not isinstance(item, type(gc))]
+        assert len(seen) < 2000
+    assert not any(isinstance(item, Sample) for item in gc.get_referents(*[steps.__dict__, steps.samples.__dict__]))
+
+
+def test_uint8_resizing_is_close_to_float_and_reaches_both_kinds_of_batches(samples: list[Sample]) -> None:
+    fast = LoaderOptions(min_size=24, max_size=32, resize="uint8", scale_jitter=[0.5, 0.7])
+    plain = LoaderOptions(min_size=24, max_size=32, scale_jitter=[0.5, 0.7])
+    for (images, targets), (others, other_targets) in zip(
+        batches(samples, options=fast), batches(samples, options=plain), strict=True
+    ):
+        for image, other, target, other_target in zip(images, others, targets, other_targets, strict=True):
+            assert image.dtype == torch.float32 and image.shape == other.shape
+            assert 0 < (image - other).abs().max() <= 1.5 / 255
+            assert torch.equal(target.boxes, other_target.boxes)
+            assert torch.equal((image * 255).round() / 255, image)
+    small = LoaderOptions(min_size=16, max_size=16, resize="uint8")
+    for (images, _, scales), (others, _, other_scales) in zip(
+        eval_batches(samples, 2, small), eval_batches(samples, 2, LoaderOptions(min_size=16, max_size=16)), strict=True
+    ):
+        assert all((image - other).abs().max() <= 1.5 / 255 for image, other in zip(images, others, strict=True))
+        assert all(torch.equal(scale, other) for scale, other in zip(scales, other_scales, strict=True))
+
+
+def test_collector_of_a_worker_leaves_inherited_objects_alone(
+    samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tell(record: Record) -> torch.Tensor:
+        raise DataError(f"frozen: {gc.get_freeze_count()}")
+
+    monkeypatch.setattr("openworld.data.loader.load_record", tell)
+    with pytest.raises(DataError, match=r"frozen: [1-9]\d{4}"):
+        list(eval_batches(samples, 2, LoaderOptions(min_size=24, max_size=32, workers=1)))
+    assert gc.get_freeze_count() == 0

@@ -1,0 +1,270 @@
+"""Reading annotations, and feeding images, beside a loader written as torchvision's detection reference writes its own.
+
+    python benchmarks/data.py [--xml 10000] [--images 96] [--size 640 480] [--repeats 5] [--json FILE]
+
+Annotations: a VOC folder with so many generated XML files is parsed, and read from the cache; the records must agree.
+The cache does not take files that have only just been written, so the run waits two seconds first. The files are in the
+system's page cache both times.
+
+Images: the same generated JPEG photographs with COCO annotations go through both loaders in one run, in turns, with 0,
+1 and 2 worker processes: decode, horizontal flip, resize to the size of the model, float32 in [0, 1]. The peer is
+``CocoDetection`` (Pillow) with ``v2`` transforms, boxes as ``tv_tensors`` and a ``DataLoader`` that collates to lists;
+it resizes uint8 images, and so there is a line for each kind of resizing of this package. A worker's start is not
+timed. Each figure is the median of the repeats, with the smallest and the largest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
+from torchvision.transforms import v2
+
+from openworld.data import cache as annotation_cache
+from openworld.data.cache import AnnotationCache
+from openworld.data.coco import read_coco
+from openworld.data.loader import TrainBatches
+from openworld.data.options import LoaderOptions
+from openworld.data.records import Dataset
+from openworld.data.splits import Sample
+from openworld.data.voc import read_voc
+
+BATCH = 4
+NAMES = ["cat", "dog", "bird", "car"]
+
+
+def write_voc(folder: Path, count: int) -> Path:
+    """XML as VOC's own, three objects an image on average."""
+    rng = np.random.default_rng(0)
+    (folder / "Annotations").mkdir(parents=True)
+    for number in range(count):
+        objects = ""
+        for _ in range(int(rng.integers(1, 6))):
+            x1, y1, x2, y2 = (*rng.integers(1, 200, 2).tolist(), *rng.integers(210, 330, 2).tolist())
+            objects += (
+                f"\t<object>\n\t\t<name>{NAMES[int(rng.integers(4))]}</name>\n\t\t<pose>Unspecified</pose>\n"
+                f"\t\t<truncated>0</truncated>\n\t\t<difficult>{int(rng.random() < 0.1)}</difficult>\n\t\t<bndbox>\n"
+                f"\t\t\t<xmin>{x1}</xmin>\n\t\t\t<ymin>{y1}</ymin>\n\t\t\t<xmax>{x2}</xmax>\n\t\t\t<ymax>{y2}</ymax>\n"
+                "\t\t</bndbox>\n\t</object>\n"
+            )
+        text = (
+            f"<annotation>\n\t<folder>VOC2007</folder>\n\t<filename>{number:06d}.jpg</filename>\n\t<source>\n"
+            "\t\t<database>generated</database>\n\t</source>\n\t<size>\n\t\t<width>500</width>\n"
+            f"\t\t<height>333</height>\n\t\t<depth>3</depth>\n\t</size>\n\t<segmented>0</segmented>\n{objects}</annotation>\n"
+        )
+        (folder / f"Annotations/{number:06d}.xml").write_text(text)
+    return folder
+
+
+def write_photographs(folder: Path, count: int, size: tuple[int, int]) -> Path:
+    """Smooth noise of several octaves, which a JPEG decoder works on about as long as on a photograph."""
+    rng = np.random.default_rng(1)
+    (folder / "images").mkdir(parents=True)
+    images, annotations = [], []
+    for number in range(count):
+        picture = np.zeros((size[1], size[0], 3))
+        for cells in (4, 16, 64, 160):
+            layer = Image.fromarray(rng.integers(0, 255, (cells, cells, 3), dtype=np.uint8)).resize(size)
+            picture += np.asarray(layer, dtype=np.float64) / (1 + cells / 32)
+        picture *= 255 / picture.max()
+        Image.fromarray(picture.astype(np.uint8)).save(folder / f"images/{number:06d}.jpg", quality=90)
+        images.append({"id": number, "file_name": f"{number:06d}.jpg", "width": size[0], "height": size[1]})
+        for _ in range(5):
+            x, y = (rng.uniform(0, 0.5, 2) * size).round(2).tolist()
+            box = [x, y, *(rng.uniform(0.1, 0.4, 2) * size).round(2).tolist()]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": int(rng.integers(4)) + 1,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": number, "name": name} for number, name in enumerate(NAMES, start=1)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "set.json").write_text(json.dumps(content))
+    return folder / "set.json"
+
+
+def seconds_of(action: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.perf_counter()
+    result = action()
+    return time.perf_counter() - started, result
+
+
+def summary(values: list[float]) -> dict[str, Any]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "all": values}
+
+
+def agree(first: Dataset, second: Dataset) -> bool:
+    """Whether two readings hold the same."""
+    return first.categories == second.categories and all(
+        (a.image_id, a.path, a.width, a.height, a.annotation_ids)
+        == (b.image_id, b.path, b.width, b.height, b.annotation_ids)
+        and np.array_equal(a.boxes, b.boxes)
+        and np.array_equal(a.categories, b.categories)
+        and np.array_equal(a.ignore, b.ignore)
+        for a, b in zip(first.records, second.records, strict=True)
+    )
+
+
+def measure_annotations(folder: Path, count: int, repeats: int) -> dict[str, Any]:
+    root = write_voc(folder / "voc", count)
+    cache = AnnotationCache(folder / "cache")
+    time.sleep(annotation_cache.SETTLED_S + 0.1)
+    cold, warm = [], []
+    for _ in range(repeats):
+        taken, parsed = seconds_of(lambda: read_voc(root, need_images=False))
+        cold.append(taken)
+    read_voc(root, need_images=False, cache=cache)
+    files = list((folder / "cache").iterdir())
+    if count >= annotation_cache.MIN_RECORDS and len(files) != 1:
+        raise SystemExit("the cache was not written")
+    for _ in range(repeats):
+        taken, kept = seconds_of(lambda: read_voc(root, need_images=False, cache=cache))
+        warm.append(taken)
+    if not agree(parsed, kept):
+        raise SystemExit("the cache holds other records than the files")
+    return {
+        "files": count,
+        "boxes": parsed.num_annotations,
+        "parsed_s": summary(cold),
+        "cached_s": summary(warm),
+        "cache_bytes": sum(file.stat().st_size for file in files),
+        "speedup": statistics.median(cold) / statistics.median(warm),
+    }
+
+
+def collate(batch: list[Any]) -> tuple[Any, ...]:
+    return tuple(zip(*batch, strict=True))
+
+
+def one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def peer_batches(path: Path, sides: tuple[int, int], workers: int) -> Iterator[Any]:
+    """One epoch of the reference's kind of loader."""
+    transforms = v2.Compose(
+        [
+            v2.ToImage(),
+            v2.RandomHorizontalFlip(0.5),
+            v2.Resize(sides[0], max_size=sides[1], antialias=True),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.SanitizeBoundingBoxes(),
+            v2.ToPureTensor(),
+        ]
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        dataset = CocoDetection(str(path.parent / "images"), str(path), transforms=transforms)
+    wrapped = wrap_dataset_for_transforms_v2(dataset, target_keys=["boxes", "labels", "image_id"])
+    yield from DataLoader(
+        wrapped, batch_size=BATCH, shuffle=True, num_workers=workers, collate_fn=collate, worker_init_fn=one_thread
+    )
+
+
+def own_batches(dataset: Dataset, sides: tuple[int, int], workers: int, resize: str) -> Iterator[Any]:
+    """One epoch of this package's loader, images decoded every time."""
+    samples = [Sample(record, record.boxes, record.categories, record.ignore) for record in dataset.records]
+    options = LoaderOptions(
+        min_size=sides[0],
+        max_size=sides[1],
+        scale_jitter=[1.0, 1.0],
+        workers=workers,
+        cache_mib=0,
+        resize="uint8" if resize == "uint8" else "float",
+    )
+    yield from TrainBatches(
+        samples,
+        batch_size=BATCH,
+        seed_parts=(0,),
+        start_step=0,
+        total_steps=len(samples) // BATCH,
+        options=options,
+    )
+
+
+def rate(batches: Iterator[Any]) -> float:
+    """Images a second after the first batch."""
+    next(batches)
+    started, images = time.perf_counter(), 0
+    for batch in batches:
+        images += len(batch[0])
+    return images / (time.perf_counter() - started)
+
+
+def measure_images(
+    path: Path, sides: tuple[int, int], repeats: int, workers: tuple[int, ...] = (0, 1, 2)
+) -> dict[str, Any]:
+    dataset = read_coco(path)
+    loaders: dict[str, Callable[[int], Iterator[Any]]] = {
+        "openworld, resize float": lambda number: own_batches(dataset, sides, number, "float"),
+        "openworld, resize uint8": lambda number: own_batches(dataset, sides, number, "uint8"),
+        "torchvision reference": lambda number: peer_batches(path, sides, number),
+    }
+    found: dict[str, Any] = {}
+    for number in workers:
+        rates: dict[str, list[float]] = {name: [] for name in loaders}
+        for _ in range(repeats):
+            for name, make in loaders.items():
+                rates[name].append(rate(make(number)))
+        found[str(number)] = {name: summary(values) for name, values in rates.items()}
+    return {"images": len(dataset.records), "model_sides": list(sides), "images_per_second": found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--xml", type=int, default=10_000, help="XML files")
+    parser.add_argument("--images", type=int, default=96, help="photographs")
+    parser.add_argument("--size", type=int, nargs=2, default=[640, 480], help="of the photographs, pixels")
+    parser.add_argument("--sides", type=int, nargs=2, default=[600, 1000], help="min_size and max_size of the model")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        report = {
+            "annotations": measure_annotations(folder, options.xml, options.repeats),
+            "loader": measure_images(
+                write_photographs(folder / "photographs", options.images, tuple(options.size)),
+                tuple(options.sides),
+                options.repeats,
+            ),
+            "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__,
+                        "torchvision": torchvision.__version__},
+        }  # fmt: skip
+    annotations, loader = report["annotations"], report["loader"]
+    print(f"{annotations['files']} XML files, {annotations['boxes']} boxes")
+    for key, label in (("parsed_s", "parsed"), ("cached_s", "from the cache")):
+        row = annotations[key]
+        print(f"  {label:<26}{row['median']:8.3f} s   ({row['min']:.3f} to {row['max']:.3f})")
+    width, height = options.size
+    print(f"{loader['images']} JPEG of {width}x{height} to sides {options.sides}, images/s")
+    for number, rows in loader["images_per_second"].items():
+        for label, row in rows.items():
+            print(f"  {number} workers, {label:<26}{row['median']:8.1f}     ({row['min']:.1f} to {row['max']:.1f})")
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
