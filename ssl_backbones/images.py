@@ -58,18 +58,40 @@ def read_image(path: Path, side: int | None = None) -> Tensor:
         raise DataError(f"cannot be decoded ({error})", where=str(path), remedy="repair or remove the file") from error
 
 
+def labels_of(paths: Sequence[Path]) -> list[int]:
+    """Classes of images that lie in one folder a class (``images/<class>/*.jpg``): positions in the sorted names.
+
+    Raises:
+        DataError: all images lie in folders of one name, so that there is nothing to tell apart.
+    """
+    names = sorted({path.parent.name for path in paths})
+    if len(names) < 2:
+        raise DataError(
+            f"the {len(paths)} images have no labels: all lie in a folder named {', '.join(names) or '(none)'}",
+            where="pretraining",
+            remedy="sort the images into one folder a class, images/<class>/*.jpg, or choose a method without labels",
+        )
+    return [names.index(path.parent.name) for path in paths]
+
+
 class ImagePool:
     """The images of one pretraining, by position.
 
     Where all fit into ``cache_megabytes`` at ``side`` pixels, they are decoded once and broken ones are left out.
     Otherwise each is decoded when asked for, and the next one stands in for a broken one. Both are warned of.
 
+    Attributes:
+        labels: class of each image, where labels were given.
+
     Raises:
         DataError: fewer than two images are usable; a contrast needs a second one.
     """
 
-    def __init__(self, paths: Sequence[Path], *, side: int, cache_megabytes: int) -> None:
+    def __init__(
+        self, paths: Sequence[Path], *, side: int, cache_megabytes: int, labels: Sequence[int] | None = None
+    ) -> None:
         self._paths = list(paths)
+        self.labels = None if labels is None else list(labels)
         self._cache: list[Tensor] | None = None
         self._broken: set[int] = set()
         expected = len(self._paths) * 3 * side * side * 4 / 3 / 2**20  # a 4:3 image whose shorter side is ``side``
@@ -77,6 +99,8 @@ class ImagePool:
             with ThreadPoolExecutor(max_workers=2) as threads:
                 decoded = list(threads.map(lambda path: _or_error(path, side), self._paths))
             self._cache = [image for image in decoded if isinstance(image, Tensor)]
+            if labels is not None:
+                self.labels = [label for label, image in zip(labels, decoded, strict=True) if isinstance(image, Tensor)]
             problems = [problem for problem in decoded if isinstance(problem, DataError)]
             if problems:
                 logger.warning("%d of %d images left out; the first: %s", len(problems), len(paths), problems[0])
@@ -92,13 +116,17 @@ class ImagePool:
 
     def __getitem__(self, position: int) -> Tensor:
         """(3, H, W) uint8."""
+        return self.find(position)[0]
+
+    def find(self, position: int) -> tuple[Tensor, int]:
+        """The image (3, H, W) uint8, and the position of the one that it really is: a broken one has a stand-in."""
         if self._cache is not None:
-            return self._cache[position]
+            return self._cache[position], position
         for shift in range(len(self._paths)):
             where = (position + shift) % len(self._paths)
             image = _or_error(self._paths[where])
             if isinstance(image, Tensor):
-                return image
+                return image, where
             if where not in self._broken:
                 self._broken.add(where)
                 logger.warning("broken image number %d replaced by the next: %s", len(self._broken), image)
@@ -130,17 +158,21 @@ class BatchPlan:
             yield [(step, place, index) for place, index in enumerate(order[first : first + self.batch_size])]
 
 
-class _Views(Dataset[tuple[list[Tensor], int]]):
+class _Views(Dataset[tuple[list[Tensor], int, int | None]]):
     """Views by (step, position, image); picklable, so that worker processes can make them."""
 
-    def __init__(self, pool: ImagePool, recipes: Sequence[ViewRecipe], size: int, seed: int) -> None:
-        self.pool, self.recipes, self.size, self.seed = pool, recipes, size, seed
+    def __init__(self, pool: ImagePool, recipes: Sequence[ViewRecipe], size: int, local_size: int, seed: int) -> None:
+        self.pool, self.recipes, self.seed = pool, recipes, seed
+        self.sizes = [local_size if recipe.local else size for recipe in recipes]
 
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[list[Tensor], int]:
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[list[Tensor], int, int | None]:
         step, place, index = key
         source = generator(self.seed, "view", step, place)
-        image = self.pool[index]
-        return [sample_view(image, recipe, self.size, source) for recipe in self.recipes], index
+        image, where = self.pool.find(index)
+        label = None if self.pool.labels is None else self.pool.labels[where]
+        sized = zip(self.recipes, self.sizes, strict=True)
+        views = [sample_view(image, recipe, size, source) for recipe, size in sized]
+        return views, index, label
 
 
 class _Steps:
@@ -154,11 +186,22 @@ class _Steps:
 
 
 def view_batches(
-    pool: ImagePool, recipes: Sequence[ViewRecipe], size: int, plan: BatchPlan, *, start: int, stop: int, workers: int
+    pool: ImagePool,
+    recipes: Sequence[ViewRecipe],
+    size: int,
+    plan: BatchPlan,
+    *,
+    start: int,
+    stop: int,
+    workers: int,
+    local_size: int = 0,
 ) -> DataLoader[Batch]:
-    """The batches of the steps ``start`` to ``stop`` - 1. They depend on the plan's seed and the step only."""
+    """The batches of the steps ``start`` to ``stop`` - 1. They depend on the plan's seed and the step only.
+
+    Views are ``size`` pixels wide and high, those whose recipe is ``local`` are ``local_size``.
+    """
     return DataLoader(
-        _Views(pool, recipes, size, plan.seed),  # type: ignore[arg-type]
+        _Views(pool, recipes, size, local_size, plan.seed),  # type: ignore[arg-type]
         batch_sampler=_Steps(plan, start, stop),
         collate_fn=_collate,
         num_workers=workers,
@@ -174,6 +217,7 @@ def eval_batches(pool: ImagePool, recipe: ViewRecipe, size: int, batch_size: int
         yield Batch([views], torch.tensor(index))
 
 
-def _collate(items: list[tuple[list[Tensor], int]]) -> Batch:
-    views, index = zip(*items, strict=True)
-    return Batch([torch.stack(group) for group in zip(*views, strict=True)], torch.tensor(index))
+def _collate(items: list[tuple[list[Tensor], int, int | None]]) -> Batch:
+    views, index, labels = zip(*items, strict=True)
+    classes = None if labels[0] is None else torch.tensor(labels)
+    return Batch([torch.stack(group) for group in zip(*views, strict=True)], torch.tensor(index), classes)

@@ -7,8 +7,9 @@ and a store (ssl_backbones/state.py), with normalisation and temperature visible
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, ClassVar
 
 import torch
@@ -26,16 +27,19 @@ class Batch:
     Attributes:
         views: one (N, 3, S, S) float32 tensor a view, preprocessed; S may differ between views (multi-crop).
         index: (N,) int64 position of each image in the set, for methods that keep something an image.
+        labels: (N,) int64 class of each image, where the method needs labels; otherwise None.
     """
 
     views: list[Tensor]
     index: Tensor
+    labels: Tensor | None = None
 
     def to(self, device: torch.device, *, channels_last: bool = False) -> Batch:
         """The same batch on a device."""
         layout = torch.channels_last if channels_last else torch.contiguous_format
         views = [view.to(device, memory_format=layout, non_blocking=True) for view in self.views]
-        return Batch(views, self.index.to(device, non_blocking=True))
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        return Batch(views, self.index.to(device, non_blocking=True), labels)
 
 
 class Method(nn.Module, ABC):
@@ -43,11 +47,22 @@ class Method(nn.Module, ABC):
 
     decays_norm_and_bias: ClassVar[bool] = False
     """Whether weight decay (and the layer-wise rates of LARS) applies to one-dimensional parameters too."""
+    needs_labels: ClassVar[bool] = False
+    """Whether batches must carry labels."""
+    takes_small_views: ClassVar[bool] = False
+    """Whether a batch may hold small views after its two large ones (multi-crop)."""
 
     def __init__(self, options: PretrainOptions) -> None:
         super().__init__()
         self.options = options
         self.encoder = ResNet(options.arch)
+
+    def allocate(self, images: int) -> None:
+        """Called once, before the first step and before a checkpoint is read: make what is kept for each image.
+
+        Args:
+            images: number of images in the set; ``Batch.index`` counts them.
+        """
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
@@ -64,11 +79,17 @@ class Method(nn.Module, ABC):
     def before_step(self, step: int, steps: int) -> None:
         """Called before the loss of step ``step`` (from 0) of ``steps``."""
 
+    def after_backward(self, step: int, steps: int) -> None:
+        """Called between the backward pass and the optimiser: clip gradients, or drop those of what is frozen."""
+
     def after_step(self, step: int, steps: int) -> None:
         """Called after the optimiser has moved the parameters."""
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Groups for the optimiser: what is decayed and adapted, and what is not."""
+        """Groups for the optimiser: what is decayed and adapted, and what is not.
+
+        A group may also say ``constant_lr`` and ``lr_scale``, see :func:`ssl_backbones.optim.set_learning_rates`.
+        """
         free = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1 and not self.decays_norm_and_bias]
         spared = {id(p) for p in free}
         decayed = [p for p in self.parameters() if p.requires_grad and id(p) not in spared]
@@ -81,6 +102,21 @@ class Method(nn.Module, ABC):
     def backbone(self) -> ResNet:
         """The network to export: the encoder, unless a method says that its teacher is the better one."""
         return self.encoder
+
+
+def encode_views(encoder: nn.Module, views: Sequence[Tensor]) -> Tensor:
+    """Features of views of several sizes (multi-crop, SwAV, section 3.2).
+
+    Neighbours of the same size share one forward pass, and so their batch-norm statistics (reference code).
+
+    Args:
+        views: V tensors (N, 3, S, S); S may differ between them.
+
+    Returns:
+        (V * N, D), view by view.
+    """
+    runs = [list(run) for _, run in groupby(views, key=lambda view: view.shape[-1])]
+    return torch.cat([encoder(torch.cat(run)) for run in runs])
 
 
 @torch.no_grad()

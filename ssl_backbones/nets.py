@@ -121,6 +121,7 @@ def mlp(
     hidden_norm: bool,
     last_norm: Literal["none", "affine", "scale", "plain"] = "none",
     bias: bool = True,
+    last_bias: bool | None = None,
 ) -> nn.Sequential:
     """A projection or prediction head: Linear (, BatchNorm), ReLU, ..., Linear (, BatchNorm).
 
@@ -129,11 +130,13 @@ def mlp(
         hidden_norm: batch norm before each ReLU.
         last_norm: batch norm on the output: none, with scale and shift, with scale only, or without parameters.
         bias: biases of the linear layers.
+        last_bias: bias of the last of them, where it differs.
     """
     layers: list[nn.Module] = []
     for position, (inside, outside) in enumerate(pairwise(dims)):
-        layers.append(nn.Linear(inside, outside, bias=bias))
-        if position < len(dims) - 2:
+        last = position == len(dims) - 2
+        layers.append(nn.Linear(inside, outside, bias=last_bias if last and last_bias is not None else bias))
+        if not last:
             layers += [nn.BatchNorm1d(outside)] * hidden_norm + [nn.ReLU(inplace=True)]
     if last_norm != "none":
         norm = nn.BatchNorm1d(dims[-1], affine=last_norm != "plain")

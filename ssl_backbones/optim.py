@@ -1,9 +1,9 @@
-"""LARS by the rule of the authors' code, and the schedule of the learning rate."""
+"""LARS by the rule of the authors' code, and the schedules of learning rate and momentum: functions of the step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -52,8 +52,34 @@ def build_optimizer(groups: list[dict[str, Any]], options: PretrainOptions) -> O
     return torch.optim.SGD(groups, lr=options.lr, momentum=options.sgd_momentum)
 
 
-def warmup_cosine(step: int, *, steps: int, warmup: int, lr: float) -> float:
-    """Learning rate of step ``step`` (from 0): linear to ``lr`` over ``warmup`` steps, then half a cosine to 0."""
+def set_learning_rates(optimizer: Optimizer, step: int, options: PretrainOptions) -> float:
+    """Give each group its learning rate for step ``step`` (from 0); returns the one that the schedule says.
+
+    A group with ``constant_lr`` keeps ``options.lr`` throughout; ``lr_scale`` multiplies either.
+    """
+    if options.lr_milestones:
+        lr = multi_step(step, milestones=options.lr_milestones, warmup=options.warmup, lr=options.lr)
+    else:
+        lr = warmup_cosine(step, steps=options.steps, warmup=options.warmup, lr=options.lr, final_lr=options.final_lr)
+    for group in optimizer.param_groups:
+        group["lr"] = group.get("lr_scale", 1.0) * (options.lr if group.get("constant_lr", False) else lr)
+    return lr
+
+
+def warmup_cosine(step: int, *, steps: int, warmup: int, lr: float, final_lr: float = 0.0) -> float:
+    """Linear to ``lr`` over ``warmup`` steps, then half a cosine to ``final_lr``."""
     if step < warmup:
         return lr * (step + 1) / warmup
-    return lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    return final_lr + (lr - final_lr) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def multi_step(step: int, *, milestones: Sequence[int], warmup: int, lr: float) -> float:
+    """Linear to ``lr`` over ``warmup`` steps, then a tenth of it from each milestone on."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    return lr * 0.1 ** sum(step >= milestone for milestone in milestones)
+
+
+def cosine_momentum(step: int, *, steps: int, base: float) -> float:
+    """Momentum of a teacher at step ``step`` (from 0): half a cosine from ``base`` to 1 (BYOL, section 3.3)."""
+    return 1 - (1 - base) * (1 + math.cos(math.pi * step / max(1, steps))) / 2

@@ -4,12 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 from openworld.errors import ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+MethodName = Literal[
+    "simclr",
+    "moco_v1",
+    "moco_v2",
+    "moco_v3",
+    "byol",
+    "simsiam",
+    "barlow_twins",
+    "sup_con",
+    "pcl_v1",
+    "pcl_v2",
+    "nnclr",
+    "swav",
+    "deepcluster_v2",
+    "dino",
+]
+"""The methods of ssl_backbones/methods."""
+ViewsName = Literal[
+    "simclr",
+    "moco_v1",
+    "moco_v2",
+    "moco_v3",
+    "byol",
+    "sup_con",
+    "swav",
+    "deepcluster_v2",
+    "dino",
+]
+"""The recipes of ssl_backbones/views.py."""
 
 
 class Preprocess(TypedDict):
@@ -53,27 +83,217 @@ class ArchOptions:
 
 
 @dataclass(kw_only=True)
+class MoCoV3Options:
+    """MoCo v3 (Chen et al. 2021)."""
+
+    hidden_dim: int = 512
+    """Width of the hidden layer of projector and predictor (reference code: 4096)."""
+
+    def __post_init__(self) -> None:
+        _at_least("moco_v3.hidden_dim", self.hidden_dim, 1)
+
+
+@dataclass(kw_only=True)
+class ByolOptions:
+    """BYOL (Grill et al. 2020)."""
+
+    hidden_dim: int = 512
+    """Width of the hidden layer of projector and predictor (section 3.3: 4096)."""
+
+    def __post_init__(self) -> None:
+        _at_least("byol.hidden_dim", self.hidden_dim, 1)
+
+
+@dataclass(kw_only=True)
+class SimSiamOptions:
+    """SimSiam (Chen and He 2021)."""
+
+    predictor_dim: int = 32
+    """Width of the predictor's hidden layer (paper: 512, a quarter of ``projection_dim``)."""
+    predictor_lr_decays: bool = False
+    """The predictor's learning rate follows the schedule too; kept constant it does a little better (table 1, c)."""
+
+    def __post_init__(self) -> None:
+        _at_least("simsiam.predictor_dim", self.predictor_dim, 1)
+
+
+@dataclass(kw_only=True)
+class BarlowTwinsOptions:
+    """Barlow Twins (Zbontar et al. 2021)."""
+
+    hidden_dim: int = 512
+    """Width of the projector's two hidden layers (paper: 8192)."""
+    offdiagonal_weight: float = 0.0051
+    """Weight of the redundancy term (reference code; lambda = 0.005 in the paper)."""
+    bias_lr_scale: float = 0.024
+    """Learning rate of biases and norms as a share of ``lr``: 0.0048 / 0.2 in the reference code."""
+
+    def __post_init__(self) -> None:
+        _at_least("barlow_twins.hidden_dim", self.hidden_dim, 1)
+        _at_least("barlow_twins.offdiagonal_weight", self.offdiagonal_weight, 0)
+        _at_least("barlow_twins.bias_lr_scale", self.bias_lr_scale, 0)
+
+
+@dataclass(kw_only=True)
+class SupConOptions:
+    """Supervised contrast (Khosla et al. 2020)."""
+
+    base_temperature: float = 0.07
+    """The loss is multiplied by ``temperature`` over this (reference code; equation 2 of the paper has no factor)."""
+
+    def __post_init__(self) -> None:
+        if not self.base_temperature > 0:
+            raise ConfigError(f"sup_con.base_temperature is {self.base_temperature}", remedy="choose a value above 0")
+
+
+@dataclass(kw_only=True)
+class PclOptions:
+    """Prototypical contrast (Li et al. 2021)."""
+
+    clusters: list[int] = field(default_factory=lambda: [8, 16, 32])
+    """Numbers of clusters, one clustering each (paper: 25000, 50000 and 100000 of 1.28 million images)."""
+    warmup_epochs: int = 1
+    """Epochs of InfoNCE alone before the first clustering (paper: 20)."""
+    negatives: int = 16384
+    """r: negative prototypes of a query, or all where there are fewer (``--pcl-r`` of the reference code)."""
+    candidates: Literal["reference", "paper"] = "reference"
+    """What a query's prototype is picked out of, see losses.proto_nce. ``reference``: the prototypes of the batch, of
+    which some may be its own, and r more (the authors' code). ``paper``: its own and r others (equation 11)."""
+    iterations: int = 20
+    """Updates of k-means (reference code)."""
+    restarts: int = 5
+    """Runs of k-means, of which the best counts (reference code)."""
+    spherical: bool = False
+    """k-means on the sphere; the reference code puts only the final centroids there."""
+
+    def __post_init__(self) -> None:
+        _one_of("pcl.candidates", self.candidates, ("reference", "paper"))
+        for count in self.clusters:
+            _at_least("pcl.clusters", count, 2)
+        for name in ("warmup_epochs", "iterations"):
+            _at_least(f"pcl.{name}", getattr(self, name), 0)
+        for name in ("negatives", "restarts"):
+            _at_least(f"pcl.{name}", getattr(self, name), 1)
+
+
+@dataclass(kw_only=True)
+class NnclrOptions:
+    """Nearest-neighbour contrast (Dwibedi et al. 2021)."""
+
+    hidden_dim: int = 4096
+    """Width of the predictor's hidden layer (section 4.1)."""
+
+    def __post_init__(self) -> None:
+        _at_least("nnclr.hidden_dim", self.hidden_dim, 1)
+
+
+@dataclass(kw_only=True)
+class SwavOptions:
+    """SwAV (Caron et al. 2020)."""
+
+    prototypes: int = 64
+    """K (paper: 3000)."""
+    epsilon: float = 0.05
+    """Entropy regularisation of the assignments; 0.03 where the loss stays at ln K (reference code, common issues)."""
+    iterations: int = 3
+    """Rounds of Sinkhorn-Knopp."""
+    frozen_steps: int = 10
+    """First steps in which the prototypes stay as they are (reference code: one epoch)."""
+    queue_length: int = 0
+    """Earlier features of each large view that small batches are assigned together with; 0 for none (paper: 3840 at
+    batch 256)."""
+    queue_start: int = 0
+    """Step from which the queue is filled; it is used once it is full (reference code: epoch 15)."""
+
+    def __post_init__(self) -> None:
+        _at_least("swav.prototypes", self.prototypes, 2)
+        if not self.epsilon > 0:
+            raise ConfigError(f"swav.epsilon is {self.epsilon}", remedy="choose a value above 0")
+        _at_least("swav.iterations", self.iterations, 1)
+        for name in ("frozen_steps", "queue_length", "queue_start"):
+            _at_least(f"swav.{name}", getattr(self, name), 0)
+
+
+@dataclass(kw_only=True)
+class DeepClusterV2Options:
+    """DeepCluster-v2 (Caron et al. 2020, appendix)."""
+
+    clusters: list[int] = field(default_factory=lambda: [32, 32, 32])
+    """Numbers of clusters, one head each (paper: three times 3000)."""
+    iterations: int = 10
+    """Updates of k-means before each epoch (reference code)."""
+
+    def __post_init__(self) -> None:
+        for count in self.clusters:
+            _at_least("deepcluster_v2.clusters", count, 2)
+        _at_least("deepcluster_v2.iterations", self.iterations, 0)
+
+
+@dataclass(kw_only=True)
+class DinoOptions:
+    """DINO (Caron et al. 2021) on a ResNet."""
+
+    outputs: int = 512
+    """K, width of the last layer (paper: 65536)."""
+    head_norm: bool = False
+    """Batch norm in the head."""
+    norm_last_layer: bool = True
+    """The last layer's weights keep norm 1 (reference code); otherwise their norms are learned."""
+    frozen_steps: int = 10
+    """First steps in which the last layer stays as it is (reference code: one epoch)."""
+    teacher_temperature: float = 0.04
+    """Temperature of the teacher after warm-up."""
+    teacher_temperature_start: float = 0.04
+    """... and at the first step."""
+    teacher_temperature_warmup: int = 0
+    """Steps in which it goes from one to the other, linearly."""
+    center_momentum: float = 0.9
+    """Share of the old centre in the new one (equation 4)."""
+    clip_gradient: float = 3.0
+    """Largest norm of the gradient of each parameter by itself (reference code); 0 turns clipping off."""
+
+    def __post_init__(self) -> None:
+        _at_least("dino.outputs", self.outputs, 2)
+        for name in ("frozen_steps", "teacher_temperature_warmup", "clip_gradient"):
+            _at_least(f"dino.{name}", getattr(self, name), 0)
+        for name in ("teacher_temperature", "teacher_temperature_start"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"dino.{name} is {getattr(self, name)}", remedy="choose a value above 0")
+        if not 0 <= self.center_momentum <= 1:
+            raise ConfigError(f"dino.center_momentum is {self.center_momentum}", remedy="choose a value from 0 to 1")
+
+
+@dataclass(kw_only=True)
 class PretrainOptions:
     """One self-supervised pretraining."""
 
-    method: Literal["simclr", "moco_v2"] = "simclr"
+    method: MethodName = "simclr"
     """Which method, see ssl_backbones/methods."""
     arch: ArchOptions = field(default_factory=ArchOptions)
     """The backbone."""
-    views: Literal["simclr", "moco_v2"] = "moco_v2"
+    views: ViewsName = "moco_v2"
     """View recipe, see ssl_backbones/views.py."""
     view_size: int = 64
     """Side of a view in pixels."""
+    local_view_size: int = 28
+    """Side of the small views of a multi-crop recipe (paper: 96 beside 224)."""
+    local_views: int | None = None
+    """How many of the recipe's small views are made; None for all of them, 0 for the two large ones only."""
     images: str | None = None
-    """Folder of images without labels; None means the images that the detector will train on."""
+    """Folder of images; None means the images that the detector will train on. Supervised contrast takes the name of
+    the folder that an image lies in as its label; no other method looks at it."""
     steps: int = 100
     """Optimisation steps."""
     batch_size: int = 64
     """Images a step (each gives two views). A set with fewer images is used whole in every step."""
     optimizer: Literal["sgd", "lars"] = "sgd"
-    """SGD or LARS, both with momentum and a cosine schedule."""
+    """SGD or LARS, both with momentum."""
     lr: float = 0.01
     """Learning rate after warm-up, as it is: nothing scales it by the batch size."""
+    final_lr: float = 0.0
+    """Learning rate at the end of the cosine."""
+    lr_milestones: list[int] = field(default_factory=list)
+    """Steps at which the learning rate falls to a tenth, in the place of the cosine where there are any."""
     sgd_momentum: float = 0.9
     """Momentum of the optimiser."""
     weight_decay: float = 1e-4
@@ -85,9 +305,9 @@ class PretrainOptions:
     projection_dim: int = 128
     """Dimensions of the space in which views are compared."""
     queue_size: int = 4096
-    """MoCo: negatives kept from earlier batches."""
+    """MoCo, PCL, NNCLR: features kept from earlier batches, as negatives or as neighbours."""
     teacher_momentum: float = 0.999
-    """MoCo: m in teacher = m * teacher + (1 - m) * student."""
+    """m in teacher = m * teacher + (1 - m) * student. BYOL, MoCo v3, DINO: where its cosine to 1 starts."""
     shuffle_groups: int = 1
     """MoCo: groups with batch-norm statistics of their own, as so many devices would have; 1 turns shuffling off."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -106,17 +326,40 @@ class PretrainOptions:
     """Neighbours of the kNN probe."""
     knn_temperature: float = 0.1
     """Temperature of the probe's votes."""
+    moco_v3: MoCoV3Options = field(default_factory=MoCoV3Options)
+    """Of MoCo v3 alone."""
+    byol: ByolOptions = field(default_factory=ByolOptions)
+    """Of BYOL alone."""
+    simsiam: SimSiamOptions = field(default_factory=SimSiamOptions)
+    """Of SimSiam alone."""
+    barlow_twins: BarlowTwinsOptions = field(default_factory=BarlowTwinsOptions)
+    """Of Barlow Twins alone."""
+    sup_con: SupConOptions = field(default_factory=SupConOptions)
+    """Of supervised contrast alone."""
+    pcl: PclOptions = field(default_factory=PclOptions)
+    """Of PCL v1 and v2 alone."""
+    nnclr: NnclrOptions = field(default_factory=NnclrOptions)
+    """Of NNCLR alone."""
+    swav: SwavOptions = field(default_factory=SwavOptions)
+    """Of SwAV alone."""
+    deepcluster_v2: DeepClusterV2Options = field(default_factory=DeepClusterV2Options)
+    """Of DeepCluster-v2 alone."""
+    dino: DinoOptions = field(default_factory=DinoOptions)
+    """Of DINO alone."""
 
     def __post_init__(self) -> None:
-        _one_of("method", self.method, ("simclr", "moco_v2"))
-        _one_of("views", self.views, ("simclr", "moco_v2"))
+        _one_of("method", self.method, get_args(MethodName))
+        _one_of("views", self.views, get_args(ViewsName))
         _one_of("optimizer", self.optimizer, ("sgd", "lars"))
         _one_of("precision", self.precision, ("fp32", "bf16"))
-        for name in ("steps", "warmup", "workers", "cache_megabytes", "lr", "weight_decay"):
+        for name in ("steps", "warmup", "workers", "cache_megabytes", "lr", "final_lr", "weight_decay"):
             _at_least(name, getattr(self, name), 0)
         for name in ("projection_dim", "queue_size", "shuffle_groups", "checkpoint_every", "log_every", "knn_k"):
             _at_least(name, getattr(self, name), 1)
         _at_least("view_size", self.view_size, 8)
+        _at_least("local_view_size", self.local_view_size, 8)
+        if self.local_views is not None:
+            _at_least("local_views", self.local_views, 0)
         _at_least("batch_size", self.batch_size, 2)
         for name in ("sgd_momentum", "teacher_momentum"):
             if not 0 <= getattr(self, name) <= 1:

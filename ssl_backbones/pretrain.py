@@ -23,19 +23,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from openworld.errors import CheckpointError, DataError, NumericsError
+from openworld.errors import CheckpointError, ConfigError, DataError, NumericsError
 from openworld.runtime.checkpoint import newest_valid, save_checkpoint
 from openworld.runtime.files import sha256_of, write_atomic, write_json
 from openworld.runtime.runlog import RunLog, progress_bar
 from openworld.runtime.seeding import rng_state, seed_everything, set_rng_state
-from ssl_backbones.images import BatchPlan, ImagePool, eval_batches, view_batches
+from ssl_backbones.images import BatchPlan, ImagePool, eval_batches, labels_of, view_batches
 from ssl_backbones.method import Method
 from ssl_backbones.methods import METHODS
 from ssl_backbones.nets import ResNet
-from ssl_backbones.optim import build_optimizer, warmup_cosine
+from ssl_backbones.optim import build_optimizer, set_learning_rates
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.probes.knn import knn_accuracy, majority_share
-from ssl_backbones.views import RECIPES, evaluation_view
+from ssl_backbones.views import RECIPES, ViewRecipe, evaluation_view, view_recipes
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def pretrain(
     log: RunLog | None = None,
     labelled_crops: LabelledCrops | None = None,
 ) -> PretrainResult:
-    """Pretrain a backbone without labels.
+    """Pretrain a backbone, without labels unless the method needs them: then they are the names of the folders.
 
     A killed run that is resumed gives, on the CPU, the same weights bit for bit. A finished ``output`` of the same
     options and seed is returned as it is.
@@ -78,7 +78,9 @@ def pretrain(
         labelled_crops: for the kNN probe of the card; the labels are never trained on.
 
     Raises:
-        DataError: fewer than two usable images, or crops that are no images.
+        DataError: fewer than two usable images, crops that are no images, no labels for a method that needs them.
+        ConfigError: a method that needs labels, without a folder of images of its own; more views than it takes; more
+            clusters than images.
         CheckpointError: ``output`` holds something made with other options, or only damaged checkpoints.
         NumericsError: the loss is not finite; the weights were not touched by it.
     """
@@ -86,18 +88,30 @@ def pretrain(
     done = _finished(output, options, seed, resume)
     if done is not None:
         return done
-    recipes, size = RECIPES[options.views], options.view_size
-    pool = ImagePool(image_paths, side=2 * size, cache_megabytes=options.cache_megabytes)
+    recipes, size = _recipes(options), options.view_size
+    labels = _labels(options, image_paths) if METHODS[options.method].needs_labels else None
+    pool = ImagePool(image_paths, side=2 * size, cache_megabytes=options.cache_megabytes, labels=labels)
     plan = BatchPlan(len(pool), options.batch_size, seed)
     seed_everything(seed, "pretrain")
-    method = METHODS[options.method](options).to(device)
+    method = METHODS[options.method](options)
+    method.allocate(len(pool))
+    method = method.to(device)
     method = method.to(memory_format=torch.channels_last) if options.channels_last else method
     optimizer = build_optimizer(method.param_groups(options.weight_decay), options)
     probe = _Probe(labelled_crops, options, device) if labelled_crops and len(labelled_crops[0]) > 1 else None
     untrained = probe.accuracy(probe.with_statistics(method.backbone())) if probe else None
     run = _Run(output / "checkpoints", options, seed, len(pool), method, optimizer, log)
     start = run.restore() if resume else run.clear()
-    batches = view_batches(pool, recipes, size, plan, start=start, stop=options.steps, workers=options.workers)
+    batches = view_batches(
+        pool,
+        recipes,
+        size,
+        plan,
+        start=start,
+        stop=options.steps,
+        workers=options.workers,
+        local_size=options.local_view_size,
+    )
     method.train()
     with progress_bar(f"pretrain {options.method}", options.steps, done=start) as bar:
         for step, batch in enumerate(batches, start):
@@ -105,9 +119,7 @@ def pretrain(
                 method.before_epoch(
                     step // plan.steps_per_epoch, lambda: eval_batches(pool, recipes[0], size, plan.batch_size)
                 )
-            lr = warmup_cosine(step, steps=options.steps, warmup=options.warmup, lr=options.lr)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            lr = set_learning_rates(optimizer, step, options)
             method.before_step(step, options.steps)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.precision == "bf16"):
                 loss, numbers = method.loss(batch.to(device, channels_last=options.channels_last))
@@ -116,6 +128,7 @@ def pretrain(
                 raise _not_finite(value, step, lr)
             optimizer.zero_grad()
             loss.backward()
+            method.after_backward(step, options.steps)
             optimizer.step()
             method.after_step(step, options.steps)
             bar.advance(loss=value)
@@ -129,6 +142,27 @@ def pretrain(
     result = _write(output, options, seed, len(pool), method.backbone(), knn)
     shutil.rmtree(output / "checkpoints", ignore_errors=True)
     return result
+
+
+def _recipes(options: PretrainOptions) -> tuple[ViewRecipe, ...]:
+    """The recipes of an image's views: two, and small ones for the methods that take them."""
+    recipes = view_recipes(options.views, options.local_views)
+    if len(recipes) > 2 and not METHODS[options.method].takes_small_views:
+        raise ConfigError(
+            f"views {options.views} makes {len(recipes)} views of an image, and {options.method} takes two",
+            remedy="set local_views to 0, or choose other views",
+        )
+    return recipes
+
+
+def _labels(options: PretrainOptions, image_paths: Sequence[Path]) -> list[int]:
+    """The names of the folders, of a set that was named for it: a detector's training set gives away later classes."""
+    if options.images is None:
+        raise ConfigError(
+            f"{options.method} learns from labels, and the images that a detector trains on come without",
+            remedy="name a folder with one folder of images a class (images), or choose another method",
+        )
+    return labels_of(image_paths)
 
 
 class _Run:
@@ -162,7 +196,8 @@ class _Run:
         found = newest_valid(self.folder)
         if found is None:
             return self.clear()
-        _must_agree(json.loads(found.state["identity"]), self.identity, found.path)
+        there = {**_identity(PretrainOptions()), **json.loads(found.state["identity"])}
+        _must_agree(there, self.identity, found.path)
         self.method.load_state_dict(found.tensors)
         self.optimizer.load_state_dict(found.state["optimizer"])
         set_rng_state(found.state["rng"])
@@ -239,7 +274,11 @@ def _write(
     card = {
         "method": options.method,
         "arch": dataclasses.asdict(options.arch),
-        "data": {"images": images, "source": options.images or "the training images"},
+        "data": {
+            "images": images,
+            "source": options.images or "the training images",
+            "labels": "names of folders" if METHODS[options.method].needs_labels else None,
+        },
         "steps": options.steps,
         "seed": seed,
         "preprocess": RECIPES[options.views][0].preprocess(),

@@ -1,4 +1,8 @@
-"""What a method remembers between steps, as modules whose state is in ``state_dict`` and so in every checkpoint."""
+"""What a method remembers between steps, as modules whose state is in ``state_dict`` and so in every checkpoint.
+
+Each module owns its collectives: with several processes, what one writes is gathered from all, in the order of the
+ranks, so that the state is equal on every rank.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,9 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from openworld.errors import ConfigError
+from openworld.runtime.distributed import gather_rows
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -67,13 +74,121 @@ class Queue(nn.Module):
         return self.features.clone()
 
     @torch.no_grad()
+    def nearest(self, z_ND: Tensor) -> Tensor:
+        """(N, D) the row with the largest cosine to each of ``z_ND``, as a copy without a gradient."""
+        with torch.autocast(z_ND.device.type, enabled=False):
+            return self.features[(F.normalize(z_ND.float(), dim=1) @ self.features.T).argmax(dim=1)]
+
+    @torch.no_grad()
     def enqueue(self, keys_ND: Tensor) -> None:
         """Overwrite the oldest rows by ``keys_ND``, normalised. N need not divide K; of more than K the last K stay."""
         size = len(self.features)
-        keys = F.normalize(keys_ND.detach().float(), dim=1)
+        keys = F.normalize(gather_rows(keys_ND).float(), dim=1)
         start = self.pointer + max(0, len(keys) - size)
         keys = keys[-size:]
         rows = (start + torch.arange(len(keys), device=self.features.device)) % size
         self.features[rows] = keys.to(self.features.dtype)
         self.pointer.copy_((start + len(keys)) % size)
         self.filled.copy_((self.filled + len(keys)).clamp(max=size))
+
+
+class Bank(nn.Module):
+    """One feature an image, overwritten when the image is visited (InstDisc, Wu et al. 2018, section 3.1).
+
+    Buffers:
+        features: (N, D) float32, rows normalised; random until they are written.
+        filled: (N,) bool, which rows were written.
+    """
+
+    features: Tensor
+    filled: Tensor
+
+    def __init__(self, images: int, dim: int, momentum: float = 0.0) -> None:
+        """``momentum``: share of the old row in the new one; a first write counts fully where it is 0."""
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("features", F.normalize(torch.randn(images, dim), dim=1))
+        self.register_buffer("filled", torch.zeros(images, dtype=torch.bool))
+
+    @torch.no_grad()
+    def write(self, index_N: Tensor, features_ND: Tensor) -> None:
+        """row = normalise(m row + (1 - m) normalise(feature)) for each of the images ``index_N``, all different."""
+        index, new = gather_rows(index_N), F.normalize(gather_rows(features_ND).float(), dim=1)
+        self.features[index] = F.normalize(self.momentum * self.features[index] + (1 - self.momentum) * new, dim=1)
+        self.filled[index] = True
+
+
+class Prototypes(nn.Module):
+    """K learned directions in the space of the projections: a linear layer without bias (SwAV, section 3.1).
+
+    Parameters:
+        weight: (K, D) float32, unit rows after each :meth:`normalise`.
+    """
+
+    def __init__(self, count: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(count, dim))
+        self.normalise()
+
+    @torch.no_grad()
+    def normalise(self) -> None:
+        """Put the prototypes back on the unit sphere, after an optimiser moved them."""
+        self.weight.copy_(F.normalize(self.weight, dim=1))
+
+    def forward(self, z_ND: Tensor) -> Tensor:
+        """(N, K) scores in fp32, also under autocast; cosines where the rows of ``z_ND`` are normalised."""
+        with torch.autocast(z_ND.device.type, enabled=False):
+            return F.linear(z_ND.float(), self.weight)
+
+
+class Center(nn.Module):
+    """Running mean of a teacher's outputs (DINO, section 3.1, eq. 4).
+
+    Buffers:
+        mean: (K,) float32, zero at the start.
+    """
+
+    mean: Tensor
+
+    def __init__(self, dim: int, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(dim))
+
+    @torch.no_grad()
+    def update(self, outputs_NK: Tensor) -> None:
+        """mean = m mean + (1 - m) (mean of the rows). No rows change nothing."""
+        count = gather_rows(torch.tensor([len(outputs_NK)], device=self.mean.device)).sum()
+        total_K = gather_rows(outputs_NK.float().sum(dim=0, keepdim=True)).sum(dim=0)
+        if count:
+            self.mean.copy_(self.momentum * self.mean + (1 - self.momentum) * total_K / count)
+
+
+class Clusters(nn.Module):
+    """One clustering of the whole set, made before an epoch and used during it.
+
+    Buffers:
+        centroids: (K, D) float32, unit rows; zero before the first clustering.
+        concentrations: (K,) float32, temperature of each cluster (PCL); one where a method has none.
+        assignments: (N,) int64, cluster of each image; ``UNASSIGNED`` where it has none.
+    """
+
+    UNASSIGNED = -1
+
+    centroids: Tensor
+    concentrations: Tensor
+    assignments: Tensor
+
+    def __init__(self, count: int, dim: int, images: int) -> None:
+        """Raises ConfigError where there are more clusters than images: now, not after the warm-up."""
+        super().__init__()
+        if count > images:
+            raise ConfigError(f"{count} clusters of {images} images", remedy="choose fewer clusters, or more images")
+        self.register_buffer("centroids", torch.zeros(count, dim))
+        self.register_buffer("concentrations", torch.ones(count))
+        self.register_buffer("assignments", torch.full((images,), self.UNASSIGNED))
+
+    @property
+    def fitted(self) -> bool:
+        """Whether there was a clustering already."""
+        return bool((self.assignments != self.UNASSIGNED).any())

@@ -7,7 +7,7 @@ not on the number of workers, not on what ran before. The crop comes first, so t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -43,6 +43,10 @@ class ViewRecipe:
     """Probability of the Gaussian blur, with a kernel of 10 % of the side."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Its standard deviation in pixels."""
+    solarize_p: float = 0.0
+    """Probability that values of 0.5 and more are inverted."""
+    local: bool = False
+    """A small view of a part of the image (multi-crop), with a side of its own. They come after the others."""
 
     def preprocess(self) -> Preprocess:
         """What the network will have been trained with."""
@@ -65,7 +69,58 @@ MOCO_V2 = ViewRecipe(
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
 )
-RECIPES: dict[str, tuple[ViewRecipe, ...]] = {"simclr": (SIMCLR, SIMCLR), "moco_v2": (MOCO_V2, MOCO_V2)}
+# Instance discrimination and MoCo v1, reference code: always jittered, never blurred. (There an image loses its colour
+# before the jitter, here after it; on a gray image saturation and hue do nothing.)
+MOCO_V1 = replace(MOCO_V2, jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, blur_p=0.0)
+# BYOL, appendix B: the first view is always blurred, the second hardly ever, but solarised. Barlow Twins has the same.
+BYOL_1 = ViewRecipe(
+    scale=(0.08, 1.0),
+    jitter=(0.4, 0.4, 0.2, 0.1),
+    interpolation=InterpolationMode.BICUBIC,
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
+    blur_p=1.0,
+)
+BYOL_2 = replace(BYOL_1, blur_p=0.1, solarize_p=0.2)
+# MoCo v3, reference code for ResNets: BYOL's with larger crops, resized bilinearly.
+MOCO_V3_1 = replace(BYOL_1, scale=(0.2, 1.0), interpolation=InterpolationMode.BILINEAR)
+MOCO_V3_2 = replace(MOCO_V3_1, blur_p=BYOL_2.blur_p, solarize_p=BYOL_2.solarize_p)
+# Supervised contrast, reference code for CIFAR: its statistics, no blur.
+SUP_CON = replace(
+    MOCO_V2, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010), jitter=(0.4, 0.4, 0.4, 0.1), blur_p=0.0
+)
+# SwAV, section 3.2 and reference code, whose red standard deviation of 0.228 all its released networks have seen.
+SWAV = replace(
+    SIMCLR,
+    scale=(0.14, 1.0),
+    interpolation=InterpolationMode.BILINEAR,
+    mean=IMAGENET_MEAN,
+    std=(0.228, 0.224, 0.225),
+)
+SWAV_LOCAL = replace(SWAV, scale=(0.05, 0.14), local=True)
+# SwAV and DeepCluster-v2 of 400 epochs, reference code: 2 x 160 + 4 x 96; without the small views, their 2 x 224.
+DEEPCLUSTER_V2 = replace(SWAV, scale=(0.08, 1.0))
+# DINO, reference code with the crop areas of its ResNet-50: BYOL's colours.
+DINO_1, DINO_2 = (replace(view, scale=(0.14, 1.0)) for view in (BYOL_1, BYOL_2))
+DINO_LOCAL = replace(DINO_1, scale=(0.05, 0.14), blur_p=0.5, local=True)
+RECIPES: dict[str, tuple[ViewRecipe, ...]] = {
+    "simclr": (SIMCLR, SIMCLR),
+    "moco_v1": (MOCO_V1, MOCO_V1),
+    "moco_v2": (MOCO_V2, MOCO_V2),
+    "moco_v3": (MOCO_V3_1, MOCO_V3_2),
+    "byol": (BYOL_1, BYOL_2),
+    "sup_con": (SUP_CON, SUP_CON),
+    "swav": (SWAV, SWAV, *[SWAV_LOCAL] * 6),
+    "deepcluster_v2": (DEEPCLUSTER_V2, DEEPCLUSTER_V2, *[SWAV_LOCAL] * 4),
+    "dino": (DINO_1, DINO_2, *[DINO_LOCAL] * 8),
+}
+
+
+def view_recipes(name: str, local_views: int | None = None) -> tuple[ViewRecipe, ...]:
+    """The recipes of one image's views, with only the first ``local_views`` of the small ones (None: all)."""
+    large = [recipe for recipe in RECIPES[name] if not recipe.local]
+    small = [recipe for recipe in RECIPES[name] if recipe.local]
+    return (*large, *small[:local_views])
 
 
 def sample_view(image: Tensor, recipe: ViewRecipe, size: int, generator: torch.Generator) -> Tensor:
@@ -96,6 +151,8 @@ def sample_view(image: Tensor, recipe: ViewRecipe, size: int, generator: torch.G
     if chance(recipe.blur_p):
         blur = blur_matrix(size, blur_kernel(size), _uniform(generator, *recipe.blur_sigma))
         view = blur @ view @ blur.T
+    if recipe.solarize_p > 0 and chance(recipe.solarize_p):
+        view = torch.where(view < 0.5, view, 1 - view)
     return _normalise(view, recipe.preprocess())
 
 

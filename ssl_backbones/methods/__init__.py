@@ -3,7 +3,31 @@
 from __future__ import annotations
 
 from ssl_backbones.method import Method
-from ssl_backbones.methods.moco import MoCoV2
+from ssl_backbones.methods.barlow_twins import BarlowTwins
+from ssl_backbones.methods.byol import BYOL
+from ssl_backbones.methods.deepcluster_v2 import DeepClusterV2
+from ssl_backbones.methods.dino import DINO
+from ssl_backbones.methods.moco import MoCoV1, MoCoV2, MoCoV3
+from ssl_backbones.methods.nnclr import NNCLR
+from ssl_backbones.methods.pcl import PCLV1, PCLV2
 from ssl_backbones.methods.simclr import SimCLR
+from ssl_backbones.methods.simsiam import SimSiam
+from ssl_backbones.methods.sup_con import SupCon
+from ssl_backbones.methods.swav import SwAV
 
-METHODS: dict[str, type[Method]] = {"simclr": SimCLR, "moco_v2": MoCoV2}
+METHODS: dict[str, type[Method]] = {
+    "simclr": SimCLR,
+    "moco_v1": MoCoV1,
+    "moco_v2": MoCoV2,
+    "moco_v3": MoCoV3,
+    "byol": BYOL,
+    "simsiam": SimSiam,
+    "barlow_twins": BarlowTwins,
+    "sup_con": SupCon,
+    "pcl_v1": PCLV1,
+    "pcl_v2": PCLV2,
+    "nnclr": NNCLR,
+    "swav": SwAV,
+    "deepcluster_v2": DeepClusterV2,
+    "dino": DINO,
+}

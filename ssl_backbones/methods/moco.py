@@ -1,4 +1,4 @@
-"""MoCo v2: Momentum Contrast (He et al. 2020) with the head and views of Chen et al. (2020b)."""
+"""MoCo: Momentum Contrast (v1, He et al. 2020; v2, Chen et al. 2020; v3, Chen et al. 2021)."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ssl_backbones.losses import info_nce
+from ssl_backbones.losses import info_nce, info_nce_batch
 from ssl_backbones.method import Batch, Method, spread
 from ssl_backbones.nets import mlp
+from ssl_backbones.optim import cosine_momentum
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.state import Queue, Teacher
 
 
-class MoCoV2(Method):
+class MoCoV1(Method):
     """A query finds the key of its own image, made by a slow teacher, among the keys of many earlier batches.
 
-    Order of the authors' code: the teacher follows, keys, logits against the queue, enqueue. The head is D-ReLU-128
-    without batch norm; weight decay applies to every parameter. The exported network is the query encoder.
+    Order of the authors' code: the teacher follows, keys, logits against the queue, enqueue. The head is one linear
+    layer; weight decay applies to every parameter. The exported network is the query encoder.
 
     Shuffle-BN: a query and its key must not be normalised together with the same neighbours, or the network reads
     the answer off the batch statistics. The authors permute the keys over 8 devices, each with statistics of its
@@ -33,10 +34,13 @@ class MoCoV2(Method):
 
     def __init__(self, options: PretrainOptions) -> None:
         super().__init__(options)
-        dim = self.encoder.dim
-        self.projector = mlp([dim, dim, options.projection_dim], hidden_norm=False)
+        self.projector = self.head(self.encoder.dim, options.projection_dim)
         self.teacher = Teacher(nn.Sequential(self.encoder, self.projector))
         self.queue = Queue(options.queue_size, options.projection_dim)
+
+    def head(self, dim: int, out: int) -> nn.Module:
+        """The projector."""
+        return nn.Linear(dim, out)
 
     def before_step(self, step: int, steps: int) -> None:
         """The teacher follows the student."""
@@ -53,6 +57,45 @@ class MoCoV2(Method):
         loss = info_nce(q, k, self.queue.negatives(), self.options.temperature)
         self.queue.enqueue(k)
         return loss, {"spread": spread(q)}
+
+
+class MoCoV2(MoCoV1):
+    """MoCo with the head of SimCLR, D-ReLU-128 without batch norm. (Its views and its cosine are in the recipe.)"""
+
+    def head(self, dim: int, out: int) -> nn.Module:
+        """The projector."""
+        return mlp([dim, dim, out], hidden_norm=False)
+
+
+class MoCoV3(Method):
+    """MoCo without a queue: negatives are the other keys of the batch, and a predictor follows the projector.
+
+    Heads as in the authors' code for ResNets, without biases: projector D-4096-256 with batch norm on both layers,
+    the last one without parameters; predictor 256-4096-256 with batch norm on the hidden layer. The teacher has
+    encoder and projector; it follows before the keys are made, with a momentum that rises to 1 along a cosine. Biases
+    and norms are spared weight decay and LARS.
+    """
+
+    def __init__(self, options: PretrainOptions) -> None:
+        super().__init__(options)
+        hidden, out = options.moco_v3.hidden_dim, options.projection_dim
+        self.projector = mlp([self.encoder.dim, hidden, out], hidden_norm=True, last_norm="plain", bias=False)
+        self.predictor = mlp([out, hidden, out], hidden_norm=True, bias=False)
+        self.teacher = Teacher(nn.Sequential(self.encoder, self.projector))
+
+    def before_step(self, step: int, steps: int) -> None:
+        """The teacher follows the student."""
+        momentum = cosine_momentum(step, steps=steps, base=self.options.teacher_momentum)
+        self.teacher.follow(nn.Sequential(self.encoder, self.projector), momentum)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """InfoNCE of each view's queries against the other view's keys, summed, times twice the temperature."""
+        view1, view2 = batch.views
+        q1, q2 = (self.predictor(self.projector(self.encoder(view))) for view in (view1, view2))
+        k1, k2 = self.teacher(view1), self.teacher(view2)  # no gradient
+        t = self.options.temperature
+        loss = 2 * t * (info_nce_batch(q1, k2, t) + info_nce_batch(q2, k1, t))
+        return loss, {"spread": spread(q1)}
 
 
 def grouped(network: Callable[[Tensor], Tensor], views_N: Tensor, order_N: Tensor, groups: int) -> Tensor:

@@ -14,22 +14,36 @@ from openworld.errors import ConfigError
 from ssl_backbones.options import ArchOptions, PretrainOptions
 
 FOLDER = Path(__file__).parents[2] / "configs" / "pretrain"
-NAMES = ("simclr", "moco_v2", "simclr_cpu")
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+FIELDS = {field.name: field for field in dataclasses.fields(PretrainOptions)}
+OF_ONE_METHOD = {
+    name for name in FIELDS if name != "arch" and dataclasses.is_dataclass(getattr(PretrainOptions(), name))
+}
+MAY_BE_ABSENT = {"final_lr", "lr_milestones", "local_view_size", "local_views"}
 
 
 def read(name: str) -> PretrainOptions:
-    parser = jsonargparse.ArgumentParser()
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
     parser.add_class_arguments(PretrainOptions)
-    content = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
-    return PretrainOptions(**{**parser.parse_object(content).as_dict(), "arch": ArchOptions(**content["arch"])})
+    read = parser.instantiate(parser.parse_args(["--config", str(FOLDER / f"{name}.yaml")]))
+    return PretrainOptions(**{field: read[field] for field in FIELDS})
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_holds_exactly_the_fields(name: str) -> None:
+def test_is_complete(name: str) -> None:
+    """Every field that concerns the method, in the order of the options."""
     content: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
-    assert list(content) == [field.name for field in dataclasses.fields(PretrainOptions)]
+    assert list(content) == [field for field in FIELDS if field in content]
+    assert set(FIELDS) - set(content) <= OF_ONE_METHOD | MAY_BE_ABSENT
     assert list(content["arch"]) == [field.name for field in dataclasses.fields(ArchOptions)]
-    assert dataclasses.asdict(read(name)) == content
+    for own in OF_ONE_METHOD & set(content):
+        assert content["method"].startswith(own)
+        assert set(content[own]) == {field.name for field in dataclasses.fields(getattr(PretrainOptions(), own))}
+    if content["method"] in OF_ONE_METHOD:
+        assert content["method"] in content
+    options = dataclasses.asdict(read(name))
+    assert {field: options[field] for field in content} == content
 
 
 def test_papers_numbers() -> None:
@@ -40,10 +54,50 @@ def test_papers_numbers() -> None:
     assert (moco.lr, moco.temperature, moco.queue_size, moco.teacher_momentum) == (0.03, 0.2, 65536, 0.999)
 
 
+def test_papers_numbers_without_negatives() -> None:
+    images = 1_281_167
+    byol, v3, twins, simsiam = (read(name) for name in ("byol", "moco_v3", "barlow_twins", "simsiam"))
+    assert byol.lr == pytest.approx(0.2 * byol.batch_size / 256) and v3.lr == pytest.approx(0.3 * v3.batch_size / 256)
+    assert (byol.steps, byol.warmup) == (1000 * images // 4096, 10 * images // 4096)
+    assert (v3.steps, v3.warmup) == (1000 * (images // 4096), 10 * (images // 4096))
+    assert (byol.teacher_momentum, v3.teacher_momentum, byol.byol.hidden_dim, v3.temperature) == (0.996, 0.996, 4096, 1)
+    assert twins.lr == pytest.approx(0.2 * twins.batch_size / 256) and twins.final_lr == pytest.approx(twins.lr / 1000)
+    assert twins.lr * twins.barlow_twins.bias_lr_scale == pytest.approx(0.0048 * twins.batch_size / 256)
+    assert (twins.projection_dim, twins.barlow_twins.hidden_dim, twins.warmup) == (8192, 8192, 10 * (images // 2048))
+    assert simsiam.lr == pytest.approx(0.05 * simsiam.batch_size / 256) and simsiam.steps == 100 * (images // 512)
+    assert (simsiam.projection_dim, simsiam.simsiam.predictor_dim) == (2048, 512)
+    assert all(recipe.arch.zero_init_residual for recipe in (byol, v3, twins, simsiam))
+    v1, sup_con = read("moco_v1"), read("sup_con")
+    assert (v1.temperature, v1.lr_milestones) == (0.07, [120 * (images // 256), 160 * (images // 256)])
+    assert (sup_con.lr, sup_con.final_lr, sup_con.temperature) == (0.5, pytest.approx(0.5 * 0.1**3), 0.1)
+    assert sup_con.steps == 1000 * (50_000 // 1024) and sup_con.arch.stem == "cifar3x3"
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("method", "byol"), ("batch_size", 1), ("temperature", 0.0), ("teacher_momentum", 1.5), ("lr", float("nan"))],
+    [("method", "vicreg"), ("batch_size", 1), ("temperature", 0.0), ("teacher_momentum", 1.5), ("lr", float("nan"))],
 )
 def test_bad_values_name_the_field(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=field):
         PretrainOptions(**{field: value})  # type: ignore[arg-type]
+
+
+def test_papers_numbers_with_prototypes() -> None:
+    images = 1_281_167
+    pcl1, pcl2, nnclr = read("pcl_v1"), read("pcl_v2"), read("nnclr")
+    for pcl in (pcl1, pcl2):
+        assert (pcl.pcl.clusters, pcl.pcl.negatives, pcl.queue_size) == ([25000, 50000, 100000], 16384, 16384)
+        assert (pcl.pcl.warmup_epochs, pcl.pcl.iterations, pcl.pcl.restarts) == (20, 20, 5)
+        assert (pcl.lr, pcl.temperature, pcl.steps) == (0.03, 0.2, 200 * (images // 256))
+    assert pcl1.lr_milestones == [120 * (images // 256), 160 * (images // 256)] and pcl2.lr_milestones == []
+    assert nnclr.lr == pytest.approx(0.3 * nnclr.batch_size / 256) and nnclr.queue_size == 98304
+    swav, small, deep = read("swav"), read("swav_small_batch"), read("deepcluster_v2")
+    for recipe, epochs in ((swav, 800), (small, 200), (deep, 400)):
+        assert recipe.steps == epochs * (images // recipe.batch_size)
+        assert recipe.final_lr == pytest.approx(recipe.lr / 1000) and recipe.weight_decay == 1e-6
+    assert (swav.lr, small.lr, swav.swav.prototypes, small.swav.queue_length) == (4.8, 0.6, 3000, 3840)
+    assert small.swav.queue_start == 15 * (images // 256)
+    assert (deep.view_size, deep.local_view_size, deep.deepcluster_v2.clusters) == (160, 96, [3000] * 3)
+    dino = read("dino")
+    assert dino.lr == pytest.approx(0.03 * dino.batch_size / 256) and dino.steps == 100 * (images // 512)
+    assert (dino.dino.outputs, dino.dino.frozen_steps, dino.teacher_momentum) == (65536, images // 512, 0.996)

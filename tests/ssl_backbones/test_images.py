@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from openworld.errors import DataError
-from ssl_backbones.images import BatchPlan, ImagePool, eval_batches, find_images, read_image, view_batches
+from ssl_backbones.images import BatchPlan, ImagePool, eval_batches, find_images, labels_of, read_image, view_batches
 from ssl_backbones.views import RECIPES
 
 
@@ -44,6 +44,26 @@ def test_without_cache_the_next_one_stands_in(folder: Path, caplog: pytest.LogCa
     assert len(pool) == 5
     assert torch.equal(pool[2], pool[3]) and torch.equal(pool[2], pool[3])
     assert caplog.text.count("broken image") == 1
+
+
+def test_labels_are_names_of_folders() -> None:
+    paths = [Path("x/train/dog/1.jpg"), Path("x/train/cat/1.jpg"), Path("x/val/dog/2.jpg")]
+    assert labels_of(paths) == [1, 0, 1]
+    for none in ([], paths[:1], [Path("1.jpg"), Path("2.jpg")]):
+        with pytest.raises(DataError, match="have no labels"):
+            labels_of(none)
+
+
+@pytest.mark.parametrize(("cache", "labels"), [(10, {0: 0, 1: 1, 2: 3, 3: 4}), (0, {0: 0, 1: 1, 2: 3, 3: 3, 4: 4})])
+def test_an_image_keeps_its_label_where_another_is_broken(folder: Path, cache: int, labels: dict[int, int]) -> None:
+    pool = ImagePool(find_images(folder), side=20, cache_megabytes=cache, labels=range(5))
+    loader = view_batches(
+        pool, RECIPES["simclr"], 16, BatchPlan(len(pool), len(pool), seed=0), start=0, stop=1, workers=0
+    )
+    (batch,) = loader
+    assert batch.labels is not None
+    assert dict(zip(batch.index.tolist(), batch.labels.tolist(), strict=True)) == labels
+    assert batch.to(torch.device("cpu")).labels is not None
 
 
 def test_gray_and_transparent_images_become_rgb(tmp_path: Path) -> None:

@@ -218,7 +218,9 @@ CASES: dict[str, Callable[[Tensor], Tensor]] = {
     ),
     "curl_bilinear": lambda x: curl_bilinear(x, torch.eye(5).to(x), 2 * x + 1),
     "max_margin_hadsell": lambda x: max_margin_contrastive(x, 2 * x, torch.arange(len(x)) % 2 == 0, 1.0),
-    "max_margin_squared": lambda x: max_margin_contrastive(x, 2 * x, torch.arange(len(x)) % 2 == 0, 1.0, form="squared"),
+    "max_margin_squared": lambda x: max_margin_contrastive(
+        x, 2 * x, torch.arange(len(x)) % 2 == 0, 1.0, form="squared"
+    ),
     "triplet": lambda x: triplet(x, 2 * x, x + 1, 1.0),
     "triplet_sum": lambda x: triplet(x, 2 * x, x + 1, 1.0, reduction="sum"),
     "triplet_nonzero": lambda x: triplet(x, 2 * x, x + 1, 1.0, reduction="nonzero"),

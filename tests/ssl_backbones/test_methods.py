@@ -12,27 +12,31 @@ from ssl_backbones.method import Batch, spread
 from ssl_backbones.methods import METHODS
 from ssl_backbones.methods.moco import MoCoV2, grouped
 from ssl_backbones.methods.simclr import SimCLR
-from ssl_backbones.options import ArchOptions, PretrainOptions
+from ssl_backbones.options import ArchOptions, DeepClusterV2Options, PclOptions, PretrainOptions
 
 
 def options(**changes: object) -> PretrainOptions:
-    return PretrainOptions(arch=ArchOptions(width=0.125), view_size=32, queue_size=12, **changes)  # type: ignore[arg-type]
+    clusters = {"pcl": PclOptions(clusters=[2, 3]), "deepcluster_v2": DeepClusterV2Options(clusters=[2, 3])}
+    return PretrainOptions(arch=ArchOptions(width=0.125), view_size=32, queue_size=12, **{**clusters, **changes})  # type: ignore[arg-type]
 
 
 def batch(count: int = 4) -> Batch:
-    return Batch([torch.rand(count, 3, 32, 32), torch.rand(count, 3, 32, 32)], torch.arange(count))
+    views = [torch.rand(count, 3, 32, 32), torch.rand(count, 3, 32, 32)]
+    return Batch(views, torch.arange(count), torch.arange(count) % 2)
 
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_loss_has_a_gradient_and_backbone_is_the_student(name: str) -> None:
     torch.manual_seed(0)
     method = METHODS[name](options()).train()
+    method.allocate(4)
+    method.before_epoch(0, lambda: [batch()])
     method.before_step(0, 1)
     loss, numbers = method.loss(batch())
     loss.backward()
     assert loss.ndim == 0 and loss.isfinite() and 0 < numbers["spread"] < 1.5
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
-    assert method.backbone() is method.encoder
+    assert (method.backbone() is method.encoder) == (name != "dino")
 
 
 def test_simclr_spares_norms_and_biases() -> None:

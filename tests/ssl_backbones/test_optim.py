@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_backbones.optim import LARS, build_optimizer, warmup_cosine
+from ssl_backbones.optim import (
+    LARS,
+    build_optimizer,
+    cosine_momentum,
+    multi_step,
+    set_learning_rates,
+    warmup_cosine,
+)
 from ssl_backbones.options import PretrainOptions
 
 
@@ -48,3 +55,32 @@ def test_schedule() -> None:
     assert rates[12] == pytest.approx(0.5)
     assert 0 < rates[-1] < 0.02
     assert warmup_cosine(0, steps=1, warmup=0, lr=0.3) == 0.3
+    assert warmup_cosine(20, steps=20, warmup=4, lr=1.0, final_lr=0.1) == pytest.approx(0.1)
+    assert warmup_cosine(12, steps=20, warmup=4, lr=1.0, final_lr=0.1) == pytest.approx(0.55)
+
+
+def test_milestones() -> None:
+    rates = [multi_step(step, milestones=[3, 5], warmup=2, lr=1.0) for step in range(7)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_momentum_rises_to_one() -> None:
+    momenta = [cosine_momentum(step, steps=8, base=0.96) for step in (0, 2, 4, 8)]
+    assert momenta == pytest.approx([0.96, 1 - 0.04 * (1 + 0.5**0.5) / 2, 0.98, 1.0])
+    assert cosine_momentum(0, steps=0, base=0.9) == pytest.approx(0.9)
+
+
+def test_groups_may_scale_or_keep_the_rate() -> None:
+    follows, small, constant = (nn.Parameter(torch.ones(1)) for _ in range(3))
+    groups = [
+        {"params": [follows]},
+        {"params": [small], "lr_scale": 0.1},
+        {"params": [constant], "constant_lr": True},
+    ]
+    chosen = PretrainOptions(steps=10, warmup=0, lr=2.0)
+    optimizer = build_optimizer(groups, chosen)
+    assert set_learning_rates(optimizer, 5, chosen) == pytest.approx(1.0)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1.0, 0.1, 2.0])
+    chosen = PretrainOptions(steps=10, warmup=0, lr=2.0, lr_milestones=[5])
+    set_learning_rates(optimizer, 5, chosen)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.2, 0.02, 2.0])

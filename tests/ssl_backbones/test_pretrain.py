@@ -15,16 +15,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from openworld.errors import CheckpointError, DataError, NumericsError
+from openworld.errors import CheckpointError, ConfigError, DataError, NumericsError
 from openworld.runtime.files import sha256_of
 from openworld.runtime.runlog import RunLog
 from ssl_backbones.images import find_images
-from ssl_backbones.method import Batch
+from ssl_backbones.method import Batch, Method
 from ssl_backbones.methods import METHODS
 from ssl_backbones.methods.simclr import SimCLR
+from ssl_backbones.methods.sup_con import SupCon
 from ssl_backbones.nets import ResNet
 from ssl_backbones.options import ArchOptions, PretrainOptions
 from ssl_backbones.pretrain import LabelledCrops, pretrain
+from ssl_backbones.views import RECIPES
 
 TINY: dict[str, Any] = {
     "view_size": 32,
@@ -46,7 +48,9 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
     for i in range(9):
-        Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((80, 60)).save(folder / f"{i}.png")
+        path = folder / "ab"[i // 5] / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((80, 60)).save(path)
     return find_images(folder)
 
 
@@ -63,21 +67,28 @@ class Killed(Exception):
     """Stands for the power cut."""
 
 
-@pytest.mark.parametrize("name", list(METHODS))
-@pytest.mark.parametrize("kill_at", [1, 4])
+RESUMED_ELSEWHERE = {"pcl_v1", "pcl_v2", "nnclr", "swav", "deepcluster_v2", "dino"}  # test_resume_prototypes.py
+
+
+@pytest.mark.parametrize(
+    ("name", "kill_at"), [("simclr", 1), *((name, 4) for name in METHODS if name not in RESUMED_ELSEWHERE)]
+)
 def test_resume_is_exact(
     name: str, kill_at: int, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.set_num_threads(1)
-    chosen = options(method=name, views=name, shuffle_groups=2)
+    chosen = options(method=name, views=name if name in RECIPES else "moco_v2", shuffle_groups=2, images="photos")
     whole_log, log = RunLog(tmp_path / "whole.jsonl"), RunLog(tmp_path / "metrics.jsonl")
     for each in (whole_log, log):
         each.append("phase", stage="world", task=None, seconds=1.0)
     whole = pretrain(chosen, paths, tmp_path / "whole", seed=7, log=whole_log, labelled_crops=crops())
 
-    def kill(self: object, step: int, steps: int) -> None:
+    after_step = METHODS[name].after_step
+
+    def kill(self: Method, step: int, steps: int) -> None:
         if step == kill_at:
             raise Killed
+        after_step(self, step, steps)
 
     with monkeypatch.context() as patch:
         patch.setattr(METHODS[name], "after_step", kill)
@@ -178,6 +189,26 @@ def test_epochs_and_half_precision(paths: list[Path], tmp_path: Path, monkeypatc
     monkeypatch.setattr(SimCLR, "before_epoch", note)
     pretrain(options(precision="bf16", optimizer="lars"), paths, tmp_path, seed=0)
     assert seen == [(epoch, list(range(9))) for epoch in range(3)]  # 9 images, batches of 4: 2 steps an epoch
+
+
+def test_labels_are_the_folders(paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[int, int] = {}
+    loss = SupCon.loss
+
+    def note(self: SupCon, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        assert batch.labels is not None
+        seen.update(zip(batch.index.tolist(), batch.labels.tolist(), strict=True))
+        return loss(self, batch)
+
+    monkeypatch.setattr(SupCon, "loss", note)
+    chosen = options(method="sup_con", images="photos")
+    result = pretrain(chosen, paths, tmp_path, seed=0)
+    assert seen == {i: int(path.parent.name == "b") for i, path in enumerate(paths)}
+    with pytest.raises(DataError, match="the 5 images have no labels: all lie in a folder named a"):
+        pretrain(chosen, paths[:5], tmp_path / "one", seed=0)
+    with pytest.raises(ConfigError, match="sup_con learns from labels"):
+        pretrain(options(method="sup_con"), paths, tmp_path / "world", seed=0)
+    assert result.card["data"] == {"images": 9, "source": "photos", "labels": "names of folders"}
 
 
 def test_no_steps_is_the_untrained_network(paths: list[Path], tmp_path: Path) -> None:

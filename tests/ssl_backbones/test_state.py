@@ -1,12 +1,16 @@
-"""Teacher and queue against cases worked by hand."""
+"""Teacher, queue, bank, prototypes, centre and clusters against cases worked by hand."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ssl_backbones.state import Queue, Teacher
+from openworld.errors import ConfigError
+from ssl_backbones.state import Bank, Center, Clusters, Prototypes, Queue, Teacher
 
 
 def test_teacher_follows_exactly() -> None:
@@ -64,3 +68,74 @@ def test_queue_snapshot_and_state() -> None:
     assert not torch.equal(snapshot, queue.features)
     other.load_state_dict(queue.state_dict())
     assert torch.equal(other.features, queue.features) and int(other.pointer) == 3
+
+
+def test_queues_nearest_is_by_angle_and_without_gradient() -> None:
+    queue = Queue(3, 2)
+    queue.enqueue(torch.tensor([[1.0, 0], [0, 1], [-1, 0]]))
+    z = torch.tensor([[0.9, 1.0], [9.0, 8.0]], requires_grad=True)
+    found = queue.nearest(z)
+    assert found.tolist() == [[0, 1], [1, 0]] and not found.requires_grad
+    found[0] = 7
+    assert queue.features.max() == 1
+
+
+def test_bank_overwrites_its_own_rows() -> None:
+    bank = Bank(4, 2)
+    before = bank.features.clone()
+    assert torch.allclose(before.norm(dim=1), torch.ones(4)) and not bank.filled.any()
+    bank.write(torch.tensor([3, 1]), torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
+    assert torch.allclose(bank.features[[3, 1]], torch.tensor([[0.6, 0.8], [0.0, 1.0]]))
+    assert torch.equal(bank.features[[0, 2]], before[[0, 2]])
+    assert bank.filled.tolist() == [False, True, False, True]
+    bank.write(torch.zeros(0, dtype=torch.long), torch.zeros(0, 2))
+
+
+def test_bank_with_momentum_is_the_normalised_mixture() -> None:
+    bank = Bank(1, 2, momentum=0.5)
+    bank.features.copy_(torch.tensor([[1.0, 0.0]]))
+    bank.write(torch.tensor([0]), torch.tensor([[0.0, 5.0]]))
+    assert torch.allclose(bank.features, torch.full((1, 2), 0.5**0.5))
+
+
+def test_prototypes_score_cosines() -> None:
+    prototypes = Prototypes(5, 3)
+    assert torch.allclose(prototypes.weight.norm(dim=1), torch.ones(5))
+    assert [name for name, _ in prototypes.named_parameters()] == ["weight"]  # no bias
+    z = F.normalize(torch.randn(4, 3), dim=1)
+    expected = F.cosine_similarity(z[:, None], prototypes.weight[None], dim=2)
+    assert torch.allclose(prototypes(z), expected, atol=1e-6)
+    with torch.no_grad():
+        prototypes.weight.mul_(3)
+    prototypes.normalise()
+    assert torch.allclose(prototypes(z), expected, atol=1e-6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert prototypes(z).dtype == torch.float32
+
+
+def test_center_is_a_running_mean() -> None:
+    center = Center(2, 0.9)
+    center.update(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
+    assert center.mean.tolist() == pytest.approx([0.2, 0.4])
+    center.update(torch.zeros(1, 2))
+    assert center.mean.tolist() == pytest.approx([0.18, 0.36])
+    center.update(torch.zeros(0, 2))
+    assert center.mean.tolist() == pytest.approx([0.18, 0.36])
+
+
+def test_clusters_start_without_assignments() -> None:
+    clusters = Clusters(3, 2, 5)
+    assert not clusters.fitted and clusters.assignments.tolist() == [-1] * 5
+    clusters.assignments[1] = 0
+    assert clusters.fitted
+    with pytest.raises(ConfigError, match="6 clusters of 5 images"):
+        Clusters(6, 2, 5)
+
+
+@pytest.mark.parametrize("make", [lambda: Bank(4, 2), lambda: Prototypes(3, 2), lambda: Center(3, 0.9)])
+def test_all_state_is_in_the_checkpoint(make: Callable[[], nn.Module]) -> None:
+    one, other = make(), make()
+    for tensor in one.state_dict().values():
+        tensor.copy_(torch.ones_like(tensor))
+    other.load_state_dict(one.state_dict())
+    assert all(bool((tensor == 1).all()) for tensor in (*other.buffers(), *other.parameters()))

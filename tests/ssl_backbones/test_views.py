@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as T
@@ -46,6 +48,24 @@ def test_papers_magnitudes() -> None:
         (0.8, 0.2, 0.5, 0.5, (0.1, 2.0))
     }
     assert [blur_kernel(size) for size in (224, 64, 32, 8)] == [23, 7, 3, 3]
+
+
+def test_byols_views_differ_in_blur_and_solarisation() -> None:
+    first, second = RECIPES["byol"]
+    assert (first.scale, first.jitter, first.blur_p, first.solarize_p) == ((0.08, 1.0), (0.4, 0.4, 0.2, 0.1), 1.0, 0.0)
+    assert second == replace(first, blur_p=0.1, solarize_p=0.2)
+    assert [r.scale for r in RECIPES["moco_v3"]] == [(0.2, 1.0)] * 2
+    (v1, _), (sup_con, _) = RECIPES["moco_v1"], RECIPES["sup_con"]
+    assert (v1.jitter, v1.jitter_p, v1.blur_p) == ((0.4, 0.4, 0.4, 0.4), 1.0, 0.0)
+    assert (sup_con.scale, sup_con.jitter, sup_con.blur_p) == ((0.2, 1.0), (0.4, 0.4, 0.4, 0.1), 0.0)
+
+
+def test_solarisation_inverts_bright_values(image: torch.Tensor) -> None:
+    plain = replace(RECIPES["simclr"][0], jitter_p=0.0, gray_p=0.0, blur_p=0.0)
+    view = sample_view(image, plain, 32, generator(1))
+    solarized = sample_view(image, replace(plain, solarize_p=1.0), 32, generator(1))
+    assert torch.equal(solarized, torch.where(view < 0.5, view, 1 - view))
+    assert (view >= 0.5).any() and (view < 0.5).any()
 
 
 @pytest.mark.parametrize("sigma", [0.1, 1.0, 2.0])

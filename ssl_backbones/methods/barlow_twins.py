@@ -1,0 +1,37 @@
+"""Barlow Twins: Self-Supervised Learning via Redundancy Reduction (Zbontar et al. 2021)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ssl_backbones.losses import barlow_twins
+from ssl_backbones.method import Batch, Method, spread
+from ssl_backbones.nets import mlp
+from ssl_backbones.options import PretrainOptions
+
+
+class BarlowTwins(Method):
+    """The cross-correlation of two views' projections becomes the identity: alike along, unlike across dimensions.
+
+    The projector is the authors' code: D-8192-8192-8192 without biases, batch norm and ReLU on the hidden layers. The
+    batch norm without parameters that follows it is the standardisation inside the loss. Biases and norms are spared
+    weight decay and LARS, and learn at a rate of their own.
+    """
+
+    def __init__(self, options: PretrainOptions) -> None:
+        super().__init__(options)
+        hidden = options.barlow_twins.hidden_dim
+        self.projector = mlp([self.encoder.dim, hidden, hidden, options.projection_dim], hidden_norm=True, bias=False)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Squared distance of the correlation matrix from the identity. Each view has its own statistics."""
+        view1, view2 = batch.views
+        z1, z2 = self.projector(self.encoder(view1)), self.projector(self.encoder(view2))
+        return barlow_twins(z1, z2, self.options.barlow_twins.offdiagonal_weight), {"spread": spread(z1)}
+
+    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Weights at the learning rate, biases and norms at a share of it."""
+        weights, free = super().param_groups(weight_decay)
+        return [weights, {**free, "lr_scale": self.options.barlow_twins.bias_lr_scale}]

@@ -1,0 +1,83 @@
+"""DeepCluster-v2 (Caron et al. 2020, appendix): DeepCluster (Caron et al. 2018) with what SwAV added."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from openworld.runtime.seeding import derive_seed
+from ssl_backbones.kmeans import kmeans
+from ssl_backbones.method import Batch, Method, encode_views, spread
+from ssl_backbones.nets import mlp
+from ssl_backbones.options import PretrainOptions
+from ssl_backbones.state import Bank, Clusters
+
+
+class DeepClusterV2(Method):
+    """Before each epoch the images are clustered; during it every view predicts the cluster of its image.
+
+    Two banks hold the projections of the two large views as each image was last visited, so that clustering costs no
+    pass over the set. Head m clusters bank m mod 2 by spherical k-means; its centroids are its classifier, and stay
+    as they are during the epoch (the authors freeze the prototypes for longer than they train). All parameters are
+    decayed. Two things differ from the authors' code: a bank's rows belong to images, so none is lost with the last
+    batch of an epoch; and before the first epoch both banks are filled from one undistorted view, with the batch
+    norms in training mode (theirs: from the augmented views).
+    """
+
+    decays_norm_and_bias = True
+    takes_small_views = True
+
+    def __init__(self, options: PretrainOptions) -> None:
+        super().__init__(options)
+        self.projector = mlp([self.encoder.dim, self.encoder.dim, options.projection_dim], hidden_norm=True)
+
+    def allocate(self, images: int) -> None:
+        """Banks and assignments: a row an image."""
+        dim, counts = self.options.projection_dim, self.options.deepcluster_v2.clusters
+        self.banks = cast(Sequence[Bank], nn.ModuleList(Bank(images, dim) for _ in range(2)))
+        self.heads = cast(Sequence[Clusters], nn.ModuleList(Clusters(count, dim, images) for count in counts))
+
+    @torch.no_grad()
+    def before_epoch(self, epoch: int, eval_batches: Callable[[], Iterable[Batch]]) -> None:
+        """Cluster the banks."""
+        if epoch == 0:
+            self._fill_banks(eval_batches())
+        for m, head in enumerate(self.heads):
+            bank = self.banks[m % len(self.banks)]
+            visited = bank.filled.nonzero().flatten()
+            found = kmeans(
+                bank.features[visited],
+                len(head.centroids),
+                seed=derive_seed("deepcluster_v2", epoch, m),
+                iterations=self.options.deepcluster_v2.iterations,
+                spherical=True,
+                relocate=False,
+            )
+            head.centroids.copy_(found.centroids)
+            head.assignments[visited] = found.assignments
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Cross-entropy of all views with the clusters of their images, mean of the heads; then the banks."""
+        z = F.normalize(self.projector(encode_views(self.encoder, batch.views)).float(), dim=1)
+        losses = []
+        with torch.autocast(z.device.type, enabled=False):
+            for head in self.heads:
+                logits = z @ head.centroids.T / self.options.temperature
+                classes = head.assignments[batch.index].repeat(len(batch.views))
+                losses.append(F.cross_entropy(logits, classes, ignore_index=Clusters.UNASSIGNED))
+        large = z.detach().chunk(len(batch.views))[: len(self.banks)]
+        for bank, view in zip(self.banks, large, strict=True):
+            bank.write(batch.index, view)
+        return torch.stack(losses).mean(), {"spread": spread(large[0])}
+
+    def _fill_banks(self, batches: Iterable[Batch]) -> None:
+        device = self.banks[0].features.device
+        for batch in batches:
+            if len(batch.index) > 1:  # one image alone has no batch statistics; it is classified from its first visit
+                z = self.projector(self.encoder(batch.views[0].to(device)))
+                for bank in self.banks:
+                    bank.write(batch.index.to(device), z)

@@ -1,0 +1,110 @@
+"""PCL: Prototypical Contrastive Learning of Unsupervised Representations (Li et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from openworld.runtime.seeding import derive_seed
+from ssl_backbones.kmeans import kmeans
+from ssl_backbones.losses import info_nce, proto_nce
+from ssl_backbones.method import Batch, spread
+from ssl_backbones.methods.moco import MoCoV1, MoCoV2, grouped
+from ssl_backbones.state import Clusters
+
+
+class PCLV1(MoCoV1):
+    """Expectation-maximisation around MoCo: an image finds the key of its other view and the prototype of its cluster.
+
+    E-step, before each epoch after the warm-up: the teacher's features of the whole set, undistorted, are clustered
+    M times, each time into another number of clusters; a concentration for each cluster. M-step: ProtoNCE. (The
+    authors cluster centre crops, and use one r as the length of the queue and the number of negative prototypes.)
+    Networks, queue, shuffle-BN and weight decay are MoCo v1's. The exported network is the query encoder.
+    """
+
+    def allocate(self, images: int) -> None:
+        """M clusterings of the set."""
+        counts, dim = self.options.pcl.clusters, self.options.projection_dim
+        self.clusterings = cast(Sequence[Clusters], nn.ModuleList(Clusters(count, dim, images) for count in counts))
+
+    @torch.no_grad()
+    def before_epoch(self, epoch: int, eval_batches: Callable[[], Iterable[Batch]]) -> None:
+        """E-step."""
+        options = self.options.pcl
+        if epoch < options.warmup_epochs:
+            return
+        device = self.queue.features.device
+        self.teacher.eval()
+        features = torch.cat([F.normalize(self.teacher(batch.views[0].to(device)), dim=1) for batch in eval_batches()])
+        self.teacher.train()
+        for m, clusters in enumerate(self.clusterings):
+            count, seed = len(clusters.centroids), derive_seed("pcl", epoch, m)
+            found = kmeans(
+                features,
+                count,
+                seed=seed,
+                iterations=options.iterations,
+                restarts=options.restarts,
+                spherical=options.spherical,
+            )
+            clusters.centroids.copy_(F.normalize(found.centroids, dim=1))
+            clusters.assignments.copy_(found.assignments)
+            clusters.concentrations.copy_(
+                concentration(found.distances.sqrt(), found.assignments, count, self.options.temperature)
+            )
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """InfoNCE of the queries against their keys and the queue; with clusters, the mean over them of ProtoNCE."""
+        view_q, view_k = batch.views
+        order = torch.arange(len(view_q), device=view_q.device)
+        groups = min(self.options.shuffle_groups, len(view_q))
+        shuffled = order if groups == 1 else torch.randperm(len(view_q)).to(order.device)
+        q = grouped(lambda x: self.projector(self.encoder(x)), view_q, order, groups)
+        k = grouped(self.teacher, view_k, shuffled, groups)
+        loss = info_nce(q, k, self.queue.negatives(), self.options.temperature)
+        self.queue.enqueue(k)
+        numbers = {"spread": spread(q)}
+        if all(clusters.fitted for clusters in self.clusterings):
+            proto = proto_nce(
+                q,
+                [clusters.centroids for clusters in self.clusterings],
+                [clusters.assignments[batch.index] for clusters in self.clusterings],
+                [clusters.concentrations for clusters in self.clusterings],
+                negatives=self.options.pcl.negatives,
+                candidates=self.options.pcl.candidates,
+            )
+            loss, numbers["proto_nce"] = loss + proto, proto.item()
+        return loss, numbers
+
+
+class PCLV2(PCLV1):
+    """PCL with the head of MoCo v2. (Its views and its cosine are in the recipe.)"""
+
+    head = MoCoV2.head
+
+
+def concentration(distances_N: Tensor, assignments_N: Tensor, clusters: int, temperature: float) -> Tensor:
+    """How loose each cluster is (equation 12 with alpha = 10): phi = sum of distances / (n log(n + alpha)).
+
+    As the authors' code goes on: a cluster of one image or none gets the largest phi, all are clipped to the 10th and
+    90th percentile, and then scaled so that their mean is the temperature.
+
+    Args:
+        distances_N: (N,) Euclidean distance of each image's feature to its centroid.
+        assignments_N: (N,) int64, below ``clusters``.
+
+    Returns:
+        (K,) float32; all ``temperature`` where no cluster has any extent.
+    """
+    counts_K = assignments_N.bincount(minlength=clusters)
+    sums_K = torch.zeros(clusters, device=distances_N.device).index_add_(0, assignments_N, distances_N.float())
+    phi_K = sums_K / (counts_K * (counts_K + 10.0).log()).clamp(min=1)
+    phi_K = torch.where(counts_K > 1, phi_K, torch.where(counts_K > 1, phi_K, 0).max())
+    low, high = phi_K.quantile(torch.tensor([0.1, 0.9], device=phi_K.device)).unbind()
+    phi_K = phi_K.clamp(low, high)
+    mean = phi_K.mean()
+    return temperature * phi_K / mean if mean > 0 else torch.full_like(phi_K, temperature)

@@ -1,0 +1,68 @@
+"""SwAV: Unsupervised Learning of Visual Features by Contrasting Cluster Assignments (Caron et al. 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssl_backbones.losses import swapped_prediction
+from ssl_backbones.method import Batch, Method, encode_views, spread
+from ssl_backbones.nets import mlp
+from ssl_backbones.options import PretrainOptions
+from ssl_backbones.state import Prototypes, Queue
+
+ASSIGNED = (0, 1)
+"""The large views: they are assigned to prototypes, all views predict the assignments."""
+
+
+class SwAV(Method):
+    """Views predict each other's assignment to prototypes, which Sinkhorn-Knopp spreads evenly over a batch.
+
+    Head D-D-128 with batch norm on the hidden layer, onto the sphere, then prototypes without bias. The prototypes
+    are normalised after each step and held in the first ones. All parameters are decayed and adapted by LARS, as the
+    authors do with LARC, whose rule differs by the place of the weight decay alone. With a queue, the batch is
+    assigned together with earlier features of the same large view; not before the queue is full.
+    """
+
+    decays_norm_and_bias = True
+    takes_small_views = True
+
+    def __init__(self, options: PretrainOptions) -> None:
+        super().__init__(options)
+        dim, out, own = self.encoder.dim, options.projection_dim, options.swav
+        self.projector = mlp([dim, dim, out], hidden_norm=True)
+        self.prototypes = Prototypes(own.prototypes, out)
+        queues = nn.ModuleList(Queue(own.queue_length, out) for _ in ASSIGNED if own.queue_length)
+        self.queues = cast(Sequence[Queue], queues)
+
+    def before_step(self, step: int, steps: int) -> None:
+        """Whether the queues move in this step."""
+        self.queueing = bool(self.queues) and step >= self.options.swav.queue_start
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Swapped prediction: ln K where nothing is learned. Then the features enter the queues."""
+        own, views = self.options.swav, len(batch.views)
+        z = F.normalize(self.projector(encode_views(self.encoder, batch.views)), dim=1)
+        scores = self.prototypes(z).chunk(views)
+        earlier = None
+        if self.queueing and all(queue.full for queue in self.queues):
+            with torch.no_grad():
+                earlier = [self.prototypes(queue.features) for queue in self.queues]
+        loss = swapped_prediction(scores, ASSIGNED, self.options.temperature, own.epsilon, own.iterations, earlier)
+        if self.queueing:
+            for queue, view in zip(self.queues, ASSIGNED, strict=True):
+                queue.enqueue(z.chunk(views)[view])
+        return loss, {"spread": spread(z.chunk(views)[0])}
+
+    def after_backward(self, step: int, steps: int) -> None:
+        """Hold the prototypes in the first steps."""
+        if step < self.options.swav.frozen_steps:
+            self.prototypes.weight.grad = None
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Prototypes back onto the sphere."""
+        self.prototypes.normalise()
