@@ -71,6 +71,7 @@ def test_the_file_is_what_the_format_says(tmp_path: Path) -> None:
         "format": "openworld-predictions/1",
         "tasks": [["cat"], ["dog"], ["cow"]],
         "task": 2,
+        "uses_unknown_labels": False,
         "images": [
             {
                 "id": 1,
@@ -221,3 +222,12 @@ def test_a_file_that_is_not_there_or_not_json(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(DataError, match="the format is 'list'"):
         read_predictions(tmp_path / "list.json")
+
+
+def test_what_was_decided_with_unknown_labels_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.json"
+    for told in (True, False):
+        write_predictions(path, SPACE, [], uses_unknown_labels=told)
+        assert read_predictions(path).uses_unknown_labels is told
+    path.write_text(path.read_text().replace('"uses_unknown_labels": false, ', ""))
+    assert read_predictions(path).uses_unknown_labels is False
