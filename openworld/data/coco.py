@@ -90,7 +90,7 @@ def read_coco(
         table = cache.get("coco", path, {"rename": dict(renamed), "set": image_set}, lambda: digest, parse)
     records = table.records(images / name for name in table.files)
     if need_images:
-        check_files(records, path)
+        check_files([record.path for record in records], path)
     return Dataset(table.categories, records, table.repairs)
 
 

@@ -251,13 +251,13 @@ def file_exists(path: str | Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113
 
 
-def check_files(records: Sequence[Record], where: Path) -> None:
+def check_files(files: Sequence[Path], where: Path) -> None:
     """Raise DataError if images are missing, naming the first few."""
-    missing = [str(record.path) for record in records if not file_exists(record.path)]
+    missing = [str(file) for file in files if not file_exists(file)]
     if missing:
         shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise DataError(
-            f"{len(missing)} of {len(records)} images do not exist: {shown}",
+            f"{len(missing)} of {len(files)} images do not exist: {shown}",
             where=str(where),
-            remedy="set `images` to the folder that file names are relative to, or fetch the images",
+            remedy="set `images` to the folder that file names are relative to, correct the list, or fetch the images",
         )

@@ -87,7 +87,7 @@ def read_voc(
         table = cache.get("voc", root, names, lambda: digest_of_files(files, counts.items()), parse)
     records = table.records(_image_file(str(folder), stem) for stem in table.files)
     if need_images:
-        check_files(records, root)
+        check_files([record.path for record in records], root)
     return Dataset(table.categories, records, table.repairs)
 
 

@@ -51,7 +51,7 @@ from numpy.typing import NDArray
 from openworld.data.coco import check_inside
 from openworld.data.images import image_size
 from openworld.data.options import SourceOptions
-from openworld.data.records import Dataset, Record, Repairs, clean_boxes
+from openworld.data.records import Dataset, Record, Repairs, check_files, clean_boxes
 from openworld.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2"})
@@ -137,7 +137,7 @@ def read_yolo(
         for _ in range(times - 1):
             repairs.add("image listed again", f"{path}: {file.name} is listed {times} times")
     if need_images:
-        _check_exist(list(counts), path)
+        check_files(list(counts), path)
     labels = _label_files(list(counts), path, repairs)
     stems = Counter(file.stem for file in counts)
     unique = max(stems.values(), default=1) == 1
@@ -317,18 +317,6 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise DataError(f"cannot be read as text ({error})", where=str(path), remedy="save it as UTF-8") from None
-
-
-def _check_exist(files: Sequence[Path], where: Path) -> None:
-    """Missing files of a list are an error here, before their sizes are asked for."""
-    missing = [str(file) for file in files if not file.is_file()]
-    if missing:
-        shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        raise DataError(
-            f"{len(missing)} of {len(files)} images do not exist: {shown}",
-            where=str(where),
-            remedy="correct the list of images, or fetch the images",
-        )
 
 
 # -- labels ------------------------------------------------------------------------------------------------------------

@@ -46,14 +46,18 @@ class MoCoV1(Method):
         """The teacher follows the student."""
         self.teacher.follow(nn.Sequential(self.encoder, self.projector), self.options.teacher_momentum)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """InfoNCE of the queries (first views) against their keys (second views) and the queue."""
+    def queries_and_keys(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(N, D) projections of the first views, and the teacher's of the second ones."""
         view_q, view_k = batch.views
         order = torch.arange(len(view_q), device=view_q.device)
         groups = min(self.options.shuffle_groups, len(view_q))
         shuffled = order if groups == 1 else torch.randperm(len(view_q)).to(order.device)
         q = grouped(lambda x: self.projector(self.encoder(x)), view_q, order, groups)
-        k = grouped(self.teacher, view_k, shuffled, groups)
+        return q, grouped(self.teacher, view_k, shuffled, groups)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """InfoNCE of the queries against their keys and the queue."""
+        q, k = self.queries_and_keys(batch)
         loss = info_nce(q, k, self.queue.negatives(), self.options.temperature)
         self.queue.enqueue(k)
         return loss, {"spread": spread(q)}

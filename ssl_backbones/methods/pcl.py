@@ -13,7 +13,7 @@ from openworld.runtime.seeding import derive_seed
 from ssl_backbones.kmeans import kmeans
 from ssl_backbones.losses import info_nce, proto_nce
 from ssl_backbones.method import Batch, spread
-from ssl_backbones.methods.moco import MoCoV1, MoCoV2, grouped
+from ssl_backbones.methods.moco import MoCoV1, MoCoV2
 from ssl_backbones.state import Clusters
 
 
@@ -59,12 +59,7 @@ class PCLV1(MoCoV1):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """InfoNCE of the queries against their keys and the queue; with clusters, the mean over them of ProtoNCE."""
-        view_q, view_k = batch.views
-        order = torch.arange(len(view_q), device=view_q.device)
-        groups = min(self.options.shuffle_groups, len(view_q))
-        shuffled = order if groups == 1 else torch.randperm(len(view_q)).to(order.device)
-        q = grouped(lambda x: self.projector(self.encoder(x)), view_q, order, groups)
-        k = grouped(self.teacher, view_k, shuffled, groups)
+        q, k = self.queries_and_keys(batch)
         loss = info_nce(q, k, self.queue.negatives(), self.options.temperature)
         self.queue.enqueue(k)
         numbers = {"spread": spread(q)}

@@ -192,7 +192,7 @@ def read_images(
         if source in ("train2017", "val2017") and options.coco_boxes == "whole_pixels":
             part = replace(part, records=tuple(_widened(record) for record in part.records))
         if need_images:
-            check_files(part.records, images)
+            check_files([record.path for record in part.records], images)
         parts.append(part)
     merged = merge(parts)
     return replace(merged, records=tuple(merged.by_id[image_id] for image_id in counts))
