@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from openworld.config import RunConfig
 from openworld.errors import ConfigError
+from openworld.runtime.files import read_yaml
 
 T = TypeVar("T")
 
@@ -70,10 +71,4 @@ def read_options(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is not YAML, or holds no mapping.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"is not YAML: {error}", where=str(path), remedy="correct the file") from None
-    if not isinstance(content, dict):
-        raise ConfigError("holds no options", where=str(path), remedy="write `name: value` lines")
-    return content
+    return read_yaml(path, remedy="write `name: value` lines, as in configs/ore/reference.yaml")

@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from openworld.errors import ConfigError, DataError
+from openworld.runtime.files import read_yaml
 from openworld.runtime.findings import counted
 
 
@@ -125,14 +126,9 @@ def read_groups(path: Path) -> dict[str, str | int]:
     """
     path = Path(path)
     remedy = "write one line a class, such as `cat: animals`"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise ConfigError("there is no such file", where=str(path), remedy="correct the path of the groups") from None
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"cannot be read as YAML ({error})", where=str(path), remedy=remedy) from None
-    if not isinstance(content, dict) or not content:
-        raise ConfigError(f"holds a {type(content).__name__}, not a mapping", where=str(path), remedy=remedy)
+    content = read_yaml(path, remedy=remedy)
+    if not content:
+        raise ConfigError("names no class", where=str(path), remedy=remedy)
     for name, group in content.items():
         if not isinstance(name, str) or isinstance(group, bool) or not isinstance(group, str | int):
             raise ConfigError(

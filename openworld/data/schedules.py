@@ -22,10 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from openworld.errors import ConfigError, OpenWorldError
 from openworld.labels import LabelSpace
+from openworld.runtime.files import read_yaml
 
 
 @dataclass(frozen=True)
@@ -186,13 +185,7 @@ def _load(path: Path) -> dict[str, Any]:
     remedy = "a schedule is a .yaml file with `tasks`, a list of lists of class names, and perhaps `rename`"
     if path.suffix.lower() not in (".yaml", ".yml"):
         raise ConfigError("is no .yaml file", where=str(path), remedy=remedy)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"cannot be read as YAML ({error})", where=str(path), remedy=remedy) from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"holds a {type(content).__name__}, not a mapping", where=str(path), remedy=remedy)
-    return content
+    return read_yaml(path, remedy=remedy)
 
 
 def _task(names: Any, number: int, path: Path) -> tuple[str, ...]:

@@ -45,7 +45,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from openworld.data.coco import check_inside
@@ -53,11 +52,13 @@ from openworld.data.images import image_size
 from openworld.data.options import SourceOptions
 from openworld.data.records import Dataset, Record, Repairs, check_files, clean_boxes
 from openworld.errors import DataError
+from openworld.runtime.files import read_yaml
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2"})
 """Of images, in lower case."""
 SETS = ("train", "val", "test")
 """Keys of a data.yaml that name images."""
+_REMEDY = "a data.yaml has `names` and, for each set, `train`, `val` or `test`"
 MAX_FRACTION = 2.0
 """Coordinates beyond this are pixels or damage, not fractions of the image."""
 
@@ -83,7 +84,7 @@ def for_role(source: SourceOptions, role: str) -> SourceOptions:
         return source
     description = _description_file(path)
     if description is not None:
-        named = role in _load(description)
+        named = role in read_yaml(description, remedy=_REMEDY, kind=DataError)
     else:
         named = ((Path(source.images) if source.images else path / "images") / role).is_dir()
     return replace(source, image_set=role) if named else source
@@ -123,7 +124,7 @@ def read_yolo(
                 where=str(description),
                 remedy="name the folders in data.yaml, or give the folder with labels/ instead",
             )
-        content = _load(description)
+        content = read_yaml(description, remedy=_REMEDY, kind=DataError)
         names = _names(content.get("names"), description)
         root = _root(content, description)
         files = _named_set(content, image_set, root, description, repairs)
@@ -160,17 +161,6 @@ def _description_file(path: Path) -> Path | None:
     if path.is_file():
         return path
     return path / "data.yaml" if (path / "data.yaml").is_file() else None
-
-
-def _load(path: Path) -> dict[str, Any]:
-    remedy = "a data.yaml has `names` and, for each set, `train`, `val` or `test`"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise DataError(f"cannot be read as YAML ({error})", where=str(path), remedy=remedy) from None
-    if not isinstance(content, dict):
-        raise DataError(f"holds a {type(content).__name__}, not a mapping", where=str(path), remedy=remedy)
-    return content
 
 
 def _names(value: Any, path: Path) -> list[str]:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from openworld.errors import ConfigError, DataError
+from openworld.errors import DataError
+from openworld.runtime.files import read_yaml
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def read_run(path: Path) -> RunArtefacts:
         raise DataError(
             "there is no such folder", where=str(path), remedy="pass the folder that a run wrote (--output)"
         )
-    config = _read_config(path / "config.yaml")
+    config = read_yaml(path / "config.yaml", remedy="every run writes config.yaml into its folder; pass that folder")
     notes: list[str] = []
 
     def read(name: str, what: str) -> dict[str, Any] | None:
@@ -136,21 +135,6 @@ def flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
             leaf for key, value in tree.items() for leaf in flatten(value, f"{prefix}.{key}" if prefix else str(key))
         ]
     return [(prefix, tree)] if prefix else []
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    remedy = "every run writes config.yaml into its folder; pass that folder"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError("there is no such file", where=str(path), remedy=remedy) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot be read ({error})", where=str(path), remedy=remedy) from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"holds a {type(content).__name__}, not a mapping", where=str(path), remedy=remedy)
-    return content
 
 
 def _read_json(path: Path, name: str, what: str, notes: list[str]) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: temporary file, fsync, rename."""
+"""Files that are either whole or absent: temporary file, fsync, rename; and YAML that people write."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import os
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from openworld.errors import ConfigError, OpenWorldError
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -52,3 +54,26 @@ def sync_file(path: Path) -> None:
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries (a rename) to the disk."""
     sync_file(folder)
+
+
+def read_yaml(path: Path, *, remedy: str, kind: type[OpenWorldError] = ConfigError) -> dict[str, Any]:
+    """The mapping in a YAML file, empty for an empty file. A byte order mark is allowed.
+
+    Args:
+        remedy: of the error, what such a file holds.
+        kind: of the error.
+
+    Raises:
+        OpenWorldError: of this kind; no such file, not readable as YAML, or no mapping.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise kind("there is no such file", where=str(path), remedy=remedy) from None
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise kind(f"cannot be read as YAML ({error})", where=str(path), remedy=remedy) from None
+    if content is not None and not isinstance(content, dict):
+        raise kind(f"holds a {type(content).__name__}, not a mapping", where=str(path), remedy=remedy)
+    return content or {}

@@ -71,7 +71,8 @@ RESUMED_ELSEWHERE = {"pcl_v1", "pcl_v2", "nnclr", "swav", "deepcluster_v2", "din
 
 
 @pytest.mark.parametrize(
-    ("name", "kill_at"), [("simclr", 1), *((name, 4) for name in METHODS if name not in RESUMED_ELSEWHERE)]
+    ("name", "kill_at"),
+    [("simclr", 1), ("moco_v2", 1), *((name, 4) for name in METHODS if name not in RESUMED_ELSEWHERE)],
 )
 def test_resume_is_exact(
     name: str, kill_at: int, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

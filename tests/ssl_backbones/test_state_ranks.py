@@ -49,7 +49,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     commands = [[sys.executable, __file__, str(rank), str(tmp_path)] for rank in range(2)]
     started = [subprocess.Popen(command, env=environment) for command in commands]
     assert [one.wait(timeout=100) for one in started] == [0, 0]
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     alone = states(*(torch.cat(parts) for parts in zip(rows_of(0), rows_of(1), strict=True)))
     assert first.keys() == alone.keys()
     for key, value in alone.items():

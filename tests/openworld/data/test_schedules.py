@@ -88,7 +88,7 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "holds a NoneType"),
+        ("", "has no list `tasks`"),
         ("- [cat]", "holds a list"),
         ("tasks: [[cat]", "cannot be read as YAML"),
         ("tasks: 2", "has no list `tasks`"),

@@ -63,7 +63,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     commands = [[sys.executable, __file__, str(rank), str(folder)] for rank in range(2)]
     started = [subprocess.Popen(command, env=environment) for command in commands]
     assert [one.wait(timeout=100) for one in started] == [0, 0]
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 def test_each_process_knows_itself(found: list[dict[str, Any]]) -> None:
