@@ -130,7 +130,7 @@ def open_ground_truth(
     image_set: str | None = None,
     schedule: str | None = None,
 ) -> tuple[Dataset, Schedule | None, dict[int, str] | None]:
-    """The annotations that predictions are scored on; image files are not needed.
+    """The annotations that predictions are scored on; image files are not needed (a synthetic world is drawn again).
 
     Args:
         predictions: where the predictions lie. The first run's folder among them gives what is not named otherwise.
@@ -154,9 +154,12 @@ def open_ground_truth(
                 remedy="name the annotations with --ground-truth, or give the folder of a run, which has its own",
             )
         config = read_config(run / "config.yaml")
-        if config.data.benchmark is not None:
-            return read_test(config.data.benchmark, config.data.rename, need_images=False), found, None
-        return open_sources(config, run).test, found, None
+        options = config.data
+        if options.benchmark is not None:
+            return read_test(options.benchmark, options.rename, need_images=False), found, None
+        if options.synthetic is not None:
+            return open_sources(config, run).test, found, None
+        return read_dataset(for_role(options.test, "test"), options.rename, need_images=False), found, None
     rename = {} if found is None else dict(found.rename)
     source = for_role(SourceOptions(annotations=annotations, image_set=image_set), "test")
     dataset = read_dataset(source, rename, need_images=False)

@@ -154,3 +154,23 @@ def test_audit_needs_a_test_set_and_a_schedule(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         main(["data", "audit"])
     assert "--test" in capsys.readouterr().err
+
+
+def test_a_run_brings_its_own_annotations_without_its_images(files: Path) -> None:
+    """The folder of a run: configuration, schedule and test annotations come from there; no image file exists."""
+    (files / "config.yaml").write_text(
+        f"pretrain: null\ndata: {{synthetic: null, train: {{annotations: {files}/truth.json}}, "
+        f"test: {{annotations: {files}/truth.json}}, tasks: [[cat], [dog]]}}\n"
+    )
+    found = [
+        {"bbox": box, "label": label, "score": 0.9}
+        for box, label in zip(PLACES, ("cat", "unknown", "unknown"), strict=True)
+    ]
+    images = [{"id": i, "file": "", "width": 120, "height": 100, "detections": found} for i in (1, 2)]
+    (files / "task1").mkdir()
+    (files / "task1" / "predictions.json").write_text(
+        json.dumps({"format": "openworld-predictions/1", "tasks": [["cat"], ["dog"]], "task": 1, "images": images})
+    )
+    main(["evaluate", "--predictions", str(files), "--output", str(files / "m.json")])
+    metrics = json.loads((files / "m.json").read_text())
+    assert metrics["known_ap50"] == metrics["unknown_recall50"] == 1.0
