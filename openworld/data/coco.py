@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 
 from openworld.data.cache import AnnotationCache, AnnotationTable
 from openworld.data.images import image_size
-from openworld.data.records import Dataset, Repairs, check_files, clean_boxes, file_exists, size_of_boxes
+from openworld.data.records import Dataset, IntArray, Repairs, check_files, clean_boxes, file_exists, size_of_boxes
 from openworld.errors import AnnotationError
 from openworld.runtime.files import write_json
 
@@ -59,6 +59,7 @@ def read_coco(
     *,
     image_set: str | None = None,
     need_images: bool = True,
+    whole_pixels: bool = False,
     cache: AnnotationCache | None = None,
 ) -> Dataset:
     """Read a COCO detection file.
@@ -69,6 +70,7 @@ def read_coco(
         rename: category names to the names that the schedule uses.
         image_set: ``field=value`` takes the images that have this value, for files that hold several sets.
         need_images: False, image files may be missing.
+        whole_pixels: boxes as :func:`widen_to_pixels` makes them, before those that are too thin are dropped.
         cache: where parsed annotations are kept. None: nowhere.
 
     Raises:
@@ -81,13 +83,14 @@ def read_coco(
     content, folder = _read_bytes(path), images
 
     def parse() -> AnnotationTable:
-        return _parse(content, path, folder, renamed, image_set)
+        return _parse(content, path, folder, renamed, image_set, whole_pixels)
 
     if cache is None:
         table = parse()
     else:
         digest = hashlib.sha256(content).hexdigest()
-        table = cache.get("coco", path, {"rename": dict(renamed), "set": image_set}, lambda: digest, parse)
+        settings = {"rename": dict(renamed), "set": image_set, "whole pixels": whole_pixels}
+        table = cache.get("coco", path, settings, lambda: digest, parse)
     records = table.records(images / name for name in table.files)
     if need_images:
         check_files([record.path for record in records], path)
@@ -95,7 +98,7 @@ def read_coco(
 
 
 def _parse(
-    content: bytes, path: Path, images: Path, rename: Mapping[str, str], image_set: str | None
+    content: bytes, path: Path, images: Path, rename: Mapping[str, str], image_set: str | None, whole_pixels: bool
 ) -> AnnotationTable:
     root = _decode(content, path)
     if image_set is not None:
@@ -151,7 +154,9 @@ def _parse(
     def describe(number: int) -> str:
         return f"{path.name}, image {image_ids[owner[number]]!r}, annotation {annotation_ids[order[number]]!r}"
 
-    boxes, kept = clean_boxes(given, sizes[owner, 0], sizes[owner, 1], repairs, describe)
+    width, height = sizes[owner, 0], sizes[owner, 1]
+    given = widen_to_pixels(given, width, height) if whole_pixels else given
+    boxes, kept = clean_boxes(given, width, height, repairs, describe)
     chosen = order[kept]
     return AnnotationTable(
         categories=names,
@@ -168,6 +173,24 @@ def _parse(
         repairs=repairs,
         from_images=from_images,
     )
+
+
+def widen_to_pixels(boxes: NDArray[np.float64], width: int | IntArray, height: int | IntArray) -> NDArray[np.float64]:
+    """Boxes as the published conversion to XML and its reader leave them, here cut at the image's border.
+
+    The XML files have int(x + 1), int(y + 1), int(x + w + 1), int(y + h + 1), and the reader takes 1 off the first two:
+    floor(x1), floor(y1), floor(x2) + 1, floor(y2) + 1. So no box is thinner than a pixel.
+
+    Args:
+        boxes: (N, 4) float64 x1 y1 x2 y2.
+        width: of the image, pixels; or (N,) of each box's image.
+        height: of the image, pixels; or (N,) of each box's image.
+    """
+    widened = np.floor(boxes)
+    widened[:, 2:] += 1
+    widened[:, 2] = np.minimum(widened[:, 2], width)
+    widened[:, 3] = np.minimum(widened[:, 3], height)
+    return widened
 
 
 def _one_set(root: dict[str, Any], image_set: str, path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from openworld.data.benchmarks.lists import benchmark_named, read_list
 from openworld.data.cache import AnnotationCache
 from openworld.data.coco import read_coco
 from openworld.data.options import BenchmarkOptions
-from openworld.data.records import Dataset, FloatArray, Record, Repairs, check_files
+from openworld.data.records import Dataset, Record, Repairs, check_files
 from openworld.data.voc import read_voc
 from openworld.errors import AnnotationError, ConfigError
 
@@ -187,10 +187,9 @@ def read_images(
         if source in ("voc2007", "voc2012"):
             part = read_voc(annotations.parent, images, None, rename, need_images=False, cache=store)
         else:
-            part = read_coco(annotations, images, rename, need_images=False, cache=store)
+            widened = options.coco_boxes == "whole_pixels"
+            part = read_coco(annotations, images, rename, need_images=False, whole_pixels=widened, cache=store)
         part = _pick(part, wanted, annotations)
-        if source in ("train2017", "val2017") and options.coco_boxes == "whole_pixels":
-            part = replace(part, records=tuple(_widened(record) for record in part.records))
         if need_images:
             check_files([record.path for record in part.records], images)
         parts.append(part)
@@ -210,26 +209,6 @@ def merge(parts: Sequence[Dataset]) -> Dataset:
         repairs.counts += part.repairs.counts
         repairs.examples += part.repairs.examples[: Repairs.MAX_EXAMPLES - len(repairs.examples)]
     return Dataset(names, tuple(records), repairs)
-
-
-def widen_to_pixels(boxes: FloatArray, width: int, height: int) -> FloatArray:
-    """Boxes as the published conversion to XML and its reader leave them, here cut at the image's border.
-
-    The XML files have int(x + 1), int(y + 1), int(x + w + 1), int(y + h + 1), and the reader takes 1 off the first two:
-    floor(x1), floor(y1), floor(x2) + 1, floor(y2) + 1.
-
-    Args:
-        boxes: (N, 4) float32 x1 y1 x2 y2.
-        width: of the image, pixels.
-        height: of the image, pixels.
-    """
-    widened = np.floor(boxes)
-    widened[:, 2:] += 1
-    return np.minimum(widened, np.array([width, height, width, height], dtype=np.float32))
-
-
-def _widened(record: Record) -> Record:
-    return replace(record, boxes=widen_to_pixels(record.boxes, record.width, record.height))
 
 
 def _check_annotations(folders: Folders, source: str) -> None:

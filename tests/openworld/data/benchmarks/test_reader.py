@@ -19,8 +19,8 @@ from openworld.data.benchmarks.reader import (
     read_test,
     read_training,
     read_validation,
-    widen_to_pixels,
 )
+from openworld.data.coco import read_coco, widen_to_pixels
 from openworld.data.options import BenchmarkOptions, DataOptions, SourceOptions, SyntheticOptions
 from openworld.data.records import Dataset
 from openworld.data.schedules import SCHEDULES
@@ -161,9 +161,28 @@ def test_boxes_widened_to_pixels(tiny: Any) -> None:
     given = [(1.4, 2.6, 10.2, 8.0), (3.0, 3.0, 5.0, 5.0), (10.0, 10.0, 6.0, 6.0)]
     record = read_images(tiny.options(coco_boxes="whole_pixels"), ["000000000009"], RENAME).records[0]
     np.testing.assert_array_equal(record.boxes, [converted(*box) for box in given])
-    at_border = widen_to_pixels(np.array([[30.5, 20.5, 32.0, 24.0]], dtype=np.float32), 32, 24)
+    at_border = widen_to_pixels(np.array([[30.5, 20.5, 32.0, 24.0]]), 32, 24)
     np.testing.assert_array_equal(at_border, [[30, 20, 32, 24]])
-    assert widen_to_pixels(np.zeros((0, 4), dtype=np.float32), 32, 24).shape == (0, 4)
+
+
+def test_whole_pixels_keep_what_is_thinner_than_a_pixel(tmp_path: Path) -> None:
+    thin = [[4.2, 5.0, 0.4, 7.0], [9.0, 3.5, 3.0, 0.0]]
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 32, "height": 24}],
+        "categories": [{"id": 1, "name": "person"}],
+        "annotations": [{"id": n, "image_id": 1, "category_id": 1, "bbox": box} for n, box in enumerate(thin)],
+    }
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(content))
+    exact = read_coco(file, need_images=False)
+    assert len(exact.records[0]) == 0 and sum(exact.repairs.counts.values()) == 2
+    widened = read_coco(file, need_images=False, whole_pixels=True)
+    np.testing.assert_array_equal(widened.records[0].boxes, [[4, 5, 5, 13], [9, 3, 13, 4]])
+    assert not widened.repairs.counts
+
+
+def test_widening_nothing() -> None:
+    assert widen_to_pixels(np.zeros((0, 4)), 32, 24).shape == (0, 4)
 
 
 def test_folders(tmp_path: Path) -> None:
