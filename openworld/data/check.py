@@ -28,7 +28,7 @@ from openworld.data.duplicates import (
     look_of,
     similar_images,
 )
-from openworld.data.images import load_image
+from openworld.data.images import is_turned, load_image
 from openworld.data.records import Dataset, Record
 from openworld.data.splits import check_schedule
 from openworld.errors import DataError
@@ -107,8 +107,9 @@ def check_data(
 
     Returns:
         ready for JSON: ``tasks``; ``thresholds``; ``sets`` by name, each with ``images``, ``objects``,
-        ``without_objects``, ``unreadable``, ``other_size``, ``image_sizes``, ``box_sides`` and ``box_aspects`` (counts
-        in the bins of ``thresholds``), ``suspicious`` by kind, ``repairs`` and ``repair_examples``; ``classes``
+        ``without_objects``, ``unreadable``, ``other_size``, ``turned``, ``image_sizes``, ``box_sides`` and
+        ``box_aspects`` (counts in the bins of ``thresholds``), ``suspicious`` by kind, ``repairs`` and
+        ``repair_examples``; ``classes``
         [{"class", "task", set: objects, …}, …]; ``task_objects`` by task; ``files``, equal ones; ``similar``,
         look-alikes; ``findings`` as an audit's. Each list of cases ends after :data:`LISTED`.
 
@@ -182,14 +183,18 @@ def _facts(dataset: Dataset, seen: Mapping[Path, Seen], problems: Mapping[Path, 
         for record in records
         if record.path in problems
     ]
+    mismatched = [
+        record for record in records if record.path in seen and seen[record.path].size != (record.width, record.height)
+    ]
+    turned = [record.image_id for record in mismatched if is_turned(record.path, (record.width, record.height))]
     other = [
         {
             "image": record.image_id,
             "annotated": [record.width, record.height],
             "file": list(seen[record.path].size),
         }
-        for record in records
-        if record.path in seen and seen[record.path].size != (record.width, record.height)
+        for record in mismatched
+        if record.image_id not in turned
     ]
     sizes = Counter((record.width, record.height) for record in records)
     boxes = np.concatenate([record.boxes for record in records] or [np.zeros((0, 4), dtype=np.float32)])
@@ -200,6 +205,7 @@ def _facts(dataset: Dataset, seen: Mapping[Path, Seen], problems: Mapping[Path, 
         "without_objects": {"images": len(empty), "examples": empty[:LISTED]},
         "unreadable": {"images": len(broken), "examples": broken[:LISTED]},
         "other_size": {"images": len(other), "examples": other[:LISTED]},
+        "turned": {"images": len(turned), "examples": turned[:LISTED]},
         "image_sizes": _size_summary(sizes),
         "box_sides": np.histogram(np.sqrt(sides.prod(axis=1)), SIDE_EDGES)[0].tolist(),
         "box_aspects": np.histogram(sides[:, 0] / sides[:, 1], ASPECT_EDGES)[0].tolist(),
@@ -342,6 +348,16 @@ def _set_findings(result: Mapping[str, Any]) -> list[dict[str, str]]:
                     f"annotations say (e.g. {first['image']}: {width}x{height} annotated, {real_width}x{real_height} "
                     f"in the file{turned}): boxes lie elsewhere.",
                     "Annotate the files as they are, or fetch the ones that were annotated.",
+                )
+            )
+        if number := facts["turned"]["images"]:
+            found.append(
+                make_finding(
+                    "note",
+                    name,
+                    f"{counted(number, 'image file')} of {name} {is_or_are(number)} turned when loaded, as the EXIF tag "
+                    f"says (e.g. {shown(facts['turned']['examples'], 3)}): their annotations have the turned size.",
+                    "Nothing needs to be done; other programs may read these files unturned.",
                 )
             )
         for kind, entry in facts["suspicious"].items():

@@ -24,6 +24,8 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
 """Decoders that stay inside this process; Pillow would hand an EPS file to an interpreter."""
 
 _ORIENTATION = 0x0112
+_TURNS = (5, 6, 7, 8)
+"""Values of the tag that exchange width and height."""
 _REMEDY = "replace the file or remove it from the annotations"
 
 
@@ -35,6 +37,21 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     with _open(path) as image:
         return image.size
+
+
+def is_turned(path: Path, annotated: tuple[int, int]) -> bool:
+    """Whether :func:`load_image` turns an image by its EXIF tag, because it was annotated so. Reads the header only.
+
+    Args:
+        path: the file.
+        annotated: (width, height) in pixels that the annotations say.
+
+    Raises:
+        DataError: as :func:`load_image`.
+    """
+    with _open(path) as image:
+        exchanged = image.size != annotated and image.size == annotated[::-1]
+        return exchanged and image.getexif().get(_ORIENTATION, 1) in _TURNS
 
 
 def load_image(path: Path, annotated: tuple[int, int] | None = None) -> Tensor:

@@ -176,3 +176,16 @@ def test_what_cannot_be_checked(sets: dict[str, Dataset]) -> None:
         check_data(sets, [["cta"]])
     empty = check_data({"val": Dataset((), ())})
     assert empty["findings"] == [] and empty["sets"]["val"]["image_sizes"]["smallest"] is None
+
+
+def test_an_image_that_its_tag_turns_is_a_note(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned, plain = tmp_path / "turned.jpg", picture(tmp_path / "plain.jpg", 3, (80, 100))
+    Image.open(plain).save(turned, exif=exif)
+    dataset = Dataset(NAMES, (record(1, ("cat", SQUARE), path=turned), record(2, ("cat", SQUARE), path=plain)))
+    result = check_data({"train": dataset})
+    facts = result["sets"]["train"]
+    assert facts["turned"] == {"images": 1, "examples": [1]}
+    assert [case["image"] for case in facts["other_size"]["examples"]] == [2]
+    assert "1 image file of train is turned when loaded, as the EXIF tag says (e.g. 1)" in str(result["findings"])
