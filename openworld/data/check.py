@@ -355,8 +355,8 @@ def _set_findings(result: Mapping[str, Any]) -> list[dict[str, str]]:
                 make_finding(
                     "note",
                     name,
-                    f"{counted(number, 'image file')} of {name} {is_or_are(number)} turned when loaded, as the EXIF tag "
-                    f"says (e.g. {shown(facts['turned']['examples'], 3)}): their annotations have the turned size.",
+                    f"{counted(number, 'image file')} of {name} {is_or_are(number)} turned when loaded, as the EXIF "
+                    f"tag says (e.g. {shown(facts['turned']['examples'], 3)}): their annotations have the turned size.",
                     "Nothing needs to be done; other programs may read these files unturned.",
                 )
             )
