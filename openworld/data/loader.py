@@ -1,8 +1,8 @@
 """Batches. What a training step sees is a pure function of the seed and the step, so a resumed run needs only the step.
 
 Epochs are permutations laid end to end: place ``p = step * batch_size + position`` holds image ``permutation(p // n)[p
-% n]`` of ``n`` images, augmented by a generator seeded with step and position. The number of worker processes changes
-nothing.
+% n]`` of ``n`` images, of which those with rare classes may be repeats, augmented by a generator seeded with step and
+position. The number of worker processes changes nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch.utils.data import Dataset as TorchDataset
 from openworld.data.images import load_image
 from openworld.data.options import LoaderOptions
 from openworld.data.records import Record
+from openworld.data.repeat_factors import epoch_length, epoch_order, repeat_factors
 from openworld.data.splits import Sample
 from openworld.data.transforms import as_float, augment, prepare
 from openworld.errors import DataError, EnvironmentProblem
@@ -101,6 +102,10 @@ class _PackedSamples:
         """Of all images together."""
         return int(self._sizes.prod(axis=1).sum())
 
+    def repeat_factors(self, threshold: float) -> NDArray[np.float64]:
+        """(N,) how many times an epoch shows each image."""
+        return repeat_factors(self._labels, self._ends, threshold)
+
     def record(self, index: int) -> Record:
         """The image of a sample, without annotations."""
         image_id, path = json.loads(self._names[self._name_ends[index] : self._name_ends[index + 1]].tobytes())
@@ -127,6 +132,8 @@ class _TrainSteps:
         keep = options.workers == 0 and 3 * self.samples.pixels < options.cache_mib * 2**20
         self._cache: dict[int, Tensor] | None = {} if keep else None
         self._broken: dict[int, str] = {}
+        self._factors = self.samples.repeat_factors(options.repeat_threshold) if options.repeat_threshold else None
+        self._epoch_length = epoch_length(len(self.samples), self._factors)
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, dtype=np.int64))
 
     def __getitem__(self, step: int) -> _Step:
@@ -156,10 +163,10 @@ class _TrainSteps:
         batch.targets.append(Target(boxes, labels, record.image_id))
 
     def _index(self, place: int) -> int:
-        epoch, offset = divmod(place, len(self.samples))
+        epoch, offset = divmod(place, self._epoch_length)
         if self._order[0] != epoch:
             random = generator(*self.seed_parts, "order", epoch)
-            self._order = (epoch, torch.randperm(len(self.samples), generator=random).numpy())
+            self._order = (epoch, epoch_order(len(self.samples), self._factors, random))
         return int(self._order[1][offset])
 
     def _image(self, index: int, record: Record) -> Tensor:

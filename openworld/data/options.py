@@ -72,6 +72,10 @@ class LoaderOptions:
     """Probability of a horizontal flip in training."""
     scale_jitter: list[float] = field(default_factory=lambda: [0.75, 1.0])
     """Training multiplies the size by a factor drawn uniformly from this range. [1.0, 1.0] switches it off."""
+    repeat_threshold: float = 0.0
+    """A class that less than this share of the training images shows is rare, and its images are drawn more often: by
+    the square root of threshold over share (repeat factor sampling; Gupta et al., LVIS, CVPR 2019; there 0.001). 0:
+    every image once an epoch."""
     resize: Literal["float", "uint8"] = "float"
     """``float`` interpolates between exact brightnesses. ``uint8`` rounds the result to 256 levels, as Pillow and most
     loaders do, and is several times faster where images are larger than a few hundred pixels."""
@@ -89,6 +93,7 @@ class LoaderOptions:
         jitter = self.scale_jitter
         fits = len(jitter) == 2 and 0.1 <= jitter[0] <= jitter[1] <= 10
         _check("scale_jitter", jitter, fits, "give two rising factors from 0.1 to 10, such as [0.75, 1.0]")
+        _check("repeat_threshold", self.repeat_threshold, 0 <= self.repeat_threshold <= 1, "give a share from 0 to 1")
         _check("resize", self.resize, self.resize in ("float", "uint8"), "give float or uint8")
         _check("workers", self.workers, self.workers >= 0, "give 0 or more")
         _check("cache_mib", self.cache_mib, self.cache_mib >= 0, "give 0 or more")

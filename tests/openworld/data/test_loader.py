@@ -86,6 +86,17 @@ def test_each_epoch_is_a_new_permutation(samples: list[Sample]) -> None:
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
+def test_images_with_rare_classes_come_more_often(samples: list[Sample]) -> None:
+    options = replace(OPTIONS, repeat_threshold=1.0)
+    rare = [number for number in range(7) if number % 3]  # each has a class of its own, on one image of seven
+    whole = batches(samples, options=options, stop=18)
+    times = np.bincount([int(name) for batch in ids(whole) for name in batch], minlength=7)
+    expected = 54 * np.sqrt(7) / (4 * np.sqrt(7) + 3)
+    assert all(abs(times[number] - expected) <= 4 for number in rare)
+    assert all(abs(times[number] - expected / np.sqrt(7)) <= 4 for number in (0, 3, 6))
+    assert_equal(batches(samples, start=7, stop=18, options=options), whole[7:])
+
+
 def test_seed_changes_the_order(samples: list[Sample]) -> None:
     assert ids(batches(samples)) != ids(batches(samples, seed=2))
 
