@@ -27,6 +27,9 @@ class PhaseOptions:
     """Other numbers of steps for single tasks, such as ``{2: 52000}``."""
     lr: float
     """Peak learning rate."""
+    backbone_lr_factor: float = 1.0
+    """The ResNet learns at this multiple of the rate. A pretrained one is often given a tenth, above all with AdamW and
+    few images (DETR, section 4; Carion et al., 2020)."""
     batch_size: int = 8
     """Images a step."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -44,7 +47,7 @@ class PhaseOptions:
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "warmup_steps", "clip_gradient", "weight_decay"):
+        for name in ("steps", "warmup_steps", "clip_gradient", "weight_decay", "backbone_lr_factor"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}", remedy="give a number that is not negative")
         for name in ("batch_size", "checkpoint_every", "lr"):

@@ -78,7 +78,7 @@ def train_phase(
     """
     started = time.monotonic()
     options = phase.options
-    optimizer = make_optimizer(detector, options)
+    optimizer = make_optimizer(detector, options, backbone=detector.engine.backbone)
     start = 0
     if resume_from is not None:
         optimizer.load_state_dict(resume_from.state["optimizer"])
@@ -89,7 +89,7 @@ def train_phase(
         for step, (images, targets) in enumerate(batches, start=start):
             lr = learning_rate(options, step)
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["lr_factor"]
             losses = detector.losses(images, targets, phase.first_step + step, replay=phase.stage == "replay")
             total = torch.stack(list(losses.values())).sum()
             check_finite(total, losses, phase, step, targets)
@@ -137,13 +137,22 @@ def save_progress(
     )
 
 
-def make_optimizer(model: nn.Module, options: PhaseOptions) -> torch.optim.Optimizer:
-    """AdamW or SGD over the parameters that train; one-dimensional ones (biases, BatchNorm) do not decay."""
+def make_optimizer(model: nn.Module, options: PhaseOptions, backbone: nn.Module | None = None) -> torch.optim.Optimizer:
+    """AdamW or SGD over the parameters that train; one-dimensional ones (biases, BatchNorm) do not decay.
+
+    Each group has an ``lr_factor``: ``options.backbone_lr_factor`` for the parameters of ``backbone``, else 1.
+    """
+    apart = set(backbone.parameters()) if backbone is not None and options.backbone_lr_factor != 1 else set()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
-    ]
+    groups: list[dict[str, Any]] = []
+    for lr_factor, own in ((1.0, False), (options.backbone_lr_factor, True)):
+        part = [parameter for parameter in trained if (parameter in apart) == own]
+        for decay, chosen in (
+            (options.weight_decay, [parameter for parameter in part if parameter.ndim > 1]),
+            (0.0, [parameter for parameter in part if parameter.ndim <= 1]),
+        ):
+            if chosen or not own:
+                groups.append({"params": chosen, "weight_decay": decay, "lr_factor": lr_factor})
     if options.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=options.lr)
     return torch.optim.SGD(groups, lr=options.lr, momentum=0.9)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from openworld.labels import LabelSpace
 from openworld.structures import Decision, Detections, Regions, Target
@@ -23,6 +23,10 @@ class Engine(Protocol):
 
     labels: LabelSpace
     feature_dim: int
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The ResNet, without what a detector adds to it."""
 
     def training_step(
         self,

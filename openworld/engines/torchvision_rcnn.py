@@ -76,6 +76,11 @@ class OpenWorldRCNN(nn.Module):
     # -- the parts ----------------------------------------------------------------------------------------------------
 
     @property
+    def backbone(self) -> ResNet:
+        """See :class:`openworld.engines.base.Engine`."""
+        return self.features.body
+
+    @property
     def per_class(self) -> bool:
         """Each row before background has box deltas of its own."""
         return self.options.roi.box_regression == "per_class"

@@ -42,6 +42,16 @@ def test_one_dimensional_parameters_do_not_decay() -> None:
     assert len(spared["params"]) == 3 and spared["weight_decay"] == 0.0
 
 
+def test_the_backbone_learns_at_its_own_rate() -> None:
+    backbone, head = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), nn.Linear(4, 2)
+    backbone[0].requires_grad_(False)
+    model = nn.ModuleList([backbone, head])
+    optimizer = make_optimizer(model, options(backbone_lr_factor=0.1), backbone)
+    found = {parameter: group["lr_factor"] for group in optimizer.param_groups for parameter in group["params"]}
+    assert found == {**dict.fromkeys(backbone[1].parameters(), 0.1), **dict.fromkeys(head.parameters(), 1.0)}
+    assert {group["lr_factor"] for group in make_optimizer(model, options(), backbone).param_groups} == {1.0}
+
+
 def test_a_loss_that_is_not_finite_names_the_images() -> None:
     phase = Phase(2, "train", options(), Path(), 0, 0)
     targets = [Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), "cat 7")]
@@ -51,7 +61,9 @@ def test_a_loss_that_is_not_finite_names_the_images() -> None:
     check_finite(torch.tensor(1.0), losses, phase, 4, targets)
 
 
-@pytest.mark.parametrize("changes", [{"steps": -1}, {"lr": 0.0}, {"batch_size": 0}, {"checkpoint_every": 0}])
+@pytest.mark.parametrize(
+    "changes", [{"steps": -1}, {"lr": 0.0}, {"batch_size": 0}, {"backbone_lr_factor": -0.1}, {"checkpoint_every": 0}]
+)
 def test_values_out_of_range_are_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(changes))):
         options(**changes)
