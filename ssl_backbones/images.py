@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from openworld.errors import DataError
+from openworld.errors import ConfigError, DataError
 from openworld.runtime.seeding import generator
+from ssl_backbones.captions import Captions
 from ssl_backbones.method import Batch
 from ssl_backbones.views import ViewRecipe, evaluation_view, sample_view
 
@@ -98,21 +103,27 @@ class ImagePool:
         if expected <= cache_megabytes:
             with ThreadPoolExecutor(max_workers=2) as threads:
                 decoded = list(threads.map(lambda path: _or_error(path, side), self._paths))
+            whole = [position for position, image in enumerate(decoded) if isinstance(image, Tensor)]
             self._cache = [image for image in decoded if isinstance(image, Tensor)]
-            if labels is not None:
-                self.labels = [label for label, image in zip(labels, decoded, strict=True) if isinstance(image, Tensor)]
+            self._paths = [self._paths[position] for position in whole]
+            if self.labels is not None:
+                self.labels = [self.labels[position] for position in whole]
             problems = [problem for problem in decoded if isinstance(problem, DataError)]
             if problems:
                 logger.warning("%d of %d images left out; the first: %s", len(problems), len(paths), problems[0])
         if len(self) < 2:
             raise DataError(
-                f"{len(self)} usable images of {len(self._paths)} given",
+                f"{len(self)} usable images of {len(paths)} given",
                 where="pretraining",
                 remedy="give a folder with at least two readable images",
             )
 
     def __len__(self) -> int:
-        return len(self._paths) if self._cache is None else len(self._cache)
+        return len(self._paths)
+
+    def path(self, position: int) -> Path:
+        """File of the image at a position."""
+        return self._paths[position]
 
     def __getitem__(self, position: int) -> Tensor:
         """(3, H, W) uint8."""
@@ -132,6 +143,45 @@ class ImagePool:
                 logger.warning("broken image number %d replaced by the next: %s", len(self._broken), image)
         raise DataError("no image can be decoded", where="pretraining", remedy="check the image files")
 
+    def stack(self, position: int, frames: int) -> Tensor:
+        """(3 F, H, W) uint8: the image and those before it, the oldest first; before the first of a folder is itself.
+
+        The images of a folder are the frames of one video, in the order of their names, numbers in them by value.
+
+        Raises:
+            DataError: frames of one folder differ in size.
+        """
+        taken = [position]
+        while len(taken) < frames:
+            taken.append(self._previous[taken[-1]])
+        images = [self[one] for one in reversed(taken)]
+        if len({image.shape for image in images}) > 1:
+            sizes = " and ".join(sorted({f"{image.shape[2]} x {image.shape[1]}" for image in images}))
+            raise DataError(
+                f"frames have different sizes, {sizes} pixels",
+                where=str(self.path(position).parent),
+                remedy="keep each video in a folder of its own",
+            )
+        return torch.cat(images)
+
+    @cached_property
+    def _previous(self) -> list[int]:
+        """Position of the frame before each; the first one of a folder has itself."""
+        videos: dict[Path, list[int]] = defaultdict(list)
+        for position, path in enumerate(self._paths):
+            videos[path.parent].append(position)
+        before = list(range(len(self)))
+        for positions in videos.values():
+            positions.sort(key=lambda position: _by_number(self._paths[position].name))
+            for earlier, later in pairwise(positions):
+                before[later] = earlier
+        return before
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Key that sorts frame9 before frame10."""
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", name)]
+
 
 def _or_error(path: Path, side: int | None = None) -> Tensor | DataError:
     try:
@@ -141,38 +191,80 @@ def _or_error(path: Path, side: int | None = None) -> Tensor | DataError:
 
 
 class BatchPlan:
-    """Which images a step sees: a fresh permutation each epoch, cut into batches, the rest dropped."""
+    """Which images a step sees: a fresh permutation each epoch, cut into batches, the rest dropped.
 
-    def __init__(self, images: int, batch_size: int, seed: int) -> None:
-        self.images, self.batch_size, self.seed = images, min(batch_size, images), seed
+    A batch is cut once more, into ``accumulate`` micro-batches after each other, and each of these into the shares of
+    ``ranks`` processes: together they see what one process would see, in the same order.
+
+    Attributes:
+        batch_size: images of a step, all processes together.
+
+    Raises:
+        ConfigError: the batch cannot be cut into so many equal parts of at least two images.
+    """
+
+    def __init__(
+        self, images: int, batch_size: int, seed: int, *, accumulate: int = 1, rank: int = 0, ranks: int = 1
+    ) -> None:
+        parts = accumulate * ranks
+        usable = min(batch_size, images) // parts * parts
+        if batch_size % parts or (parts > 1 and usable < 2 * parts):
+            raise ConfigError(
+                f"batch_size is {batch_size} of {images} images, for {ranks} processes with {accumulate} micro-batches "
+                "each",
+                remedy=f"choose a multiple of {parts} that leaves each part two images or more",
+            )
+        self.images, self.batch_size, self.seed = images, usable, seed
+        self.accumulate, self.rank, self.ranks = accumulate, rank, ranks
         self.steps_per_epoch = images // self.batch_size
 
     def steps(self, start: int, stop: int) -> Iterator[list[tuple[int, int, int]]]:
-        """For each step from ``start`` to ``stop`` - 1 a batch of (step, position in the batch, image)."""
+        """For each step from ``start`` to ``stop`` - 1 this process's share of each micro-batch.
+
+        Yields:
+            lists of (step, position in the batch, image).
+        """
         epoch, order = -1, []
+        share = self.batch_size // (self.accumulate * self.ranks)
         for step in range(start, stop):
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
                 order = torch.randperm(self.images, generator=generator(self.seed, "epoch", epoch)).tolist()
             first = step % self.steps_per_epoch * self.batch_size
-            yield [(step, place, index) for place, index in enumerate(order[first : first + self.batch_size])]
+            for micro in range(self.accumulate):
+                place = (micro * self.ranks + self.rank) * share
+                yield [(step, at, order[first + at]) for at in range(place, place + share)]
 
 
-class _Views(Dataset[tuple[list[Tensor], int, int | None]]):
+class _Views(Dataset[tuple[list[Tensor], int, int | None, Tensor | None]]):
     """Views by (step, position, image); picklable, so that worker processes can make them."""
 
-    def __init__(self, pool: ImagePool, recipes: Sequence[ViewRecipe], size: int, local_size: int, seed: int) -> None:
-        self.pool, self.recipes, self.seed = pool, recipes, seed
+    def __init__(
+        self,
+        pool: ImagePool,
+        recipes: Sequence[ViewRecipe],
+        size: int,
+        local_size: int,
+        seed: int,
+        captions: Captions | None,
+        frames: int,
+    ) -> None:
+        self.pool, self.recipes, self.seed, self.captions = pool, recipes, seed, captions
         self.sizes = [local_size if recipe.local else size for recipe in recipes]
+        self.frames = frames if recipes[0].kind == "frames" else 1
 
-    def __getitem__(self, key: tuple[int, int, int]) -> tuple[list[Tensor], int, int | None]:
+    def __getitem__(self, key: tuple[int, int, int]) -> tuple[list[Tensor], int, int | None, Tensor | None]:
         step, place, index = key
         source = generator(self.seed, "view", step, place)
         image, where = self.pool.find(index)
+        if self.frames > 1:
+            image = self.pool.stack(index, self.frames)
         label = None if self.pool.labels is None else self.pool.labels[where]
         sized = zip(self.recipes, self.sizes, strict=True)
         views = [sample_view(image, recipe, size, source) for recipe, size in sized]
-        return views, index, label
+        chosen = generator(self.seed, "caption", step, place)
+        text = None if self.captions is None else self.captions.draw(self.pool.path(where), chosen)
+        return views, index, label, text
 
 
 class _Steps:
@@ -195,16 +287,21 @@ def view_batches(
     stop: int,
     workers: int,
     local_size: int = 0,
+    captions: Captions | None = None,
+    frames: int = 1,
+    pin_memory: bool = False,
 ) -> DataLoader[Batch]:
-    """The batches of the steps ``start`` to ``stop`` - 1. They depend on the plan's seed and the step only.
+    """The micro-batches of the steps ``start`` to ``stop`` - 1. They depend on the plan and the step only.
 
-    Views are ``size`` pixels wide and high, those whose recipe is ``local`` are ``local_size``.
+    Views are ``size`` pixels wide and high, those whose recipe is ``local`` are ``local_size``. With ``captions``, of
+    all images of the pool, batches carry one of each image. Recipes of ``frames`` get stacks of so many.
     """
     return DataLoader(
-        _Views(pool, recipes, size, local_size, plan.seed),  # type: ignore[arg-type]
+        _Views(pool, recipes, size, local_size, plan.seed, captions, frames),  # type: ignore[arg-type]
         batch_sampler=_Steps(plan, start, stop),
         collate_fn=_collate,
         num_workers=workers,
+        pin_memory=pin_memory,
         generator=torch.Generator(),  # DataLoader draws a seed for its workers; not from the global generator
     )
 
@@ -217,7 +314,8 @@ def eval_batches(pool: ImagePool, recipe: ViewRecipe, size: int, batch_size: int
         yield Batch([views], torch.tensor(index))
 
 
-def _collate(items: list[tuple[list[Tensor], int, int | None]]) -> Batch:
-    views, index, labels = zip(*items, strict=True)
+def _collate(items: list[tuple[list[Tensor], int, int | None, Tensor | None]]) -> Batch:
+    views, index, labels, texts = zip(*items, strict=True)
     classes = None if labels[0] is None else torch.tensor(labels)
-    return Batch([torch.stack(group) for group in zip(*views, strict=True)], torch.tensor(index), classes)
+    text = None if texts[0] is None else torch.stack(texts)
+    return Batch([torch.stack(group) for group in zip(*views, strict=True)], torch.tensor(index), classes, text)

@@ -10,14 +10,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from openworld.errors import ConfigError
 from ssl_backbones.nets import ResNet
 from ssl_backbones.options import PretrainOptions
+from ssl_backbones.views import RECIPES
 
 
 @dataclass(frozen=True)
@@ -25,21 +27,31 @@ class Batch:
     """Views of N images.
 
     Attributes:
-        views: one (N, 3, S, S) float32 tensor a view, preprocessed; S may differ between views (multi-crop).
+        views: one (N, 3, S, S) float32 tensor a view, preprocessed; S may differ between views (multi-crop), and a
+            stack of F frames has 3 F channels.
         index: (N,) int64 position of each image in the set, for methods that keep something an image.
         labels: (N,) int64 class of each image, where the method needs labels; otherwise None.
+        text: (N, L) int64 tokens of a caption of each image, where the method needs captions; otherwise None.
     """
 
     views: list[Tensor]
     index: Tensor
     labels: Tensor | None = None
+    text: Tensor | None = None
 
     def to(self, device: torch.device, *, channels_last: bool = False) -> Batch:
         """The same batch on a device."""
         layout = torch.channels_last if channels_last else torch.contiguous_format
         views = [view.to(device, memory_format=layout, non_blocking=True) for view in self.views]
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        return Batch(views, self.index.to(device, non_blocking=True), labels)
+        labels, text = (
+            None if extra is None else extra.to(device, non_blocking=True) for extra in (self.labels, self.text)
+        )
+        return Batch(views, self.index.to(device, non_blocking=True), labels, text)
+
+    def pin_memory(self) -> Batch:
+        """The same batch in memory that a GPU can fetch while the CPU goes on."""
+        labels, text = (None if extra is None else extra.pin_memory() for extra in (self.labels, self.text))
+        return Batch([view.pin_memory() for view in self.views], self.index.pin_memory(), labels, text)
 
 
 class Method(nn.Module, ABC):
@@ -49,11 +61,22 @@ class Method(nn.Module, ABC):
     """Whether weight decay (and the layer-wise rates of LARS) applies to one-dimensional parameters too."""
     needs_labels: ClassVar[bool] = False
     """Whether batches must carry labels."""
+    needs_text: ClassVar[bool] = False
+    """Whether batches must carry captions."""
+    view_kinds: ClassVar[tuple[Literal["image", "patches", "frames"], ...]] = ("image", "image")
+    """Kinds of the views that a batch holds, the small ones aside, see ViewRecipe.kind."""
     takes_small_views: ClassVar[bool] = False
     """Whether a batch may hold small views after its two large ones (multi-crop)."""
 
     def __init__(self, options: PretrainOptions) -> None:
+        """Raises ConfigError where the views of ``options`` are not those that the method takes."""
         super().__init__()
+        fitting = [name for name in RECIPES if _kinds_of_large_views(name) == self.view_kinds]
+        if options.views not in fitting:
+            raise ConfigError(
+                f"views {options.views} are not what {type(self).__name__} learns from",
+                remedy=f"set views to one of {', '.join(fitting)}",
+            )
         self.options = options
         self.encoder = ResNet(options.arch)
 
@@ -73,7 +96,8 @@ class Method(nn.Module, ABC):
 
         Args:
             epoch: from 0.
-            eval_batches: makes an iterable over the whole set in order, one undistorted view an image.
+            eval_batches: makes an iterable over the whole set in order, one undistorted view an image. With several
+                processes each may go through a share of it, and what they find is gathered by ``Batch.index``.
         """
 
     def before_step(self, step: int, steps: int) -> None:
@@ -102,6 +126,10 @@ class Method(nn.Module, ABC):
     def backbone(self) -> ResNet:
         """The network to export: the encoder, unless a method says that its teacher is the better one."""
         return self.encoder
+
+
+def _kinds_of_large_views(name: str) -> tuple[Literal["image", "patches", "frames"], ...]:
+    return tuple(recipe.kind for recipe in RECIPES[name] if not recipe.local)
 
 
 def encode_views(encoder: nn.Module, views: Sequence[Tensor]) -> Tensor:

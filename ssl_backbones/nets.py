@@ -6,6 +6,7 @@ Shapes: N images, H x W pixels, D channels of the last stage.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -22,12 +23,19 @@ BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
 }
 
+NORMS: dict[str, Callable[..., nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "frozen": FrozenBatchNorm2d,
+    "layer": partial(nn.GroupNorm, 1),
+}
+
 
 class ResNet(nn.Module):
     """ResNet without classifier, made of torchvision's blocks under torchvision's names (conv1, bn1, layer1..layer4).
 
-    At ``width`` 1 its keys and its numbers are those of ``torchvision.models`` without ``fc``. Keys do not depend on
-    ``stride_in_1x1`` and ``pool_padding``: a file loads either way, only the features tell (see handover.verify).
+    At ``width`` 1 its keys and its numbers are those of ``torchvision.models`` without ``fc``, or with the stem
+    ``clip`` those of CLIP's image tower without ``attnpool``. Keys do not depend on ``stride_in_1x1``,
+    ``pool_padding`` and ``conv_padding``: a file loads either way, only the features tell (see handover.verify).
 
     Attributes:
         options: the :class:`ArchOptions` it was made from.
@@ -39,25 +47,33 @@ class ResNet(nn.Module):
         super().__init__()
         self.options = options
         block, counts = BLOCKS[options.arch]
-        norm: Callable[..., nn.Module] = nn.BatchNorm2d if options.norm == "batch" else FrozenBatchNorm2d
+        norm = NORMS[options.norm]
         stem_width = options.stem_width or max(1, round(64 * options.width))
         if options.stem == "imagenet7x7":
             self.conv1 = nn.Conv2d(3, stem_width, 7, stride=2, padding=3, bias=False)
             end = options.pool_padding == "end"
             self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=0 if end else 1, ceil_mode=end)
+        elif options.stem == "clip":
+            self.conv1, self.bn1 = _conv3x3(3, stem_width // 2, stride=2), norm(stem_width // 2)
+            self.conv2, self.bn2 = _conv3x3(stem_width // 2, stem_width // 2), norm(stem_width // 2)
+            self.conv3, self.bn3 = _conv3x3(stem_width // 2, stem_width), norm(stem_width)
+            self.avgpool = nn.AvgPool2d(2)
         else:
             self.conv1 = nn.Conv2d(3, stem_width, 3, stride=1, padding=1, bias=False)
             self.maxpool = nn.Identity()
-        self.bn1 = norm(stem_width)
+        if options.stem != "clip":
+            self.bn1 = norm(stem_width)
         self.relu = nn.ReLU(inplace=True)
         inplanes, self.channels = stem_width, {}
         for stage, count in enumerate(counts):
             planes = max(1, round(64 * 2**stage * options.width))
-            layer = _stage(block, inplanes, planes, count, 1 if stage == 0 else 2, norm, options.stride_in_1x1)
+            layer = _stage(block, inplanes, planes, count, 1 if stage == 0 else 2, norm, options)
             self.add_module(f"layer{stage + 1}", layer)
             inplanes = planes * block.expansion
             self.channels[f"c{stage + 2}"] = inplanes
         self.dim = inplanes
+        if options.conv_padding == "end":
+            _pad_at_end(self)
         self._initialise(options.zero_init_residual)
 
     def _initialise(self, zero_init_residual: bool) -> None:
@@ -81,7 +97,7 @@ class ResNet(nn.Module):
         Returns:
             ``c2``..``c5``: (N, channels, H/s, W/s) with s = 4, 8, 16, 32 (1, 2, 4, 8 for the 3x3 stem).
         """
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self._stem(images)
         stages = {}
         for stage in range(4):
             x = self.get_submodule(f"layer{stage + 1}")(x)
@@ -89,6 +105,16 @@ class ResNet(nn.Module):
             if f"c{stage + 2}" == last:
                 break
         return stages
+
+    def _stem(self, images: Tensor) -> Tensor:
+        x: Tensor = self.relu(self.bn1(self.conv1(images)))
+        if self.options.stem != "clip":
+            x = self.maxpool(x)
+            return x
+        for conv, norm in ((self.conv2, self.bn2), (self.conv3, self.bn3)):
+            x = self.relu(norm(conv(x)))
+        x = self.avgpool(x)
+        return x
 
     def forward(self, images: Tensor) -> Tensor:
         """Global average of ``c5``: (N, 3, H, W) -> (N, D)."""
@@ -102,17 +128,68 @@ def _stage(
     count: int,
     stride: int,
     norm: Callable[..., nn.Module],
-    stride_in_1x1: bool,
+    options: ArchOptions,
 ) -> nn.Sequential:
     """One stage: a block that may stride and widen, then ``count - 1`` that keep the shape."""
     outplanes = planes * block.expansion
     shortcut = None
+    if options.stem == "clip":
+        return _clip_stage(inplanes, planes, count, stride, norm)
     if stride != 1 or inplanes != outplanes:
         shortcut = nn.Sequential(nn.Conv2d(inplanes, outplanes, 1, stride=stride, bias=False), norm(outplanes))
     first = block(inplanes, planes, stride, shortcut, norm_layer=norm)
-    if stride_in_1x1 and isinstance(first, Bottleneck):
+    if options.stride_in_1x1 and isinstance(first, Bottleneck):
         first.conv1.stride, first.conv2.stride = (stride, stride), (1, 1)
     return nn.Sequential(first, *(block(outplanes, planes, norm_layer=norm) for _ in range(count - 1)))
+
+
+class _PooledBottleneck(Bottleneck):
+    """CLIP's bottleneck: its convolutions have stride 1, an average pool before the last one has the stride."""
+
+    def __init__(self, inplanes: int, planes: int, stride: int, norm: Callable[..., nn.Module]) -> None:
+        outplanes = planes * self.expansion
+        shortcut = None
+        if stride > 1 or inplanes != outplanes:
+            shortcut = nn.Sequential()
+            shortcut.add_module("-1", nn.AvgPool2d(stride))  # the name keeps CLIP's numbers of what follows
+            shortcut.add_module("0", nn.Conv2d(inplanes, outplanes, 1, bias=False))
+            shortcut.add_module("1", norm(outplanes))
+        super().__init__(inplanes, planes, 1, shortcut, norm_layer=norm)
+        self.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(self.avgpool(out)))
+        shortcut: Tensor = x if self.downsample is None else self.downsample(x)
+        return self.relu(out + shortcut)  # type: ignore[no-any-return]
+
+
+def _clip_stage(inplanes: int, planes: int, count: int, stride: int, norm: Callable[..., nn.Module]) -> nn.Sequential:
+    later = (_PooledBottleneck(planes * Bottleneck.expansion, planes, 1, norm) for _ in range(count - 1))
+    return nn.Sequential(_PooledBottleneck(inplanes, planes, stride, norm), *later)
+
+
+def _conv3x3(inplanes: int, planes: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inplanes, planes, 3, stride=stride, padding=1, bias=False)
+
+
+class _EndPaddedConv2d(nn.Conv2d):
+    """A convolution padded as SAME of TensorFlow and JAX: ceil(side / stride) outputs, an odd zero row at the end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        edges: list[int] = []
+        for side, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+            total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
+            edges += [total // 2, total - total // 2]
+        return nn.functional.conv2d(nn.functional.pad(x, edges), self.weight, None, self.stride)
+
+
+def _pad_at_end(network: nn.Module) -> None:
+    """Let the strided convolutions wider than 1x1 pad at the end; the others cannot tell the difference."""
+    for module in network.modules():
+        if type(module) is nn.Conv2d and module.stride[0] > 1 and module.kernel_size[0] > 1:
+            module.__class__ = _EndPaddedConv2d
 
 
 def mlp(

@@ -46,9 +46,11 @@ class LARS(Optimizer):
 
 
 def build_optimizer(groups: list[dict[str, Any]], options: PretrainOptions) -> Optimizer:
-    """SGD or LARS over a method's parameter groups."""
+    """SGD, LARS or AdamW over a method's parameter groups."""
     if options.optimizer == "lars":
         return LARS(groups, lr=options.lr, momentum=options.sgd_momentum)
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=options.lr, betas=(options.sgd_momentum, 0.999))
     return torch.optim.SGD(groups, lr=options.lr, momentum=options.sgd_momentum)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, ClassVar, Literal, TypedDict, get_args
 
 from openworld.errors import ConfigError
 
@@ -26,6 +26,14 @@ MethodName = Literal[
     "swav",
     "deepcluster_v2",
     "dino",
+    "instdisc",
+    "cpc",
+    "cmc",
+    "pirl",
+    "sela_v2",
+    "clip",
+    "curl",
+    "distillation",
 ]
 """The methods of ssl_backbones/methods."""
 ViewsName = Literal[
@@ -38,14 +46,26 @@ ViewsName = Literal[
     "swav",
     "deepcluster_v2",
     "dino",
+    "instdisc",
+    "pirl",
+    "cmc",
+    "cmc_lab",
+    "cpc",
+    "cpc_v2",
+    "clip",
+    "curl",
+    "distillation",
 ]
 """The recipes of ssl_backbones/views.py."""
 
 
 class Preprocess(TypedDict):
-    """What a network expects: ``(image / 255 * range - mean) / std``, channels in ``order``."""
+    """What a network expects: ``(image / 255 * range - mean) / std``, channels in ``order``.
 
-    order: Literal["RGB", "BGR"]
+    LAB is for analysis: ``mean`` and ``std`` are those of CIE L*a*b* (views.lab_from_rgb), and no detector takes it.
+    """
+
+    order: Literal["RGB", "BGR", "LAB"]
     range: float
     mean: list[float]
     std: list[float]
@@ -61,22 +81,30 @@ class ArchOptions:
     """Multiplier on all channels; 1.0 is the original."""
     stem_width: int | None = None
     """Output channels of the stem; None means 64 * width, rounded."""
-    stem: Literal["imagenet7x7", "cifar3x3"] = "imagenet7x7"
-    """7x7 stride 2 with max pool (stride 4), or 3x3 stride 1 without pool (stride 1)."""
+    stem: Literal["imagenet7x7", "cifar3x3", "clip"] = "imagenet7x7"
+    """7x7 stride 2 with max pool (stride 4), 3x3 stride 1 without pool (stride 1), or CLIP's: three 3x3, the first of
+    stride 2, an average pool, and strides in average pools in the stages too (stride 4)."""
     stride_in_1x1: bool = False
     """Bottlenecks stride in their first 1x1 (Caffe, MSRA) and not in their 3x3 (torchvision, most SSL)."""
     pool_padding: Literal["both", "end"] = "both"
     """Stem max pool padded on both sides (torchvision) or right and bottom only (Caffe, TensorFlow on even sides)."""
+    conv_padding: Literal["both", "end"] = "both"
+    """Strided convolutions padded on both sides (torchvision), or more at the end, as SAME of TensorFlow and JAX has it
+    on even sides (BYOL's code)."""
     zero_init_residual: bool = False
     """Start each residual branch at zero."""
-    norm: Literal["batch", "frozen"] = "batch"
-    """Trainable batch norm, or one with fixed statistics and affine parameters."""
+    norm: Literal["batch", "frozen", "layer"] = "batch"
+    """Trainable batch norm; one with fixed statistics and affine parameters; or layer norm (CPC v2): over channels and
+    positions of each image, with a scale and a shift a channel."""
 
     def __post_init__(self) -> None:
         _one_of("arch", self.arch, ("resnet18", "resnet34", "resnet50"))
-        _one_of("stem", self.stem, ("imagenet7x7", "cifar3x3"))
+        _one_of("stem", self.stem, ("imagenet7x7", "cifar3x3", "clip"))
         _one_of("pool_padding", self.pool_padding, ("both", "end"))
-        _one_of("norm", self.norm, ("batch", "frozen"))
+        _one_of("conv_padding", self.conv_padding, ("both", "end"))
+        if self.stem == "clip" and self.arch != "resnet50":
+            raise ConfigError(f"stem is 'clip' and arch {self.arch!r}", remedy="CLIP's stem goes with resnet50")
+        _one_of("norm", self.norm, ("batch", "frozen", "layer"))
         _at_least("width", self.width, 1 / 64)
         if self.stem_width is not None:
             _at_least("stem_width", self.stem_width, 1)
@@ -264,6 +292,182 @@ class DinoOptions:
 
 
 @dataclass(kw_only=True)
+class BankOptions:
+    """What the methods with a memory bank have in common."""
+
+    _name: ClassVar[str] = "bank"
+
+    negatives: int = 512
+    """Rows of the bank that each image is contrasted with, drawn uniformly, with repetitions, its own row possibly
+    among them (reference code)."""
+    bank_momentum: float = 0.5
+    """Share of the old row in the new one (reference code)."""
+    form: Literal["nce", "info_nce", "softmax"] = "nce"
+    """``nce``: each row is told apart from noise, with a constant normaliser estimated from the first batch (papers).
+    ``info_nce``: softmax over the own row and the drawn ones (PyContrast). ``softmax``: over the whole bank, nothing is
+    drawn (equation 2 of instance discrimination)."""
+
+    def __post_init__(self) -> None:
+        _one_of(f"{self._name}.form", self.form, ("nce", "info_nce", "softmax"))
+        _at_least(f"{self._name}.negatives", self.negatives, 1)
+        if not 0 <= self.bank_momentum < 1:
+            raise ConfigError(
+                f"{self._name}.bank_momentum is {self.bank_momentum}", remedy="choose a value of at least 0 and below 1"
+            )
+
+
+@dataclass(kw_only=True)
+class InstDiscOptions(BankOptions):
+    """Instance discrimination (Wu et al. 2018). Reference code: 4096 negatives."""
+
+    _name: ClassVar[str] = "instdisc"
+
+    proximal_weight: float = 0.0
+    """lambda of equation 10, which holds an embedding to its row; the reference code leaves that term out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("instdisc.proximal_weight", self.proximal_weight, 0)
+        if self.proximal_weight and self.form != "nce":
+            raise ConfigError(
+                f"instdisc.proximal_weight is {self.proximal_weight} with form {self.form!r}",
+                remedy="set instdisc.form to nce, or proximal_weight to 0",
+            )
+
+
+@dataclass(kw_only=True)
+class CmcOptions(BankOptions):
+    """Contrastive multiview coding (Tian et al. 2020). Paper: 16384 negatives."""
+
+    _name: ClassVar[str] = "cmc"
+
+
+@dataclass(kw_only=True)
+class PirlOptions(BankOptions):
+    """PIRL (Misra and van der Maaten 2020). Paper: 32000 negatives."""
+
+    _name: ClassVar[str] = "pirl"
+
+    jigsaw_weight: float = 0.5
+    """lambda of equation 5: the share of the jigsaw's loss; the image's has the rest."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.jigsaw_weight <= 1:
+            raise ConfigError(f"pirl.jigsaw_weight is {self.jigsaw_weight}", remedy="choose a value from 0 to 1")
+
+
+@dataclass(kw_only=True)
+class CpcOptions:
+    """Contrastive predictive coding (van den Oord et al. 2018), and version 2 (Henaff et al. 2020)."""
+
+    context: Literal["pixelcnn", "gru"] = "pixelcnn"
+    """What sums up the rows read so far: masked convolutions (papers, for images), or a GRU down each column."""
+    context_dim: int = 256
+    """Width of the masked convolutions (CPC v2, pseudo-code), or of the GRU's state."""
+    skipped_steps: int = 0
+    """Rows between the last one read and the first one predicted (CPC v2: 2)."""
+    steps: int = 3
+    """Rows predicted, each by a matrix W_k of its own (CPC: 5; CPC v2: 3)."""
+    directions: Literal[1, 4] = 1
+    """1: rows are predicted from those above (CPC). 4: from below, left and right as well (CPC v2)."""
+
+    def __post_init__(self) -> None:
+        _one_of("cpc.context", self.context, ("pixelcnn", "gru"))
+        for name in ("context_dim", "steps"):
+            _at_least(f"cpc.{name}", getattr(self, name), 1)
+        _at_least("cpc.skipped_steps", self.skipped_steps, 0)
+        if self.directions not in (1, 4):
+            raise ConfigError(f"cpc.directions is {self.directions}", remedy="choose 1 or 4")
+
+
+@dataclass(kw_only=True)
+class SelaV2Options:
+    """SeLa-v2 (Caron et al. 2020, appendix): SeLa (Asano et al. 2020) with what SwAV added. It has no official code."""
+
+    clusters: list[int] = field(default_factory=lambda: [32, 32, 32])
+    """Numbers of prototypes, one head each (SwAV's paper: three times 3000)."""
+    epsilon: float = 0.05
+    """Entropy regularisation of the assignment (SwAV's; SeLa has lambda = 25 of log-probabilities)."""
+    iterations: int = 20
+    """Rounds of Sinkhorn-Knopp over the whole set (SeLa: until it converges)."""
+
+    def __post_init__(self) -> None:
+        for count in self.clusters:
+            _at_least("sela_v2.clusters", count, 2)
+        if not self.epsilon > 0:
+            raise ConfigError(f"sela_v2.epsilon is {self.epsilon}", remedy="choose a value above 0")
+        _at_least("sela_v2.iterations", self.iterations, 1)
+
+
+@dataclass(kw_only=True)
+class ClipOptions:
+    """CLIP (Radford et al. 2021). The dimension of the common space is ``projection_dim`` (RN50: 1024), and
+    ``temperature`` is where the learnt one starts (0.07)."""
+
+    captions: str | None = None
+    """File of captions, see ssl_backbones/captions.py: JSON lines, or COCO's captions. Its images are in ``images``."""
+    vocabulary: str | None = None
+    """CLIP's own file of merges (bpe_simple_vocab_16e6.txt.gz); None reads a caption byte by byte."""
+    context_length: int = 77
+    """Tokens of a caption, the first and the last one included; longer captions are cut."""
+    text_width: int = 64
+    """Width of the text Transformer (RN50: 512)."""
+    text_layers: int = 2
+    """Its blocks (RN50: 12)."""
+    text_heads: int = 2
+    """Heads of its attention (RN50: 8)."""
+    pooling: Literal["attention", "average"] = "attention"
+    """How the image's features become one: by a query of their mean (authors' ResNets), or their mean itself."""
+    largest_scale: float = 100.0
+    """The learnt factor of the cosines, 1 over the temperature, is held below this (section 2.5)."""
+
+    def __post_init__(self) -> None:
+        _one_of("clip.pooling", self.pooling, ("attention", "average"))
+        _at_least("clip.context_length", self.context_length, 3)
+        for name in ("text_width", "text_layers", "text_heads", "largest_scale"):
+            _at_least(f"clip.{name}", getattr(self, name), 1)
+        if self.text_width % self.text_heads:
+            raise ConfigError(
+                f"clip.text_width is {self.text_width} and clip.text_heads {self.text_heads}",
+                remedy="choose a width that the heads divide",
+            )
+
+
+@dataclass(kw_only=True)
+class CurlOptions:
+    """CURL (Laskin et al. 2020), its representation: no reinforcement learning."""
+
+    frames: int = 3
+    """Frames of a stack, the picture and those just before it (reference code)."""
+
+    def __post_init__(self) -> None:
+        _at_least("curl.frames", self.frames, 1)
+
+
+@dataclass(kw_only=True)
+class DistillationOptions:
+    """Distillation of one backbone into another (SimCLR v2, Chen et al. 2020, section 2; SEED, Fang et al. 2021)."""
+
+    teacher: str | None = None
+    """File of the teacher, of any layout that ssl_backbones/handover reads."""
+    targets: Literal["similarities", "classes"] = "similarities"
+    """What the student's and the teacher's softmax run over. ``similarities``: the queue of the teacher's features of
+    earlier images (SEED), for a teacher without labels. ``classes``: the classes of ``classifier`` (SimCLR v2)."""
+    classifier: str | None = None
+    """File with the teacher's last layer, ``weight`` or ``fc.weight`` (C, D) and its bias; None: the teacher's file."""
+    teacher_temperature: float = 0.01
+    """Temperature of the teacher where it differs, of ``similarities`` only (SEED: 0.01; the student has 0.2)."""
+
+    def __post_init__(self) -> None:
+        _one_of("distillation.targets", self.targets, ("similarities", "classes"))
+        if not self.teacher_temperature > 0:
+            raise ConfigError(
+                f"distillation.teacher_temperature is {self.teacher_temperature}", remedy="choose a value above 0"
+            )
+
+
+@dataclass(kw_only=True)
 class PretrainOptions:
     """One self-supervised pretraining."""
 
@@ -282,12 +486,19 @@ class PretrainOptions:
     images: str | None = None
     """Folder of images; None means the images that the detector will train on. Supervised contrast takes the name of
     the folder that an image lies in as its label; no other method looks at it."""
+    labelled: str | None = None
+    """Folder with one folder of images a class (or with ``train`` and ``val`` and these below), for the probes. None
+    means ``images`` where that has one folder a class and the method does not learn from it, and otherwise no probe."""
     steps: int = 100
     """Optimisation steps."""
     batch_size: int = 64
-    """Images a step (each gives two views). A set with fewer images is used whole in every step."""
-    optimizer: Literal["sgd", "lars"] = "sgd"
-    """SGD or LARS, both with momentum."""
+    """Images a step (each gives two views), of all processes and micro-batches together. A set with fewer images is
+    used whole in every step."""
+    accumulate: int = 1
+    """Micro-batches that a step is cut into, one after the other, whose gradients are averaged: less memory. Batch norm
+    and negatives from the batch see the micro-batch only."""
+    optimizer: Literal["sgd", "lars", "adamw"] = "sgd"
+    """SGD or LARS, both with momentum, or Adam with decoupled weight decay, whose first beta is that momentum."""
     lr: float = 0.01
     """Learning rate after warm-up, as it is: nothing scales it by the batch size."""
     final_lr: float = 0.0
@@ -314,6 +525,8 @@ class PretrainOptions:
     """Arithmetic of the networks. Losses are always computed in fp32."""
     channels_last: bool = True
     """Memory layout NHWC for the convolutions."""
+    sync_batch_norm: bool = False
+    """With several processes, batch norm sees the micro-batch of all and not only its own share."""
     workers: int = 0
     """Processes that make views; 0 makes them in the training process. The result is the same for any number."""
     cache_megabytes: int = 1024
@@ -321,7 +534,11 @@ class PretrainOptions:
     checkpoint_every: int = 50
     """Steps between checkpoints."""
     log_every: int = 1
-    """Steps between lines of the log."""
+    """Steps between lines of the log, and between looks of the collapse meters."""
+    probe_every: int = 500
+    """Steps between kNN probes while training, where there are labelled images; 0 for none before the end."""
+    probe_images: int = 25_000
+    """Most labelled images that the probes look at, spread evenly."""
     knn_k: int = 20
     """Neighbours of the kNN probe."""
     knn_temperature: float = 0.1
@@ -346,16 +563,34 @@ class PretrainOptions:
     """Of DeepCluster-v2 alone."""
     dino: DinoOptions = field(default_factory=DinoOptions)
     """Of DINO alone."""
+    instdisc: InstDiscOptions = field(default_factory=InstDiscOptions)
+    """Of instance discrimination alone."""
+    cpc: CpcOptions = field(default_factory=CpcOptions)
+    """Of CPC alone."""
+    cmc: CmcOptions = field(default_factory=CmcOptions)
+    """Of CMC alone."""
+    pirl: PirlOptions = field(default_factory=PirlOptions)
+    """Of PIRL alone."""
+    sela_v2: SelaV2Options = field(default_factory=SelaV2Options)
+    """Of SeLa-v2 alone."""
+    clip: ClipOptions = field(default_factory=ClipOptions)
+    """Of CLIP alone."""
+    curl: CurlOptions = field(default_factory=CurlOptions)
+    """Of CURL alone."""
+    distillation: DistillationOptions = field(default_factory=DistillationOptions)
+    """Of distillation alone."""
 
     def __post_init__(self) -> None:
         _one_of("method", self.method, get_args(MethodName))
         _one_of("views", self.views, get_args(ViewsName))
-        _one_of("optimizer", self.optimizer, ("sgd", "lars"))
+        _one_of("optimizer", self.optimizer, ("sgd", "lars", "adamw"))
         _one_of("precision", self.precision, ("fp32", "bf16"))
-        for name in ("steps", "warmup", "workers", "cache_megabytes", "lr", "final_lr", "weight_decay"):
+        for name in ("steps", "warmup", "workers", "cache_megabytes", "lr", "final_lr", "weight_decay", "probe_every"):
             _at_least(name, getattr(self, name), 0)
         for name in ("projection_dim", "queue_size", "shuffle_groups", "checkpoint_every", "log_every", "knn_k"):
             _at_least(name, getattr(self, name), 1)
+        for name, least in (("accumulate", 1), ("probe_images", 2)):
+            _at_least(name, getattr(self, name), least)
         _at_least("view_size", self.view_size, 8)
         _at_least("local_view_size", self.local_view_size, 8)
         if self.local_views is not None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openworld.errors import ConfigError
-from openworld.runtime.distributed import gather_rows
+from openworld.runtime.distributed import from_first_rank, gather_rows
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -34,8 +34,10 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def follow(self, student: nn.Module, momentum: float) -> None:
         """One exact step t = m t + (1 - m) s; at t = s it may move by a rounding error, as the formula does."""
-        for mine, other in zip(self.network.parameters(), student.parameters(), strict=True):
-            mine.copy_(mine * momentum + other * (1 - momentum))
+        mine: list[Tensor] = list(self.network.parameters())
+        theirs: list[Tensor] = list(student.parameters())
+        torch._foreach_mul_(mine, momentum)
+        torch._foreach_add_(mine, list(torch._foreach_mul(theirs, 1 - momentum)))
 
     @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -187,6 +189,16 @@ class Clusters(nn.Module):
         self.register_buffer("centroids", torch.zeros(count, dim))
         self.register_buffer("concentrations", torch.ones(count))
         self.register_buffer("assignments", torch.full((images,), self.UNASSIGNED))
+
+    @torch.no_grad()
+    def assign(
+        self, index_N: Tensor, assignments_N: Tensor, centroids_KD: Tensor, concentrations_K: Tensor | None = None
+    ) -> None:
+        """Take up a clustering of the images ``index_N``; that of rank 0, should rounding have told the ranks apart."""
+        self.assignments[index_N] = from_first_rank(assignments_N)
+        self.centroids.copy_(from_first_rank(centroids_KD))
+        if concentrations_K is not None:
+            self.concentrations.copy_(from_first_rank(concentrations_K))
 
     @property
     def fitted(self) -> bool:

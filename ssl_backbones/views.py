@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,49 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as T
 
 from ssl_backbones.options import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+
+# Linear sRGB to X, Y and Z, each divided by that of the white point D65 (0.95047, 1, 1.08883).
+XYZ_OF_WHITE_FROM_RGB = (
+    (0.412453 / 0.95047, 0.357580 / 0.95047, 0.180423 / 0.95047),
+    (0.212671, 0.715160, 0.072169),
+    (0.019334 / 1.08883, 0.119193 / 1.08883, 0.950227 / 1.08883),
+)
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Square patches of a picture, ``count`` in each of ``count`` rows.
+
+    The numbers are pixels where the size of the view is ``view``; with another size they scale, rounded.
+    """
+
+    view: int
+    """Size of the view that the other numbers are for."""
+    count: int
+    """Patches a row, and rows."""
+    cell: int
+    """Side of a cell; neighbours overlap where it is larger than ``stride``."""
+    stride: int
+    """From a cell to the next one."""
+    crop: int
+    """Side of the square that is cut out of each cell, at a random place."""
+    patch: int
+    """Side of the patch; where it is larger than ``crop``, that is framed in zeros (of the preprocessed image)."""
+    flip_p: float = 0.0
+    """Probability that a patch is flipped by itself."""
+    drop_p: float = 0.0
+    """Probability that a patch loses two of its three channels: they become zero (of the preprocessed image)."""
+
+    def scaled(self, size: int) -> PatchGrid:
+        """The same grid for views of ``size`` pixels."""
+        pixels = (max(1, round(side * size / self.view)) for side in (self.cell, self.stride, self.crop, self.patch))
+        cell, stride, crop, patch = pixels
+        return replace(self, view=size, cell=cell, stride=stride, crop=crop, patch=patch)
+
+    @property
+    def side(self) -> int:
+        """Side of the picture that the grid covers."""
+        return (self.count - 1) * self.stride + self.cell
 
 
 @dataclass(frozen=True)
@@ -47,10 +91,26 @@ class ViewRecipe:
     """Probability that values of 0.5 and more are inverted."""
     local: bool = False
     """A small view of a part of the image (multi-crop), with a side of its own. They come after the others."""
+    side: float | None = None
+    """Where given, the crop is a square of this share of the image's shorter side, not of ``scale`` and ``ratio``."""
+    frames: bool = False
+    """The view is of a stack of successive frames, (3 F, H, W), all cropped alike. It cannot change colours."""
+    patches: PatchGrid | None = None
+    """The crop is cut into patches, each of which is jittered, grayed, blurred and solarised by itself. The view is
+    the picture that they make when laid side by side; :func:`cut_patches` takes it apart again."""
+    order: Literal["RGB", "LAB"] = "RGB"
+    """Channels of the view: ``LAB`` is CIE L*a*b* under D65, to which ``mean`` and ``std`` belong then."""
+
+    @property
+    def kind(self) -> Literal["image", "patches", "frames"]:
+        """What the view is, see Method.view_kinds."""
+        if self.frames:
+            return "frames"
+        return "image" if self.patches is None else "patches"
 
     def preprocess(self) -> Preprocess:
         """What the network will have been trained with."""
-        return {"order": "RGB", "range": 1.0, "mean": list(self.mean), "std": list(self.std)}
+        return {"order": self.order, "range": 1.0, "mean": list(self.mean), "std": list(self.std)}
 
 
 # SimCLR, appendix A, with s = 1. Inputs stay in [0, 1]: there is no mean and no standard deviation.
@@ -103,6 +163,66 @@ DEEPCLUSTER_V2 = replace(SWAV, scale=(0.08, 1.0))
 # DINO, reference code with the crop areas of its ResNet-50: BYOL's colours.
 DINO_1, DINO_2 = (replace(view, scale=(0.14, 1.0)) for view in (BYOL_1, BYOL_2))
 DINO_LOCAL = replace(DINO_1, scale=(0.05, 0.14), blur_p=0.5, local=True)
+# PIRL, VISSL's configuration: an image, and a jigsaw of nine patches whose colours change one by one.
+# (VISSL blends in photometric changes too, which are not here.)
+PIRL = replace(MOCO_V1, scale=(0.08, 1.0), jitter=(0.4, 0.4, 0.4, 0.2))
+PIRL_JIGSAW = replace(
+    PIRL, scale=(0.6, 1.0), patches=PatchGrid(view=224, count=3, cell=85, stride=85, crop=64, patch=64)
+)
+# CMC in the linear colour space Y, Db, Dr (PyContrast, the first author's later code): the views are RGB, the method
+# changes the colour space. The mean is the one of that code, brought back to RGB; its deviations are in methods/cmc.py.
+CMC = replace(
+    PIRL, jitter=(0.4, 0.4, 0.4, 0.1), gray_p=0.0, mean=(0.48433989, 0.45365813, 0.40250044), std=(1.0, 1.0, 1.0)
+)
+# CMC in L, a, b, authors' code: crops and flips only; half of the range of each channel is 1.
+CMC_LAB = replace(
+    CMC,
+    scale=(0.2, 1.0),
+    jitter_p=0.0,
+    order="LAB",
+    mean=(50.0, (98.233 - 86.183) / 2, (94.478 - 107.857) / 2),
+    std=(50.0, (98.233 + 86.183) / 2, (94.478 + 107.857) / 2),
+)
+# CPC, section 3.2: 256 of 300 pixels, gray, 7 x 7 patches of 64 that overlap by half; 60 of their pixels are seen.
+CPC = replace(
+    MOCO_V1,
+    scale=((256 / 300) ** 2, (256 / 300) ** 2),
+    ratio=(1.0, 1.0),
+    jitter_p=0.0,
+    gray_p=1.0,
+    patches=PatchGrid(view=256, count=7, cell=64, stride=32, crop=60, patch=64),
+)
+# CPC v2: larger patches, flipped and robbed of two channels one by one. (The authors also shear and warp them, and
+# change their colours in other ways than MoCo v2's, which are used here.)
+CPC_V2 = replace(
+    MOCO_V2,
+    blur_p=0.0,
+    patches=PatchGrid(view=260, count=6, cell=80, stride=36, crop=80, patch=80, flip_p=0.5, drop_p=0.8),
+)
+# CURL, reference code: a random square of 84 of 100 pixels, the same of all frames of a stack; values in [0, 1].
+CURL = replace(
+    SIMCLR,
+    side=0.84,
+    frames=True,
+    interpolation=InterpolationMode.BILINEAR,
+    flip_p=0.0,
+    jitter_p=0.0,
+    gray_p=0.0,
+    blur_p=0.0,
+)
+# CLIP, section 2.4: a random square of the resized image is all there is.
+CLIP = replace(
+    SIMCLR,
+    side=1.0,
+    flip_p=0.0,
+    jitter_p=0.0,
+    gray_p=0.0,
+    blur_p=0.0,
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+)
+# SimCLR v2, section 3: distillation sees crops and flips only.
+DISTILLATION = replace(SIMCLR, jitter_p=0.0, gray_p=0.0, blur_p=0.0)
 RECIPES: dict[str, tuple[ViewRecipe, ...]] = {
     "simclr": (SIMCLR, SIMCLR),
     "moco_v1": (MOCO_V1, MOCO_V1),
@@ -113,6 +233,15 @@ RECIPES: dict[str, tuple[ViewRecipe, ...]] = {
     "swav": (SWAV, SWAV, *[SWAV_LOCAL] * 6),
     "deepcluster_v2": (DEEPCLUSTER_V2, DEEPCLUSTER_V2, *[SWAV_LOCAL] * 4),
     "dino": (DINO_1, DINO_2, *[DINO_LOCAL] * 8),
+    "instdisc": (MOCO_V1,),
+    "pirl": (PIRL, PIRL_JIGSAW),
+    "cmc": (CMC,),
+    "cmc_lab": (CMC_LAB,),
+    "cpc": (CPC,),
+    "cpc_v2": (CPC_V2,),
+    "clip": (CLIP,),
+    "curl": (CURL, CURL),
+    "distillation": (DISTILLATION,),
 }
 
 
@@ -127,33 +256,34 @@ def sample_view(image: Tensor, recipe: ViewRecipe, size: int, generator: torch.G
     """One random view.
 
     Args:
-        image: (3, H, W) uint8, RGB.
+        image: (3, H, W) uint8, RGB; for a recipe of ``frames`` (3 F, H, W), the oldest frame first.
         size: side of the view in pixels.
         generator: source of all the randomness.
 
     Returns:
-        (3, size, size) float32, preprocessed.
+        As many channels, (3, size, size) float32, preprocessed; of patches (3, count * patch, count * patch), see
+        :class:`PatchGrid`.
     """
-
-    def chance(probability: float) -> bool:
-        return _uniform(generator, 0.0, 1.0) < probability
-
-    top, left, height, width = sample_crop(image.shape[1], image.shape[2], recipe.scale, recipe.ratio, generator)
+    grid = None if recipe.patches is None else recipe.patches.scaled(size)
+    side = size if grid is None else grid.side
+    if recipe.side is None:
+        top, left, height, width = sample_crop(image.shape[1], image.shape[2], recipe.scale, recipe.ratio, generator)
+    else:
+        top, left, height, width = sample_square(image.shape[1], image.shape[2], recipe.side, generator)
     crop = image[:, top : top + height, left : left + width]
-    view = T.resize_image(crop, [size, size], interpolation=recipe.interpolation, antialias=True)
+    view = T.resize_image(crop, [side, side], interpolation=recipe.interpolation, antialias=True)
     view = view.float().div_(255)
-    if chance(recipe.flip_p):
+    if _chance(recipe.flip_p, generator):
         view = view.flip(-1)
-    if chance(recipe.jitter_p):
-        view = _jitter(view, recipe.jitter, generator)
-    if chance(recipe.gray_p):
-        view = T.rgb_to_grayscale_image(view, num_output_channels=3)
-    if chance(recipe.blur_p):
-        blur = blur_matrix(size, blur_kernel(size), _uniform(generator, *recipe.blur_sigma))
-        view = blur @ view @ blur.T
-    if recipe.solarize_p > 0 and chance(recipe.solarize_p):
-        view = torch.where(view < 0.5, view, 1 - view)
-    return _normalise(view, recipe.preprocess())
+    if grid is None:
+        return _normalise(_distort(view, recipe, generator), recipe.preprocess())
+    return _lay_patches(view, recipe, grid, generator)
+
+
+def cut_patches(views: Tensor, count: int) -> Tensor:
+    """Take pictures of patches apart: (N, 3, count * P, count * P) -> (N * count ** 2, 3, P, P), row by row."""
+    cut: Tensor = views.unflatten(2, (count, -1)).unflatten(4, (count, -1))  # N, 3, row, P, column, P
+    return cut.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
 def evaluation_view(image: Tensor, size: int, preprocess: Preprocess) -> Tensor:
@@ -180,6 +310,13 @@ def sample_crop(
     w = max(1, min(width, round(height * ratio[1])))
     h = max(1, min(height, round(width / ratio[0])))
     return (height - h) // 2, (width - w) // 2, h, w
+
+
+def sample_square(height: int, width: int, side: float, generator: torch.Generator) -> tuple[int, int, int, int]:
+    """Square crop of ``side`` times the shorter side, every place as likely: top, left, height, width in pixels."""
+    pixels = max(1, round(side * min(height, width)))
+    y, x = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+    return int(y * (height - pixels + 1)), int(x * (width - pixels + 1)), pixels, pixels
 
 
 def blur_kernel(size: int) -> int:
@@ -218,6 +355,53 @@ def shift_hue(image: Tensor, turns: float) -> Tensor:
     return torch.addcmul(value, chroma, torch.minimum(k, 4 - k).clamp_(0, 1), value=-1)
 
 
+def lab_from_rgb(image: Tensor) -> Tensor:
+    """CIE L*a*b* of sRGB colours under D65 (IEC 61966-2-1, CIE 15): (3, H, W) float in [0, 1] -> (3, H, W).
+
+    L* is from 0 to 100, a* from -86.2 to 98.3, b* from -107.9 to 94.5.
+    """
+    linear = torch.where(image > 0.04045, ((image + 0.055) / 1.055).clamp(min=0) ** 2.4, image / 12.92)
+    xyz = torch.einsum("xc,chw->xhw", image.new_tensor(XYZ_OF_WHITE_FROM_RGB), linear)
+    f = torch.where(xyz > (6 / 29) ** 3, xyz.clamp(min=0) ** (1 / 3), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    x, y, z = f.unbind(0)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def _distort(view: Tensor, recipe: ViewRecipe, generator: torch.Generator) -> Tensor:
+    """Colours and sharpness of a (3, S, S) image in [0, 1]."""
+    size = view.shape[-1]
+    if _chance(recipe.jitter_p, generator):
+        view = _jitter(view, recipe.jitter, generator)
+    if _chance(recipe.gray_p, generator):
+        view = T.rgb_to_grayscale_image(view, num_output_channels=3)
+    if _chance(recipe.blur_p, generator):
+        blur = blur_matrix(size, blur_kernel(size), _uniform(generator, *recipe.blur_sigma))
+        view = blur @ view @ blur.T
+    if recipe.solarize_p > 0 and _chance(recipe.solarize_p, generator):
+        view = torch.where(view < 0.5, view, 1 - view)
+    return view
+
+
+def _lay_patches(picture: Tensor, recipe: ViewRecipe, grid: PatchGrid, generator: torch.Generator) -> Tensor:
+    """Cut a picture up, change its patches one by one, and lay them side by side."""
+    laid = torch.zeros(3, grid.count * grid.patch, grid.count * grid.patch)
+    frame = (grid.patch - grid.crop) // 2
+    for row in range(grid.count):
+        for column in range(grid.count):
+            y, x = torch.randint(grid.cell - grid.crop + 1, (2,), generator=generator).tolist()
+            top, left = row * grid.stride + y, column * grid.stride + x
+            patch = picture[:, top : top + grid.crop, left : left + grid.crop]
+            if _chance(grid.flip_p, generator):
+                patch = patch.flip(-1)
+            patch = _normalise(_distort(patch, recipe, generator), recipe.preprocess())
+            if _chance(grid.drop_p, generator):
+                kept = int(torch.randint(3, (), generator=generator))
+                patch = patch * (torch.arange(3) == kept)[:, None, None]
+            top, left = row * grid.patch + frame, column * grid.patch + frame
+            laid[:, top : top + grid.crop, left : left + grid.crop] = patch
+    return laid
+
+
 def _jitter(view: Tensor, strength: tuple[float, float, float, float], generator: torch.Generator) -> Tensor:
     """Brightness, contrast, saturation and hue in random order."""
     operations = (T.adjust_brightness_image, T.adjust_contrast_image, T.adjust_saturation_image, shift_hue)
@@ -231,9 +415,15 @@ def _jitter(view: Tensor, strength: tuple[float, float, float, float], generator
 
 def _normalise(view: Tensor, preprocess: Preprocess) -> Tensor:
     mean, std = torch.tensor(preprocess["mean"]), torch.tensor(preprocess["std"])
+    if preprocess["order"] == "LAB":
+        view = lab_from_rgb(view)
     if not mean.any() and (std == 1).all():
         return view.contiguous()
     return (view - mean[:, None, None]) / std[:, None, None]
+
+
+def _chance(probability: float, generator: torch.Generator) -> bool:
+    return _uniform(generator, 0.0, 1.0) < probability
 
 
 def _uniform(generator: torch.Generator, low: float, high: float) -> float:

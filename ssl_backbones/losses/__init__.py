@@ -12,7 +12,7 @@ from ssl_backbones.losses.agreement import (
     distillation,
     negative_cosine,
 )
-from ssl_backbones.losses.clustering import proto_nce, sinkhorn, swapped_prediction
+from ssl_backbones.losses.clustering import proto_nce, sinkhorn, sinkhorn_labels, swapped_prediction
 from ssl_backbones.losses.contrastive import (
     curl_bilinear,
     info_nce,
@@ -45,6 +45,7 @@ __all__ = [
     "nt_xent",
     "proto_nce",
     "sinkhorn",
+    "sinkhorn_labels",
     "sliced_wasserstein",
     "sup_con",
     "swapped_prediction",

@@ -85,6 +85,39 @@ def sinkhorn(scores_BK: Tensor, epsilon: float = 0.05, iterations: int = 3) -> T
     return log_q.exp()
 
 
+@torch.no_grad()
+@full_precision
+def sinkhorn_labels(
+    features_ND: Tensor, prototypes_KD: Tensor, epsilon: float = 0.05, iterations: int = 20, block: int = 2**25
+) -> Tensor:
+    """The prototype of each sample by :func:`sinkhorn` over a whole set, whose (N, K) scores need not fit in memory.
+
+    The optimal transport of SeLa (Asano et al. 2020, section 3.1), hard as there: the largest entry of each row. Of Q
+    only the K column potentials are kept; the scores are computed again, block by block, in every round.
+
+    Args:
+        features_ND: (N, D), any float dtype, not normalised here; the scores are the dot products.
+        prototypes_KD: (K, D).
+        epsilon: smoothness.
+        iterations: at least 1.
+        block: scores in memory at once.
+
+    Returns:
+        (N,) int64, ``sinkhorn(features @ prototypes.T, epsilon, iterations).argmax(1)``.
+    """
+    blocks = features_ND.split(max(1, block // len(prototypes_KD)))
+    potential_K = torch.zeros_like(prototypes_KD[:, 0])
+    for iteration in range(iterations):
+        masses = []
+        for rows_BD in blocks:
+            scores_BK = rows_BD @ prototypes_KD.T / epsilon
+            if iteration:
+                scores_BK = scores_BK - (scores_BK - potential_K).logsumexp(dim=1, keepdim=True)
+            masses.append(scores_BK.logsumexp(dim=0))
+        potential_K = torch.stack(masses).logsumexp(dim=0)
+    return torch.cat([(rows_BD @ prototypes_KD.T / epsilon - potential_K).argmax(dim=1) for rows_BD in blocks])
+
+
 @full_precision
 def swapped_prediction(
     scores: Sequence[Tensor],

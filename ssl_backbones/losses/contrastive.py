@@ -47,18 +47,21 @@ def info_nce(q_ND: Tensor, k_ND: Tensor, negatives_KD: Tensor, temperature: floa
     Args:
         q_ND: (N, D) queries, any float dtype, not normalised.
         k_ND: (N, D) positive keys; detached by the caller where no gradient shall reach them.
-        negatives_KD: (K, D) negatives shared by all queries. K may be 0.
+        negatives_KD: (K, D) negatives shared by all queries, or (N, K, D) of each query. K may be 0.
 
     Returns:
         Scalar. ln(K + 1) where all similarities are equal; 0 for an empty batch.
     """
-    q, k, negatives = (F.normalize(x, dim=1) for x in (q_ND, k_ND, negatives_KD))
-    logits = torch.cat([(q * k).sum(dim=1, keepdim=True), q @ negatives.T], dim=1) / temperature
+    q, k, negatives = (F.normalize(x, dim=-1) for x in (q_ND, k_ND, negatives_KD))
+    if negatives.ndim == 3:
+        logits = _bank_logits(q, k, negatives, temperature)
+    else:
+        logits = torch.cat([(q * k).sum(dim=1, keepdim=True), q @ negatives.T], dim=1) / temperature
     return cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
 
 @full_precision
-def info_nce_batch(q_ND: Tensor, k_ND: Tensor, temperature: float) -> Tensor:
+def info_nce_batch(q_ND: Tensor, k_ND: Tensor, temperature: float | Tensor) -> Tensor:
     """InfoNCE whose negatives are the other keys of the batch, one direction: CE(q k^T / temperature, diagonal).
 
     MoCo v3 (Chen et al. 2021) multiplies it by 2 * temperature and adds both directions; CLIP (Radford et al. 2021)
@@ -70,6 +73,7 @@ def info_nce_batch(q_ND: Tensor, k_ND: Tensor, temperature: float) -> Tensor:
     Args:
         q_ND: (N, D) queries, any float dtype, not normalised.
         k_ND: (N, D) keys; row i is the positive of query i. Detached by the caller where no gradient shall reach them.
+        temperature: a number, or a scalar tensor that is learnt (CLIP).
 
     Returns:
         Scalar. ln N where all similarities are equal; 0 for an empty batch.

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from openworld.runtime.distributed import gather_rows_with_gradient
 from ssl_backbones.losses import barlow_twins
 from ssl_backbones.method import Batch, Method, spread
 from ssl_backbones.nets import mlp
@@ -17,7 +18,7 @@ class BarlowTwins(Method):
 
     The projector is the authors' code: D-8192-8192-8192 without biases, batch norm and ReLU on the hidden layers. The
     batch norm without parameters that follows it is the standardisation inside the loss. Biases and norms are spared
-    weight decay and LARS, and learn at a rate of their own.
+    weight decay and LARS, and learn at a rate of their own. Several processes standardise over the batch of all.
     """
 
     def __init__(self, options: PretrainOptions) -> None:
@@ -28,7 +29,7 @@ class BarlowTwins(Method):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Squared distance of the correlation matrix from the identity. Each view has its own statistics."""
         view1, view2 = batch.views
-        z1, z2 = self.projector(self.encoder(view1)), self.projector(self.encoder(view2))
+        z1, z2 = (gather_rows_with_gradient(self.projector(self.encoder(view))) for view in (view1, view2))
         return barlow_twins(z1, z2, self.options.barlow_twins.offdiagonal_weight), {"spread": spread(z1)}
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:

@@ -35,9 +35,13 @@ class DeepClusterV2(Method):
         super().__init__(options)
         self.projector = mlp([self.encoder.dim, self.encoder.dim, options.projection_dim], hidden_norm=True)
 
+    def cluster_counts(self) -> Sequence[int]:
+        """K of each head."""
+        return self.options.deepcluster_v2.clusters
+
     def allocate(self, images: int) -> None:
         """Banks and assignments: a row an image."""
-        dim, counts = self.options.projection_dim, self.options.deepcluster_v2.clusters
+        dim, counts = self.options.projection_dim, self.cluster_counts()
         self.banks = cast(Sequence[Bank], nn.ModuleList(Bank(images, dim) for _ in range(2)))
         self.heads = cast(Sequence[Clusters], nn.ModuleList(Clusters(count, dim, images) for count in counts))
 
@@ -49,24 +53,31 @@ class DeepClusterV2(Method):
         for m, head in enumerate(self.heads):
             bank = self.banks[m % len(self.banks)]
             visited = bank.filled.nonzero().flatten()
-            found = kmeans(
-                bank.features[visited],
-                len(head.centroids),
-                seed=derive_seed("deepcluster_v2", epoch, m),
-                iterations=self.options.deepcluster_v2.iterations,
-                spherical=True,
-                relocate=False,
-            )
-            head.centroids.copy_(found.centroids)
-            head.assignments[visited] = found.assignments
+            head.assign(visited, *self.cluster(bank.features[visited], m, epoch))
+
+    def cluster(self, features_ND: Tensor, head: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """Clusters (N,) of the features of one head, and their directions (K, D)."""
+        found = kmeans(
+            features_ND,
+            self.cluster_counts()[head],
+            seed=derive_seed("deepcluster_v2", epoch, head),
+            iterations=self.options.deepcluster_v2.iterations,
+            spherical=True,
+            relocate=False,
+        )
+        return found.assignments, found.centroids
+
+    def classifier(self, head: int) -> Tensor:
+        """(K, D) what the features are compared with: the centroids."""
+        return self.heads[head].centroids
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy of all views with the clusters of their images, mean of the heads; then the banks."""
         z = F.normalize(self.projector(encode_views(self.encoder, batch.views)).float(), dim=1)
         losses = []
         with torch.autocast(z.device.type, enabled=False):
-            for head in self.heads:
-                logits = z @ head.centroids.T / self.options.temperature
+            for m, head in enumerate(self.heads):
+                logits = z @ self.classifier(m).T / self.options.temperature
                 classes = head.assignments[batch.index].repeat(len(batch.views))
                 losses.append(F.cross_entropy(logits, classes, ignore_index=Clusters.UNASSIGNED))
         large = z.detach().chunk(len(batch.views))[: len(self.banks)]
@@ -76,8 +87,10 @@ class DeepClusterV2(Method):
 
     def _fill_banks(self, batches: Iterable[Batch]) -> None:
         device = self.banks[0].features.device
-        for batch in batches:
-            if len(batch.index) > 1:  # one image alone has no batch statistics; it is classified from its first visit
-                z = self.projector(self.encoder(batch.views[0].to(device)))
-                for bank in self.banks:
-                    bank.write(batch.index.to(device), z)
+        seen = [
+            (batch.index.to(device), self.projector(self.encoder(batch.views[0].to(device))))
+            for batch in batches
+            if len(batch.index) > 1  # one image alone has no batch statistics; it is classified from its first visit
+        ]
+        for bank in self.banks:
+            bank.write(*(torch.cat(parts) for parts in zip(*seen, strict=True)))

@@ -7,6 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from openworld.runtime.distributed import (
+    first_row,
+    from_first_rank,
+    gather_rows,
+    gather_rows_with_gradient,
+    rank,
+    world_size,
+)
 from ssl_backbones.losses import info_nce, info_nce_batch
 from ssl_backbones.method import Batch, Method, spread
 from ssl_backbones.nets import mlp
@@ -27,7 +35,8 @@ class MoCoV1(Method):
     so ``shuffle_groups`` = G cuts the batch into G groups that are normalised separately (queries in order, keys
     permuted), which is what G devices compute. It costs G small forward passes in the place of a large one, and is
     off (G = 1) by default. The query is then normalised with the queries only, as it always is: leakage through
-    equal neighbours remains.
+    equal neighbours remains. W processes take G / W of the groups each, and the keys are permuted over all of them:
+    with G = W that is the authors' code, and at the same G it is what one process computes.
     """
 
     decays_norm_and_bias = True
@@ -49,11 +58,15 @@ class MoCoV1(Method):
     def queries_and_keys(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(N, D) projections of the first views, and the teacher's of the second ones."""
         view_q, view_k = batch.views
-        order = torch.arange(len(view_q), device=view_q.device)
-        groups = min(self.options.shuffle_groups, len(view_q))
-        shuffled = order if groups == 1 else torch.randperm(len(view_q)).to(order.device)
-        q = grouped(lambda x: self.projector(self.encoder(x)), view_q, order, groups)
-        return q, grouped(self.teacher, view_k, shuffled, groups)
+        groups = max(1, self.options.shuffle_groups // world_size())
+        q = grouped(lambda x: self.projector(self.encoder(x)), view_q, groups)
+        if self.options.shuffle_groups == 1:
+            return q, self.teacher(view_k)
+        first, everything = first_row(view_k), gather_rows(view_k)
+        order = from_first_rank(torch.randperm(len(everything))).to(view_k.device)
+        mine = order.tensor_split(world_size())[rank()]
+        k = gather_rows(grouped(self.teacher, everything[mine], groups))[order.argsort()]
+        return q, k[first : first + len(view_k)]
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """InfoNCE of the queries against their keys and the queue."""
@@ -98,13 +111,12 @@ class MoCoV3(Method):
         q1, q2 = (self.predictor(self.projector(self.encoder(view))) for view in (view1, view2))
         k1, k2 = self.teacher(view1), self.teacher(view2)  # no gradient
         t = self.options.temperature
+        q1, q2 = gather_rows_with_gradient(q1), gather_rows_with_gradient(q2)
+        k1, k2 = gather_rows(k1), gather_rows(k2)
         loss = 2 * t * (info_nce_batch(q1, k2, t) + info_nce_batch(q2, k1, t))
         return loss, {"spread": spread(q1)}
 
 
-def grouped(network: Callable[[Tensor], Tensor], views_N: Tensor, order_N: Tensor, groups: int) -> Tensor:
-    """Run ``network`` on ``groups`` parts of the batch, cut along ``order_N``; rows come back in the batch's order."""
-    if groups == 1:
-        return network(views_N)
-    out = torch.cat([network(views_N[part]) for part in order_N.chunk(groups)])
-    return out[order_N.argsort()]
+def grouped(network: Callable[[Tensor], Tensor], views_N: Tensor, groups: int) -> Tensor:
+    """Run ``network`` on so many parts of the batch, one after the other."""
+    return torch.cat([network(part) for part in views_N.chunk(groups)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from openworld.runtime.distributed import gather_rows, gather_rows_with_gradient
 from ssl_backbones.losses import info_nce_batch
 from ssl_backbones.method import Batch, Method, spread
 from ssl_backbones.nets import mlp
@@ -31,8 +32,8 @@ class NNCLR(Method):
         """InfoNCE of the neighbours against the other view's predictions, mean of both directions; then enqueue."""
         view1, view2 = batch.views
         z1, z2 = self.projector(self.encoder(view1)), self.projector(self.encoder(view2))
-        p1, p2 = self.predictor(z1), self.predictor(z2)
-        friends1, friends2 = self.support.nearest(z1), self.support.nearest(z2)  # no gradient
+        p1, p2 = (gather_rows_with_gradient(self.predictor(z)) for z in (z1, z2))
+        friends1, friends2 = (gather_rows(self.support.nearest(z)) for z in (z1, z2))  # no gradient
         temperature = self.options.temperature
         loss = (info_nce_batch(friends1, p2, temperature) + info_nce_batch(friends2, p1, temperature)) / 2
         self.support.enqueue(z1)

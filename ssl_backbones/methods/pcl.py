@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from openworld.runtime.distributed import gather_rows
 from openworld.runtime.seeding import derive_seed
 from ssl_backbones.kmeans import kmeans
 from ssl_backbones.losses import info_nce, proto_nce
@@ -23,7 +24,9 @@ class PCLV1(MoCoV1):
     E-step, before each epoch after the warm-up: the teacher's features of the whole set, undistorted, are clustered
     M times, each time into another number of clusters; a concentration for each cluster. M-step: ProtoNCE. (The
     authors cluster centre crops, and use one r as the length of the queue and the number of negative prototypes.)
-    Networks, queue, shuffle-BN and weight decay are MoCo v1's. The exported network is the query encoder.
+    Networks, queue, shuffle-BN and weight decay are MoCo v1's. The exported network is the query encoder. Several
+    processes give the loss of one where ``candidates`` is ``paper`` and all prototypes are negatives; otherwise each
+    draws its own.
     """
 
     def allocate(self, images: int) -> None:
@@ -39,8 +42,11 @@ class PCLV1(MoCoV1):
             return
         device = self.queue.features.device
         self.teacher.eval()
-        features = torch.cat([F.normalize(self.teacher(batch.views[0].to(device)), dim=1) for batch in eval_batches()])
+        seen = [(batch.index, self.teacher(batch.views[0].to(device)).float()) for batch in eval_batches()]
         self.teacher.train()
+        index, rows = (gather_rows(torch.cat(parts)) for parts in zip(*seen, strict=True))
+        features = torch.empty(int(index.max()) + 1, rows.shape[1], device=device)
+        features[index.to(device)] = F.normalize(rows, dim=1)
         for m, clusters in enumerate(self.clusterings):
             count, seed = len(clusters.centroids), derive_seed("pcl", epoch, m)
             found = kmeans(
@@ -51,11 +57,9 @@ class PCLV1(MoCoV1):
                 restarts=options.restarts,
                 spherical=options.spherical,
             )
-            clusters.centroids.copy_(F.normalize(found.centroids, dim=1))
-            clusters.assignments.copy_(found.assignments)
-            clusters.concentrations.copy_(
-                concentration(found.distances.sqrt(), found.assignments, count, self.options.temperature)
-            )
+            phi = concentration(found.distances.sqrt(), found.assignments, count, self.options.temperature)
+            everything = torch.arange(len(features), device=device)
+            clusters.assign(everything, found.assignments, F.normalize(found.centroids, dim=1), phi)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """InfoNCE of the queries against their keys and the queue; with clusters, the mean over them of ProtoNCE."""

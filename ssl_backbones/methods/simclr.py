@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from openworld.runtime.distributed import gather_rows_with_gradient
 from ssl_backbones.losses import nt_xent
 from ssl_backbones.method import Batch, Method, spread
 from ssl_backbones.nets import mlp
@@ -25,5 +26,5 @@ class SimCLR(Method):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """NT-Xent of the two views. One forward pass over both: they share batch-norm statistics (reference code)."""
-        z1, z2 = self.projector(self.encoder(torch.cat(batch.views))).chunk(2)
+        z1, z2 = map(gather_rows_with_gradient, self.projector(self.encoder(torch.cat(batch.views))).chunk(2))
         return nt_xent(z1, z2, self.options.temperature), {"spread": spread(z1)}

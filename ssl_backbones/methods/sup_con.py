@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from openworld.errors import DataError
+from openworld.runtime.distributed import gather_rows, gather_rows_with_gradient
 from ssl_backbones.losses import sup_con
 from ssl_backbones.method import Batch, Method, spread
 from ssl_backbones.nets import mlp
@@ -37,7 +38,8 @@ class SupCon(Method):
             raise DataError(
                 "a batch has no labels", where="supervised contrast", remedy="give each image its class in Batch.labels"
             )
-        z = self.projector(self.encoder(torch.cat(batch.views)))
+        z = gather_rows_with_gradient(self.projector(self.encoder(torch.cat(batch.views))))
+        labels = gather_rows(batch.labels.repeat(len(batch.views)))
         temperature = self.options.temperature
-        loss = sup_con(z, batch.labels.repeat(len(batch.views)), temperature)
+        loss = sup_con(z, labels, temperature)
         return loss * (temperature / self.options.sup_con.base_temperature), {"spread": spread(z)}

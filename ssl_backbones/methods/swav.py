@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from openworld.runtime.distributed import rows_of_others
 from ssl_backbones.losses import swapped_prediction
 from ssl_backbones.method import Batch, Method, encode_views, spread
 from ssl_backbones.nets import mlp
@@ -24,8 +25,8 @@ class SwAV(Method):
 
     Head D-D-128 with batch norm on the hidden layer, onto the sphere, then prototypes without bias. The prototypes
     are normalised after each step and held in the first ones. All parameters are decayed and adapted by LARS, as the
-    authors do with LARC, whose rule differs by the place of the weight decay alone. With a queue, the batch is
-    assigned together with earlier features of the same large view; not before the queue is full.
+    authors do with LARC, whose rule differs by the place of the weight decay alone. The batches of all processes are
+    assigned together; with a queue, together with earlier features of the same large view too, once the queue is full.
     """
 
     decays_norm_and_bias = True
@@ -48,11 +49,12 @@ class SwAV(Method):
         own, views = self.options.swav, len(batch.views)
         z = F.normalize(self.projector(encode_views(self.encoder, batch.views)), dim=1)
         scores = self.prototypes(z).chunk(views)
-        earlier = None
+        beside = [rows_of_others(scores[view]) for view in ASSIGNED]
         if self.queueing and all(queue.full for queue in self.queues):
             with torch.no_grad():
                 earlier = [self.prototypes(queue.features) for queue in self.queues]
-        loss = swapped_prediction(scores, ASSIGNED, self.options.temperature, own.epsilon, own.iterations, earlier)
+            beside = [torch.cat(rows) for rows in zip(beside, earlier, strict=True)]
+        loss = swapped_prediction(scores, ASSIGNED, self.options.temperature, own.epsilon, own.iterations, beside)
         if self.queueing:
             for queue, view in zip(self.queues, ASSIGNED, strict=True):
                 queue.enqueue(z.chunk(views)[view])

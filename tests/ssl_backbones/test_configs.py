@@ -20,6 +20,7 @@ OF_ONE_METHOD = {
     name for name in FIELDS if name != "arch" and dataclasses.is_dataclass(getattr(PretrainOptions(), name))
 }
 MAY_BE_ABSENT = {"final_lr", "lr_milestones", "local_view_size", "local_views"}
+MAY_BE_ABSENT |= {"labelled", "accumulate", "sync_batch_norm", "probe_every", "probe_images"}
 
 
 def read(name: str) -> PretrainOptions:
@@ -82,6 +83,24 @@ def test_bad_values_name_the_field(field: str, value: object) -> None:
         PretrainOptions(**{field: value})  # type: ignore[arg-type]
 
 
+def test_papers_numbers_with_banks_and_patches() -> None:
+    images = 1_281_167
+    instdisc, cmc, pirl = (read(name) for name in ("instdisc", "cmc", "pirl"))
+    for recipe, epochs in ((instdisc, 200), (cmc, 240), (pirl, 800)):
+        own = getattr(recipe, recipe.method)
+        assert recipe.steps == epochs * (images // recipe.batch_size)
+        assert (recipe.temperature, recipe.projection_dim, recipe.weight_decay) == (0.07, 128, 1e-4)
+        assert (own.bank_momentum, own.form, recipe.views) == (0.5, "nce", recipe.method)
+    assert [own.negatives for own in (instdisc.instdisc, cmc.cmc, pirl.pirl)] == [4096, 16384, 32000]
+    assert instdisc.lr_milestones == [epoch * (images // 256) for epoch in (120, 160)]
+    assert cmc.lr_milestones == [epoch * (images // 128) for epoch in (120, 160, 200)]
+    assert pirl.lr == pytest.approx(0.03 * pirl.batch_size / 256) and pirl.final_lr == pytest.approx(1.2e-4)
+    cpc, v2 = read("cpc"), read("cpc_v2")
+    assert (cpc.lr, cpc.temperature, cpc.cpc.steps, cpc.view_size, cpc.weight_decay) == (2e-4, 1.0, 5, 256, 0.0)
+    assert (v2.arch.norm, v2.cpc.directions, v2.projection_dim, v2.view_size) == ("layer", 4, 64, 260)
+    assert 1 / v2.temperature == pytest.approx(0.1) and (v2.cpc.skipped_steps, v2.cpc.steps) == (2, 3)
+
+
 def test_papers_numbers_with_prototypes() -> None:
     images = 1_281_167
     pcl1, pcl2, nnclr = read("pcl_v1"), read("pcl_v2"), read("nnclr")
@@ -101,3 +120,26 @@ def test_papers_numbers_with_prototypes() -> None:
     dino = read("dino")
     assert dino.lr == pytest.approx(0.03 * dino.batch_size / 256) and dino.steps == 100 * (images // 512)
     assert (dino.dino.outputs, dino.dino.frozen_steps, dino.teacher_momentum) == (65536, images // 512, 0.996)
+
+
+def test_papers_numbers_of_pairs_frames_and_teachers() -> None:
+    images = 1_281_167
+    sela, clip, curl, distillation = (read(name) for name in ("sela_v2", "clip", "curl", "distillation"))
+    assert (sela.steps, sela.lr, sela.sela_v2.clusters) == (400 * (images // 4096), 4.8, [3000] * 3)
+    assert clip.steps == 32 * (400_000_000 // 32768) and (clip.lr, clip.weight_decay, clip.warmup) == (5e-4, 0.2, 2000)
+    assert (clip.projection_dim, clip.clip.text_width, clip.clip.text_layers, clip.clip.text_heads) == (
+        1024,
+        512,
+        12,
+        8,
+    )
+    assert (clip.arch.stem, clip.temperature, clip.clip.largest_scale, clip.clip.context_length) == (
+        "clip",
+        0.07,
+        100,
+        77,
+    )
+    assert (curl.lr, curl.projection_dim, curl.teacher_momentum, curl.curl.frames) == (1e-3, 50, 0.95, 3)
+    assert distillation.lr == pytest.approx(0.1 * distillation.batch_size**0.5)
+    assert (distillation.steps, distillation.warmup) == (400 * (images // 4096), 20 * (images // 4096))
+    assert (distillation.temperature, distillation.distillation.targets) == (1.0, "classes")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openworld.errors import DataError
+from openworld.errors import ConfigError, DataError
 from ssl_backbones.images import BatchPlan, ImagePool, eval_batches, find_images, labels_of, read_image, view_batches
 from ssl_backbones.views import RECIPES
 
@@ -92,6 +92,25 @@ def test_plan_visits_every_image_once_an_epoch_and_resumes_anywhere() -> None:
     for start in range(6):
         assert list(plan.steps(start, 6)) == steps[start:]
     assert BatchPlan(3, 64, seed=0).batch_size == 3
+
+
+def test_processes_and_micro_batches_share_a_batch() -> None:
+    """Joined again, the shares are the batch: micro-batch by micro-batch, and rank by rank in each."""
+    whole = list(BatchPlan(30, 12, seed=3).steps(1, 5))
+    shares = [list(BatchPlan(30, 12, seed=3, accumulate=2, rank=rank, ranks=3).steps(1, 5)) for rank in range(3)]
+    assert all(len(share) == 2 * len(whole) for share in shares)
+    for step, batch in enumerate(whole):
+        joined = [item for micro in range(2) for share in shares for item in share[2 * step + micro]]
+        assert joined == batch
+    assert BatchPlan(11, 12, seed=0, accumulate=2, ranks=2).batch_size == 8
+    for images, size, parts in ((30, 10, 4), (7, 12, 4)):
+        with pytest.raises(ConfigError, match="choose a multiple of 4"):
+            BatchPlan(images, size, seed=0, ranks=parts)
+
+
+def test_paths_stay_with_their_images(folder: Path) -> None:
+    pool = ImagePool(find_images(folder), side=20, cache_megabytes=10)
+    assert [pool.path(position).name for position in range(len(pool))] == ["0.png", "1.png", "3.png", "4.png"]
 
 
 def test_views_are_the_same_whoever_makes_them(folder: Path) -> None:

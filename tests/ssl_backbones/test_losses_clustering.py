@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_backbones.losses import nt_xent, proto_nce, sinkhorn, swapped_prediction
+from ssl_backbones.losses import nt_xent, proto_nce, sinkhorn, sinkhorn_labels, swapped_prediction
 
 DTYPES = pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)], ids=["float32", "float64"]
@@ -184,3 +184,22 @@ def test_one_cluster_an_anchor_is_nt_xent_like() -> None:
     expected = -sum(logits[i][i] - math.log(sum(map(math.exp, logits[i]))) for i in range(5)) / 5
     assert both.item() == pytest.approx(expected, rel=1e-12)
     assert both.item() < nt_xent(z1, z2, 0.3).item()  # which has more negatives
+
+
+@pytest.mark.parametrize("block", [1, 40, 2**25])
+@pytest.mark.parametrize("iterations", [1, 2, 20])
+def test_labels_of_a_whole_set_are_those_of_sinkhorn(block: int, iterations: int) -> None:
+    features, prototypes = draw(31, 6, seed=0), draw(5, 6, seed=1)
+    expected = sinkhorn(features @ prototypes.T, 0.5, iterations).argmax(dim=1)
+    assert torch.equal(sinkhorn_labels(features, prototypes, 0.5, iterations, block), expected)
+
+
+def test_labels_of_a_whole_set_share_it_evenly() -> None:
+    """All features prefer the first prototype; the rounds move them on."""
+    features = torch.nn.functional.normalize(draw(600, 4, seed=0) + 3, dim=1)
+    prototypes = torch.eye(4, dtype=torch.float64)
+    prototypes[0] += 1
+    assert (features @ prototypes.T).argmax(dim=1).bincount(minlength=4).tolist() == [600, 0, 0, 0]
+    counts = sinkhorn_labels(features, prototypes, 0.02, 100).bincount(minlength=4)
+    assert counts.min() > 100 and counts.max() < 200
+    assert sinkhorn_labels(features[:0], prototypes).shape == (0,)

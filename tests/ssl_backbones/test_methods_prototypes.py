@@ -20,6 +20,7 @@ from ssl_backbones.methods.deepcluster_v2 import DeepClusterV2
 from ssl_backbones.methods.dino import DINO, teacher_temperature
 from ssl_backbones.methods.nnclr import NNCLR
 from ssl_backbones.methods.pcl import PCLV1, PCLV2, concentration
+from ssl_backbones.methods.sela_v2 import SeLaV2
 from ssl_backbones.methods.swav import SwAV
 from ssl_backbones.optim import build_optimizer, set_learning_rates
 from ssl_backbones.options import (
@@ -29,10 +30,11 @@ from ssl_backbones.options import (
     NnclrOptions,
     PclOptions,
     PretrainOptions,
+    SelaV2Options,
     SwavOptions,
 )
 
-HERE = ("pcl_v1", "pcl_v2", "nnclr", "swav", "deepcluster_v2", "dino")
+HERE = ("pcl_v1", "pcl_v2", "nnclr", "swav", "deepcluster_v2", "sela_v2", "dino")
 IMAGES = 16
 
 
@@ -54,6 +56,7 @@ def options(**changes: Any) -> PretrainOptions:
         "nnclr": NnclrOptions(hidden_dim=64),
         "swav": SwavOptions(prototypes=8, frozen_steps=1),
         "deepcluster_v2": DeepClusterV2Options(clusters=[4, 6, 5]),
+        "sela_v2": SelaV2Options(clusters=[4, 6, 5]),
         "dino": DinoOptions(outputs=24, frozen_steps=1),
     }
     return PretrainOptions(arch=ArchOptions(width=1 / 16), **{**small, **changes})
@@ -80,7 +83,7 @@ def batch(step: int = 0, sides: tuple[int, ...] = (32, 32), index: Tensor | None
 
 
 def sides_of(name: str) -> tuple[int, ...]:
-    return (32, 32, 16, 16) if name in ("swav", "deepcluster_v2", "dino") else (32, 32)
+    return (32, 32, 16, 16) if name in ("swav", "deepcluster_v2", "sela_v2", "dino") else (32, 32)
 
 
 def whole_set() -> Iterator[Batch]:
@@ -129,12 +132,13 @@ def test_the_loss_falls_without_collapse(name: str) -> None:
         ("nnclr", math.log(IMAGES)),
         ("swav", math.log(8)),
         ("deepcluster_v2", (math.log(4) + math.log(6) + math.log(5)) / 3),
+        ("sela_v2", (math.log(4) + math.log(6) + math.log(5)) / 3),
         ("dino", math.log(24)),
     ],
 )
 def test_loss_without_any_preference(name: str, expected: float) -> None:
     method = build(name, temperature=1e6)
-    if name == "deepcluster_v2":
+    if name in ("deepcluster_v2", "sela_v2"):
         method.before_epoch(0, whole_set)
     method.before_step(0, 10)
     assert method.loss(batch(0, sides_of(name)))[0].item() == pytest.approx(expected, rel=1e-3)
@@ -173,6 +177,7 @@ def test_more_clusters_than_images_are_refused_at_once() -> None:
     for name, changes in (
         ("pcl_v1", {"pcl": PclOptions(clusters=[4, 17])}),
         ("deepcluster_v2", {"deepcluster_v2": DeepClusterV2Options(clusters=[17])}),
+        ("sela_v2", {"sela_v2": SelaV2Options(clusters=[17])}),
     ):
         with pytest.raises(ConfigError, match="17 clusters of 16 images"):
             build(name, **changes)
@@ -344,6 +349,36 @@ def test_deepcluster_is_the_cross_entropy_with_its_clusters() -> None:
         assert torch.allclose(bank.features, rows, atol=1e-6) and bank.filled.all()
     method.before_epoch(1, whole_set)
     assert all((head.assignments >= 0).all() for head in method.heads)
+
+
+# --- SeLa-v2
+
+
+def test_sela_classifies_by_prototypes_that_share_the_images_out() -> None:
+    method: SeLaV2 = build("sela_v2", sela_v2=SelaV2Options(clusters=[2, 6, 5], epsilon=0.01, iterations=200))
+    method.before_epoch(0, whole_set)
+    for m, head in enumerate(method.heads):
+        rows, weight = method.banks[m % 2].features[:15], method.prototypes[m].weight.detach()
+        assert torch.equal(head.assignments[:15], sinkhorn(rows @ weight.T, 0.01, 200).argmax(dim=1))
+        assert head.assignments[15] == -1 and torch.equal(head.centroids, weight)
+    assert method.heads[0].assignments[:15].bincount().tolist() in ([7, 8], [8, 7])
+    method.eval()
+    views, expected = batch(0, (32, 32, 16)), 0.0
+    z = F.normalize(method.projector(torch.cat([method.encoder(view) for view in views.views])), dim=1)
+    for m, head in enumerate(method.heads):
+        logs = (z @ method.prototypes[m].weight.T / 0.1).log_softmax(1)
+        each = [-logs[v * IMAGES + i, head.assignments[i]].item() for v in range(3) for i in range(15)]
+        expected += sum(each) / len(each) / 3
+    assert method.loss(views)[0].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_selas_prototypes_are_learned_on_the_sphere() -> None:
+    method: SeLaV2 = build("sela_v2", steps=2)
+    before = [prototypes.weight.detach().clone() for prototypes in method.prototypes]
+    train(method, "sela_v2", 2)
+    for prototypes, old in zip(method.prototypes, before, strict=True):
+        assert not torch.allclose(prototypes.weight, old, atol=1e-4)
+        assert torch.allclose(prototypes.weight.norm(dim=1), torch.ones(len(old)))
 
 
 # --- DINO

@@ -27,7 +27,9 @@ def test_a_view_depends_on_its_generator_alone(name: str, image: torch.Tensor) -
         assert torch.equal(first, sample_view(image, recipe, 32, generator(0, 3, 5)))
         assert torch.equal(before, torch.get_rng_state())
         assert not torch.equal(first, sample_view(image, recipe, 32, generator(0, 3, 6)))
-        assert first.shape == (3, 32, 32) and first.dtype == torch.float32
+        grid = recipe.patches and recipe.patches.scaled(32)
+        side = grid.count * grid.patch if grid else 32
+        assert first.shape == (3, side, side) and first.dtype == torch.float32
 
 
 def test_simclr_stays_in_the_unit_range_and_moco_is_standardised(image: torch.Tensor) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from openworld.errors import ConfigError
+from openworld.errors import ConfigError, EnvironmentProblem
 from openworld.runtime import distributed
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
@@ -27,6 +27,11 @@ def rows_of(rank: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """3 rows at rank 0, 5 at rank 1."""
     generator = torch.Generator().manual_seed(rank)
     return (10 * torch.rand(3 + 2 * rank, 2, 3, generator=generator)).to(dtype)
+
+
+def weights(rank: int) -> Tensor:
+    """What the process multiplies the gathered rows by."""
+    return torch.rand(8, 2, 3, generator=torch.Generator().manual_seed(9 + rank))
 
 
 def process(rank: int, folder: Path) -> None:
@@ -47,18 +52,46 @@ def process(rank: int, folder: Path) -> None:
         "mean": distributed.mean_over_ranks(leaf[:2]),
         "scalar": distributed.mean_over_ranks(torch.tensor(float(rank))),
         "untouched": torch.equal(leaf.detach(), rows_of(rank)),
+        "others": distributed.rows_of_others(rows_of(rank)),
+        "first": [distributed.from_first_rank(rows_of(2 * rank, dtype)[:2]) for dtype in DTYPES],
     }
+    gathered = distributed.gather_rows_with_gradient(leaf)
+    (gathered * weights(rank)).sum().backward()
+    found["with gradient"], found["gradient"] = gathered.detach(), leaf.grad
+    halves = rows_of(rank, torch.bfloat16).requires_grad_()
+    distributed.gather_rows_with_gradient(halves).float().sum().backward()
+    found["gradient of halves"] = halves.grad
     try:
         distributed.gather_rows(torch.zeros(2, 3 + rank))
     except ConfigError as error:
         found["error"] = str(error)
+    found["on first"] = distributed.on_first(lambda: f"rank {rank}")
+    found["objects"] = distributed.objects_of_all({"rank": rank})
+    found["largest"] = distributed.largest_over_ranks([5 - rank, rank])
+    found["share"] = list(distributed.share(5))
+    found["several means"] = distributed.means_over_ranks([torch.full((2,), float(rank)), torch.tensor(3.0)])
+    found["weight"] = distributed.share_of_mean(torch.tensor(3 * rank))
+    found["no weight"] = distributed.share_of_mean(torch.tensor(0))
+    torch.manual_seed(0)
+    found["orders"] = distributed.permutations([4, 6] if rank == 0 else [5])
+    found["next number"] = torch.rand(1)
     torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    if rank == 1:
+        os._exit(0)  # as a process that died: the other is told
+    try:
+        distributed.barrier()
+    except EnvironmentProblem as problem:
+        (folder / "lost").write_text(str(problem))
+    os._exit(0)
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> list[dict[str, Any]]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     commands = [[sys.executable, __file__, str(rank), str(folder)] for rank in range(2)]
     started = [subprocess.Popen(command, env=environment) for command in commands]
@@ -93,6 +126,46 @@ def test_mean(found: list[dict[str, Any]]) -> None:
         assert not one["mean"].requires_grad and one["scalar"] == 0.5 and one["untouched"]
 
 
+def test_the_gradient_of_a_row_is_the_sum_of_what_all_send_back(found: list[dict[str, Any]]) -> None:
+    total = weights(0) + weights(1)
+    for one, own in zip(found, (total[:3], total[3:]), strict=True):
+        assert torch.equal(one["with gradient"], torch.cat([rows_of(0), rows_of(1)]))
+        torch.testing.assert_close(one["gradient"], own)
+        halves = one["gradient of halves"]
+        assert halves.dtype == torch.bfloat16 and torch.equal(halves, torch.full_like(halves, 2))
+
+
+def test_rows_of_the_others(found: list[dict[str, Any]]) -> None:
+    assert torch.equal(found[0]["others"], rows_of(1)) and torch.equal(found[1]["others"], rows_of(0))
+
+
+def test_what_the_first_process_has(found: list[dict[str, Any]]) -> None:
+    for one in found:
+        for dtype, value in zip(DTYPES, one["first"], strict=True):
+            assert value.dtype == dtype and torch.equal(value, rows_of(0, dtype)[:2])
+
+
+def test_what_is_decided_and_collected_for_all(found: list[dict[str, Any]]) -> None:
+    for rank, one in enumerate(found):
+        assert one["on first"] == "rank 0" and one["objects"] == [{"rank": 0}, {"rank": 1}]
+        assert one["largest"] == [5, 1]
+        assert [part.tolist() for part in one["several means"]] == [[0.5, 0.5], 3.0]
+        assert one["weight"] == 2 * rank and one["no weight"] == 0
+    assert [one["share"] for one in found] == [[0, 1], [2, 3, 4]]
+
+
+def test_random_orders_are_those_that_one_process_draws(found: list[dict[str, Any]]) -> None:
+    torch.manual_seed(0)
+    orders = distributed.permutations([4, 6, 5])
+    assert [order.tolist() for one in found for order in one["orders"]] == [order.tolist() for order in orders]
+    following = torch.rand(1)
+    assert all(torch.equal(one["next number"], following) for one in found)
+
+
+def test_a_process_that_died_is_named_as_the_reason(found: list[dict[str, Any]], folder: Path) -> None:
+    assert "another process of this run ended" in (folder / "lost").read_text()
+
+
 def test_rows_of_different_width_are_an_error_everywhere(found: list[dict[str, Any]]) -> None:
     assert all("[12, 16] bytes" in one["error"] for one in found)
 
@@ -102,6 +175,9 @@ def test_one_process_without_a_group() -> None:
     rows = torch.ones(2, 3, requires_grad=True)
     for same in (distributed.gather_rows(rows), distributed.mean_over_ranks(rows)):
         assert torch.equal(same, rows) and not same.requires_grad
+    assert distributed.gather_rows_with_gradient(rows) is rows
+    assert distributed.rows_of_others(rows).shape == (0, 3)
+    assert torch.equal(distributed.from_first_rank(rows), rows)
 
 
 if __name__ == "__main__":

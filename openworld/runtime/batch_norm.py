@@ -1,0 +1,100 @@
+"""BatchNorm over the batch of all processes, on any backend (torch's own SyncBatchNorm runs on GPUs only).
+
+N images, C channels, H and W cells.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openworld.runtime import distributed
+
+
+class _RankBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm whose training statistics are those of the joined batch; equal to torch's in a single process.
+
+    Its state has the same entries.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) or (N, C) → the same shape and dtype; N may differ between the processes."""
+        if not self.training or distributed.world_size() == 1:
+            return super().forward(input)
+        whole = input if input.dtype == torch.float64 else input.float()
+        whole = whole if whole.ndim == 4 else whole[..., None, None]
+        mean_C, var_C, count = joined_statistics(whole.detach())
+        if self.running_mean is not None and self.running_var is not None:
+            self._follow(mean_C, var_C * (count / (count - 1).clamp(min=1)))
+        normalised: Tensor = _Normalise.apply(whole, mean_C, torch.rsqrt(var_C + self.eps), count)
+        if self.affine:
+            normalised = normalised * self.weight[:, None, None] + self.bias[:, None, None]
+        return normalised.to(input.dtype).reshape(input.shape)
+
+    @torch.no_grad()
+    def _follow(self, mean_C: Tensor, unbiased_var_C: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        momentum = self.momentum
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if momentum is None:
+                momentum = 1 / float(self.num_batches_tracked)
+        assert momentum is not None
+        self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(unbiased_var_C.to(self.running_var.dtype), momentum)
+
+
+class RankBatchNorm2d(_RankBatchNorm, nn.BatchNorm2d):
+    """(N, C, H, W)."""
+
+
+class RankBatchNorm1d(_RankBatchNorm, nn.BatchNorm1d):
+    """(N, C)."""
+
+
+def joined_statistics(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance of each channel over all processes, and how many values there are of each.
+
+    Args:
+        input: (N, C, H, W) floating.
+
+    Returns:
+        (C,), (C,) and (), float32 or float64.
+    """
+    var_C, mean_C = torch.var_mean(input, dim=(0, 2, 3), correction=0)
+    count = torch.full_like(mean_C, input.numel() // input.shape[1])
+    with distributed.purpose("statistics of BatchNorm"):
+        means_KC, vars_KC, counts_KC = distributed.gather_rows(torch.stack([mean_C, var_C, count])[None]).unbind(1)
+    total_C = counts_KC.sum(0)
+    shares_KC = counts_KC / total_C
+    joined_C = (shares_KC * means_KC).sum(0)
+    return joined_C, (shares_KC * (vars_KC + (means_KC - joined_C).square())).sum(0), total_C[0]
+
+
+class _Normalise(torch.autograd.Function):
+    """(x - mean) / std, through whose mean and std the gradients of all processes flow."""
+
+    @staticmethod
+    def forward(context: Any, input: Tensor, mean_C: Tensor, scale_C: Tensor, count: Tensor) -> Tensor:
+        normalised = (input - mean_C[:, None, None]) * scale_C[:, None, None]
+        context.save_for_backward(normalised, scale_C, count)
+        return normalised
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = gradients
+        normalised, scale_C, count = context.saved_tensors
+        sums_2C = torch.stack([grad.sum((0, 2, 3)), (grad * normalised).sum((0, 2, 3))])
+        with distributed.purpose("statistics of BatchNorm"):
+            means_2C = distributed.mean_over_ranks(sums_2C) * (distributed.world_size() / count)
+        centred = grad - means_2C[0, :, None, None] - normalised * means_2C[1, :, None, None]
+        return centred * scale_C[:, None, None], None, None, None
+
+
+def synchronise_batch_norm(model: nn.Module) -> None:
+    """Make every BatchNorm2d that is trained a :class:`RankBatchNorm2d`, in place; names and values stay."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d and module.affine and module.weight.requires_grad:
+            module.__class__ = RankBatchNorm2d

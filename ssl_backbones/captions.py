@@ -1,0 +1,125 @@
+"""Captions of images, from a file: JSON lines, or the captions of COCO.
+
+JSON lines hold ``{"image": "a/b.jpg", "caption": "…"}``, one a line, several of an image where it has several captions.
+A file with ``images`` and ``annotations`` is COCO's. Image paths are relative to the folder of images.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openworld.errors import ConfigError, DataError
+from ssl_backbones.options import PretrainOptions
+from ssl_backbones.text import Tokenizer, tokenizer, tokens_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions of images, by path, and how they become tokens. It can be pickled, for the processes that make views."""
+
+    by_image: Mapping[Path, Sequence[str]]
+    words: Tokenizer
+    length: int
+
+    def draw(self, image: Path, generator: torch.Generator) -> Tensor:
+        """(L,) int64 tokens of one of the image's captions."""
+        captions = self.by_image[image]
+        chosen = int(torch.randint(len(captions), (), generator=generator))
+        return tokens_of(captions[chosen], self.words, self.length)
+
+
+def captions_of(options: PretrainOptions, images: Sequence[Path]) -> Captions:
+    """The captions of those images that have any, in the order of ``images``.
+
+    Raises:
+        ConfigError: no file of captions, or no folder of images, is named.
+        DataError: the file is damaged, or none of its captions is of one of the images.
+    """
+    own = options.clip
+    if own.captions is None or options.images is None:
+        raise ConfigError(
+            f"{options.method} learns from images with captions",
+            remedy="name a folder of images (images) and a file of their captions (clip.captions)",
+        )
+    found = read_captions(Path(own.captions), Path(options.images))
+    by_image = {path: found[path] for path in images if path in found}
+    if not by_image:
+        raise DataError(
+            f"none of its {len(found)} images is among the {len(images)} images in {options.images}",
+            where=own.captions,
+            remedy="give the paths of images relative to that folder",
+        )
+    if len(by_image) < max(len(images), len(found)):
+        logger.warning(
+            "%d of %d images have captions; %d images of %s are not there",
+            len(by_image),
+            len(images),
+            len(found) - len(by_image),
+            own.captions,
+        )
+    return Captions(by_image, tokenizer(own.vocabulary), own.context_length)
+
+
+def read_captions(path: Path, folder: Path) -> dict[Path, list[str]]:
+    """The captions of a file by the paths of their images, ``folder`` in front; see the head of this module.
+
+    Raises:
+        DataError: the file is missing, or what line or annotation is no caption of an image.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read ({error})", where=str(path), remedy="give the file of captions") from error
+    try:
+        whole = json.loads(text)
+    except ValueError:
+        whole = None
+    records = _coco(whole, path) if isinstance(whole, dict) and "annotations" in whole else _lines(text, path)
+    captions: dict[Path, list[str]] = {}
+    for where, image, caption in records:
+        if not (isinstance(image, str) and isinstance(caption, str) and image and caption.strip()):
+            raise DataError(
+                f"{where} has image {image!r} and caption {caption!r}", where=str(path), remedy="give both as text"
+            )
+        captions.setdefault(folder / image, []).append(caption)
+    return captions
+
+
+def _lines(text: str, path: Path) -> list[tuple[str, Any, Any]]:
+    records = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                record = json.loads(line)
+                records.append((f"line {number}", record.get("image"), record.get("caption")))
+            except (ValueError, AttributeError) as error:
+                raise DataError(
+                    f"line {number} is no JSON object ({error})",
+                    where=str(path),
+                    remedy='write {"image": "…", "caption": "…"} in each line',
+                ) from error
+    return records
+
+
+def _coco(whole: dict[str, Any], path: Path) -> list[tuple[str, Any, Any]]:
+    try:
+        names = {image["id"]: image["file_name"] for image in whole["images"]}
+        return [
+            (f"annotation {one.get('id')}", names.get(one["image_id"]), one["caption"]) for one in whole["annotations"]
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"is not like COCO's captions ({type(error).__name__}: {error})",
+            where=str(path),
+            remedy="each image has id and file_name, each annotation image_id and caption",
+        ) from error

@@ -1,0 +1,138 @@
+"""CPC: Representation Learning with Contrastive Predictive Coding (van den Oord et al. 2018), and CPC v2 (Henaff et
+al. 2020).
+
+Shapes: N images, M of all processes, G x G patches of each, D features and C context dimensions of a patch, P
+dimensions to predict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from openworld.errors import ConfigError
+from openworld.runtime.distributed import first_row, gather_rows_with_gradient
+from ssl_backbones.losses.numerics import cross_entropy, full_precision
+from ssl_backbones.method import Batch, Method, spread
+from ssl_backbones.options import CpcOptions, PretrainOptions
+from ssl_backbones.views import RECIPES, cut_patches
+
+
+class CPC(Method):
+    """What was read of a grid of patches, row after row, predicts the patches below, among all patches of the batch.
+
+    The encoder sees one patch at a time; it is an ordinary ResNet, and what is exported. A context network sums up the
+    rows read so far, and a matrix W_k for each distance k predicts. The bilinear score of the paper, z W_k c, goes
+    through a projection of z to ``projection_dim`` dimensions, as in CPC v2, and is divided by ``temperature`` (1 in
+    the paper; CPC v2's factor 0.1 is a temperature of 10). With several processes the patches of all are candidates.
+
+    CPC v2 is: ``arch.norm: layer`` (batch norm lets patches see each other through its statistics), ``directions: 4``
+    (the grid is also read from the other three sides, each with networks of its own), ``skipped_steps: 2``, and the
+    views ``cpc_v2`` with changes to each patch by itself.
+    """
+
+    view_kinds = ("patches",)
+
+    def __init__(self, options: PretrainOptions) -> None:
+        """Raises ConfigError where the grid has no rows as far away as ``options.cpc`` asks for."""
+        super().__init__(options)
+        grid = RECIPES[options.views][0].patches
+        assert grid is not None  # view_kinds
+        cpc, dim, self.count = options.cpc, self.encoder.dim, grid.count
+        if cpc.skipped_steps + cpc.steps >= self.count:
+            raise ConfigError(
+                f"cpc.skipped_steps {cpc.skipped_steps} and cpc.steps {cpc.steps} of a grid of {self.count} rows",
+                remedy=f"choose at most {self.count - 1} together",
+            )
+        network = MaskedConvolutions if cpc.context == "pixelcnn" else ColumnGRU
+        self.projector = nn.Linear(dim, options.projection_dim)
+        self.contexts = nn.ModuleList(network(dim, cpc) for _ in range(cpc.directions))
+        self.predictors = nn.ModuleList(
+            nn.ModuleList(nn.Linear(context.dim, options.projection_dim, bias=False) for _ in range(cpc.steps))
+            for context in cast(Iterable[MaskedConvolutions | ColumnGRU], self.contexts)
+        )
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """InfoNCE (equation 4) of each direction and distance, mean of all."""
+        (pictures,) = batch.views
+        patches = self.encoder(cut_patches(pictures, self.count))
+        z_NGGD = patches.unflatten(0, (-1, self.count, self.count))
+        targets_MGGP, losses = gather_rows_with_gradient(self.projector(z_NGGD)), []
+        first = first_row(z_NGGD)
+        for quarter, (context, predictors) in enumerate(zip(self.contexts, self.predictors, strict=True)):
+            turned, targets = (grid.rot90(quarter, (1, 2)) for grid in (z_NGGD, targets_MGGP))
+            c_NGGC = context(turned)
+            for k, predictor in enumerate(cast(nn.ModuleList, predictors), 1 + self.options.cpc.skipped_steps):
+                predicted = predictor(c_NGGC[:, :-k])
+                losses.append(predictive_info_nce(predicted, targets, self.options.temperature, first))
+        return torch.stack(losses).mean(), {"spread": spread(targets_MGGP.flatten(0, 2))}
+
+
+@full_precision
+def predictive_info_nce(predicted_NRGP: Tensor, targets_MGGP: Tensor, temperature: float, first: int = 0) -> Tensor:
+    """InfoNCE of predicted patches among all patches of all images (CPC, equation 4; CPC v2, pseudo-code).
+
+    Args:
+        predicted_NRGP: (N, R, G, P) predictions of the last R rows, any float dtype. Nothing is normalised.
+        targets_MGGP: (M, G, G, P) projections of all patches of M images, with their gradient.
+        first: where among them the N images are.
+
+    Returns:
+        Scalar, mean over N * R * G predictions. ln(M * G * G) where all scores are equal; 0 for an empty batch.
+    """
+    images, rows = predicted_NRGP.shape[:2]
+    place = torch.arange(targets_MGGP[..., 0].numel(), device=targets_MGGP.device).view(targets_MGGP.shape[:3])
+    logits = predicted_NRGP.flatten(0, 2) @ targets_MGGP.flatten(0, 2).T / temperature
+    return cross_entropy(logits, place[first : first + images, -rows:].flatten())
+
+
+class MaskedConvolutions(nn.Module):
+    """Five residual blocks of convolutions that see their own row and those above (CPC v2, pseudo-code).
+
+    (N, G, G, D) features -> (N, G, G, D) contexts: that of a row depends on the rows down to it.
+    """
+
+    def __init__(self, dim: int, options: CpcOptions) -> None:
+        super().__init__()
+        self.dim, hidden = dim, options.context_dim
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(dim, hidden, 1),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(hidden, hidden, (1, 3), padding=(0, 1)),
+                nn.ZeroPad2d((0, 0, 1, 0)),
+                nn.Conv2d(hidden, hidden, (2, 1)),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(hidden, dim, 1),
+            )
+            for _ in range(5)
+        )
+
+    def forward(self, z_NGGD: Tensor) -> Tensor:
+        """The contexts."""
+        x = z_NGGD.permute(0, 3, 1, 2)
+        for block in self.blocks:
+            x = x + block(x)
+        return x.relu().permute(0, 2, 3, 1)
+
+
+class ColumnGRU(nn.Module):
+    """A GRU that reads each column of the grid downwards.
+
+    (N, G, G, D) features -> (N, G, G, C) contexts: that of a patch depends on those above it and on itself.
+    """
+
+    def __init__(self, dim: int, options: CpcOptions) -> None:
+        super().__init__()
+        self.dim = options.context_dim
+        self.gru = nn.GRU(dim, self.dim, batch_first=True)
+
+    def forward(self, z_NGGD: Tensor) -> Tensor:
+        """The contexts."""
+        columns = z_NGGD.transpose(1, 2)
+        states, _ = self.gru(columns.flatten(0, 1))
+        contexts: Tensor = states.unflatten(0, columns.shape[:2])
+        return contexts.transpose(1, 2)

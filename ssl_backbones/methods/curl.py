@@ -1,0 +1,62 @@
+"""CURL: Contrastive Unsupervised Representations for Reinforcement Learning (Laskin et al. 2020), its first half."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from openworld.runtime.distributed import gather_rows, gather_rows_with_gradient
+from ssl_backbones.losses import curl_bilinear
+from ssl_backbones.method import Batch, Method, spread
+from ssl_backbones.nets import ResNet
+from ssl_backbones.options import PretrainOptions
+from ssl_backbones.state import Teacher
+
+
+class CURL(Method):
+    """A stack of successive frames is recognised from another crop of itself, by a learnt bilinear similarity.
+
+    The stem reads all F frames at once, as 3 F channels, the oldest first; a linear layer and a layer norm make the
+    code (50 dimensions, ``projection_dim``). The teacher follows before the keys are made, with a momentum of 0.95
+    (``teacher_momentum``). Nothing is normalised, there is no temperature, and nothing is decayed in the recipe. In
+    the authors' code two optimisers move the encoder in turn, in every second step the teacher follows, and the
+    gradients of the agent come on top; here is one optimiser and no agent, and the network is a ResNet.
+
+    The exported network reads one picture: the kernels of its stem are the sums of those over the frames. That is
+    exactly what the stack's network makes of a scene that stands still, F times the same frame.
+    """
+
+    view_kinds = ("frames", "frames")
+
+    def __init__(self, options: PretrainOptions) -> None:
+        super().__init__(options)
+        out = options.projection_dim
+        stem = self.encoder.conv1
+        stem.in_channels = 3 * options.curl.frames
+        stem.weight = nn.Parameter(stem.weight.new_empty(len(stem.weight), stem.in_channels, *stem.kernel_size))
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+        self.projector = nn.Sequential(nn.Linear(self.encoder.dim, out), nn.LayerNorm(out))
+        self.teacher = Teacher(nn.Sequential(self.encoder, self.projector))
+        self.similarity = nn.Parameter(torch.rand(out, out))
+
+    def before_step(self, step: int, steps: int) -> None:
+        """The teacher follows the student."""
+        self.teacher.follow(nn.Sequential(self.encoder, self.projector), self.options.teacher_momentum)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """InfoNCE of the first crops against the teacher's codes of the second ones; ln N at random."""
+        view_q, view_k = batch.views
+        q = gather_rows_with_gradient(self.projector(self.encoder(view_q)))
+        k = gather_rows(self.teacher(view_k))
+        return curl_bilinear(q, self.similarity, k), {"spread": spread(q)}
+
+    @torch.no_grad()
+    def backbone(self) -> ResNet:
+        """The encoder of single pictures, a copy."""
+        network = copy.deepcopy(self.encoder)
+        stem = network.conv1
+        stem.in_channels = 3
+        stem.weight = nn.Parameter(stem.weight.unflatten(1, (-1, 3)).sum(dim=1))
+        return network

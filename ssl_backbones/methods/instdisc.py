@@ -1,0 +1,110 @@
+"""InstDisc: Unsupervised Feature Learning via Non-Parametric Instance Discrimination (Wu et al. 2018)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from openworld.runtime.distributed import from_first_rank, gather_rows
+from openworld.runtime.seeding import generator
+from ssl_backbones.losses import info_nce, nce, nce_log_normaliser
+from ssl_backbones.losses.numerics import cross_entropy
+from ssl_backbones.method import Batch, Method, spread
+from ssl_backbones.options import BankOptions, PretrainOptions
+from ssl_backbones.state import Bank
+
+
+class ContrastBank(Bank):
+    """A memory bank, and the contrast of embeddings with it. CMC and PIRL have it too.
+
+    Buffers, beside those of :class:`Bank`:
+        log_normaliser: scalar float32, ln Z of NCE; infinite until the first batch sets it for good.
+    """
+
+    log_normaliser: Tensor
+
+    def __init__(self, images: int, dim: int, options: BankOptions, temperature: float) -> None:
+        super().__init__(images, dim, momentum=options.bank_momentum)
+        self.options, self.temperature = options, temperature
+        self.register_buffer("log_normaliser", torch.tensor(torch.inf))
+
+    def draw(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """(N, K) int64 rows to be negatives, uniform with repetitions; K is 0 for the softmax over all rows.
+
+        ``generators``: one an image, see :func:`generators_of`.
+        """
+        negatives = 0 if self.options.form == "softmax" else self.options.negatives
+        drawn = torch.empty(len(generators), negatives, dtype=torch.long)
+        for row, source in zip(drawn, generators, strict=True):
+            row.random_(len(self.features), generator=source)
+        return drawn.to(self.features.device)
+
+    def contrast(self, z_ND: Tensor, index_N: Tensor, drawn_NK: Tensor, proximal_weight: float = 0.0) -> Tensor:
+        """Loss of embeddings against the rows of their own images and the drawn ones, by ``options.form``.
+
+        Args:
+            z_ND: (N, D) embeddings, not normalised, of images or of something else that shall find its image.
+            index_N: (N,) int64 images.
+            drawn_NK: of :meth:`draw`.
+            proximal_weight: as in :func:`ssl_backbones.losses.nce`.
+
+        Returns:
+            Scalar, mean over N. The rows are copies, so that a later :meth:`write` leaves the backward pass alone.
+        """
+        if self.options.form == "softmax":
+            with torch.autocast(z_ND.device.type, enabled=False):
+                logits = F.normalize(z_ND.float(), dim=1) @ self.features.clone().T / self.temperature
+                return cross_entropy(logits, index_N)
+        positives, negatives = self.features[index_N], self.features[drawn_NK]
+        if self.options.form == "info_nce":
+            return info_nce(z_ND, positives, negatives, self.temperature)
+        noise = {"temperature": self.temperature, "samples": len(self.features)}
+        if self.log_normaliser.isinf():
+            here = nce_log_normaliser(z_ND, positives, negatives, **noise)  # type: ignore[arg-type]
+            everywhere = gather_rows(here.float()[None])
+            self.log_normaliser.copy_(everywhere.logsumexp(dim=0) - math.log(len(everywhere)))
+        log_normaliser = self.log_normaliser.clone()
+        return nce(z_ND, positives, negatives, log_normaliser=log_normaliser, proximal_weight=proximal_weight, **noise)  # type: ignore[arg-type]
+
+
+def generators_of(index_N: Tensor) -> list[torch.Generator]:
+    """A source of randomness for each image of a batch, the same in whichever process the image is.
+
+    It moves the global generator on by one number, that of the first process counts.
+    """
+    step = int(from_first_rank(torch.randint(2**62, ())))
+    return [generator(step, image) for image in index_N.tolist()]
+
+
+class InstDisc(Method):
+    """Each image is a class of its own: its embedding finds its row in a bank of all images.
+
+    One view, one linear head; weight decay applies to every parameter (reference code). After the loss the row of each
+    image moves to its new embedding. The bank starts with random unit vectors (reference code: uniform in a cube of
+    the same extent).
+    """
+
+    decays_norm_and_bias = True
+    view_kinds = ("image",)
+
+    def __init__(self, options: PretrainOptions) -> None:
+        super().__init__(options)
+        self.projector = nn.Linear(self.encoder.dim, options.projection_dim)
+
+    def allocate(self, images: int) -> None:
+        """The bank: a row an image."""
+        options = self.options
+        self.bank = ContrastBank(images, options.projection_dim, options.instdisc, options.temperature)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """NCE against the bank (equation 7), with the proximal term of equation 10 where asked for."""
+        (view,) = batch.views
+        z = self.projector(self.encoder(view))
+        drawn = self.bank.draw(generators_of(batch.index))
+        loss = self.bank.contrast(z, batch.index, drawn, self.options.instdisc.proximal_weight)
+        self.bank.write(batch.index, z)
+        return loss, {"spread": spread(z)}

@@ -1,0 +1,46 @@
+"""SeLa-v2 (Caron et al. 2020, appendix): SeLa (Asano et al. 2020) with what SwAV added."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor, nn
+
+from ssl_backbones.losses import sinkhorn_labels
+from ssl_backbones.methods.deepcluster_v2 import DeepClusterV2
+from ssl_backbones.options import PretrainOptions
+from ssl_backbones.state import Prototypes
+
+
+class SeLaV2(DeepClusterV2):
+    """Before each epoch the images are shared out evenly among prototypes; during it every view predicts its image's.
+
+    DeepCluster-v2 with two changes. The assignment is no k-means: Sinkhorn-Knopp over the whole set, hard. And the
+    prototypes are learned: they classify, and their own scores of the bank are what the next assignment balances.
+    They stay on the sphere, as SwAV's. There is no official code; banks, heads, multi-crop, temperature and optimiser
+    are DeepCluster-v2's, as the paper compares them.
+    """
+
+    def __init__(self, options: PretrainOptions) -> None:
+        super().__init__(options)
+        prototypes = nn.ModuleList(Prototypes(count, options.projection_dim) for count in self.cluster_counts())
+        self.prototypes = cast(Sequence[Prototypes], prototypes)
+
+    def cluster_counts(self) -> Sequence[int]:
+        """K of each head."""
+        return self.options.sela_v2.clusters
+
+    def cluster(self, features_ND: Tensor, head: int, epoch: int) -> tuple[Tensor, Tensor]:
+        """Prototype (N,) of each feature of one head, and the prototypes (K, D) as they are now."""
+        own, directions = self.options.sela_v2, self.prototypes[head].weight.detach()
+        return sinkhorn_labels(features_ND, directions, own.epsilon, own.iterations), directions
+
+    def classifier(self, head: int) -> Tensor:
+        """(K, D) what the features are compared with: the prototypes."""
+        return self.prototypes[head].weight
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Prototypes back onto the sphere."""
+        for prototypes in self.prototypes:
+            prototypes.normalise()

@@ -1,0 +1,73 @@
+"""InstDisc, CMC, PIRL and CPC learn to tell a dozen images apart: the loss falls below that of guessing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssl_backbones.method import Batch
+from ssl_backbones.methods import METHODS
+from ssl_backbones.optim import build_optimizer, set_learning_rates
+from ssl_backbones.options import ArchOptions, CmcOptions, CpcOptions, InstDiscOptions, PirlOptions, PretrainOptions
+
+NEGATIVES = 7
+GUESS = math.log(NEGATIVES + 1) + NEGATIVES * math.log((NEGATIVES + 1) / NEGATIVES)  # of NCE
+BANK = {"temperature": 0.5, "lr": 0.05}
+CPC = {"temperature": 1.0, "lr": 0.01, "optimizer": "adamw", "sgd_momentum": 0.9}
+V2 = {"views": "cpc_v2", "cpc": CpcOptions(context_dim=12, directions=4, skipped_steps=2)}
+
+
+def noisy(step: int, sides: tuple[int, ...], index: Tensor) -> Batch:
+    """Blurred noise as images; a view changes brightness and adds noise. A picture of patches is the image itself."""
+    fixed, moving = torch.Generator().manual_seed(0), torch.Generator().manual_seed(step + 1)
+    images = F.interpolate(torch.randn(12, 3, 5, 5, generator=fixed), size=32, mode="bilinear")[index]
+
+    def view(side: int) -> Tensor:
+        brightness = 0.7 + 0.6 * torch.rand(len(images), 1, 1, 1, generator=moving)
+        changed = images * brightness + 0.1 * torch.randn(images.shape, generator=moving)
+        return F.interpolate(changed, size=side, mode="bilinear")
+
+    return Batch([view(side) for side in sides], index)
+
+
+@pytest.mark.parametrize(
+    ("name", "sides", "images", "changes", "guess"),
+    [
+        ("instdisc", (32,), 6, BANK, GUESS),
+        ("cmc", (32,), 6, BANK, 2 * GUESS),
+        ("pirl", (32, 36), 6, BANK, GUESS),
+        ("cpc", (56,), 3, CPC, math.log(3 * 49)),
+        ("cpc", (56,), 3, CPC | {"cpc": CpcOptions(context="gru", context_dim=12)}, math.log(3 * 49)),
+        ("cpc", (48,), 3, CPC | V2, math.log(3 * 36)),
+    ],
+)
+def test_the_loss_falls_without_collapse(
+    name: str, sides: tuple[int, ...], images: int, changes: dict[str, Any], guess: float
+) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"projection_dim": 8, "warmup": 0, "steps": 24, "views": name, **changes}
+    settings.setdefault("cpc", CpcOptions(context_dim=12))
+    banks = {"negatives": NEGATIVES}
+    settings |= {"instdisc": InstDiscOptions(**banks), "cmc": CmcOptions(**banks), "pirl": PirlOptions(**banks)}  # type: ignore[arg-type]
+    norm: Any = "layer" if settings["views"] == "cpc_v2" else "batch"
+    width = 1 / 8 if name == "cmc" else 1 / 16  # of both encoders together
+    method = METHODS[name](PretrainOptions(arch=ArchOptions(width=width, norm=norm), **settings)).train()
+    method.allocate(12)
+    optimizer, seen = build_optimizer(method.param_groups(1e-4), method.options), []
+    for step in range(24):
+        set_learning_rates(optimizer, step, method.options)
+        loss, numbers = method.loss(noisy(step, sides, torch.arange(12).split(images)[step % 2]))
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None for p in method.parameters())
+        optimizer.step()
+        seen.append((loss.item(), numbers["spread"]))
+    first, last = (sum(loss for loss, _ in part) / 4 for part in (seen[:4], seen[-4:]))
+    assert last < first and last < (0.995 if name == "cpc" else 0.95) * guess
+    assert name == "cpc" or seen[-1][1] > 0.2
