@@ -15,12 +15,9 @@ neighbouring rows dx, dy, dw, dh with the factors 10, 10, 5, 5 in both.
 
 from __future__ import annotations
 
-import codecs
 import logging
 import math
-import pickle
 import re
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,11 +27,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openworld.engines.detectron2_names import PREDICTOR, detectron2_name
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
 from openworld.engines.torchvision_rcnn import IMAGENET_STD, OpenWorldRCNN
 from openworld.errors import CheckpointError
 from openworld.labels import LabelSpace
 from openworld.ore.weibull import WeibullFit
+from openworld.runtime.pickles import read_pickle
 from ssl_backbones.nets import BLOCKS, ResNet
 from ssl_backbones.options import ArchOptions
 
@@ -48,83 +47,15 @@ ANCHOR_SIZES = (32.0, 64.0, 128.0, 256.0, 512.0)
 ANCHOR_RATIOS = (0.5, 1.0, 2.0)
 """``MODEL.ANCHOR_GENERATOR``, in pixels and height over width (defaults.py)."""
 
-DEAD_LAYERS = ("roi_heads.box_predictor.ae_model.", "roi_heads.box_predictor.encoder.")
+DEAD_LAYERS = (f"{PREDICTOR}.ae_model.", f"{PREDICTOR}.encoder.")
 """Layers of the reference code's abandoned auto-encoder (fast_rcnn.py, ``AE``), which no forward pass uses."""
 
 _CELL_ANCHORS = "proposal_generator.anchor_generator.cell_anchors.0"
-_CLASSES, _DELTAS = "roi_heads.box_predictor.cls_score.weight", "roi_heads.box_predictor.bbox_pred.weight"
+_CLASSES, _DELTAS = f"{PREDICTOR}.cls_score.weight", f"{PREDICTOR}.bbox_pred.weight"
 _SHOWN = 20
 _FIRST_REMEDY = "convert a Faster R-CNN R50-C4 of JosephKJ/OWOD (configs/Base-RCNN-C4-OWOD.yaml)"
 
-_MODULES = {
-    "classify": "roi_heads.box_predictor.cls_score",
-    "refine": "roi_heads.box_predictor.bbox_pred",
-    "rpn.head.conv.0.0": "proposal_generator.rpn_head.conv",
-    "rpn.head.cls_logits": "proposal_generator.rpn_head.objectness_logits",
-    "rpn.head.bbox_pred": "proposal_generator.rpn_head.anchor_deltas",
-    "features.body.conv1": "backbone.stem.conv1",
-    "features.body.bn1": "backbone.stem.conv1.norm",
-}
-
-
 # -- files ------------------------------------------------------------------------------------------------------------
-
-_NUMPY_BUILDERS: list[Any] = [
-    np.empty(0).__reduce__()[0],
-    np.float64(0).__reduce__()[0],
-    np.empty(1).__reduce_ex__(5)[0],
-]
-_NUMPY_FOLDERS = ("numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
-_SAFE: dict[str, Any] = {
-    "numpy.ndarray": np.ndarray,
-    "numpy.dtype": np.dtype,
-    **{f"{folder}.{build.__name__}": build for folder in _NUMPY_FOLDERS for build in _NUMPY_BUILDERS},
-}
-"""What a pickle may call, by name: builders of arrays and numbers."""
-
-_SAFE_CLASSES: list[Any] = [type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "u1", "b1")]
-_TORCH_HEADS = (b"PK", pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[:-1])
-"""How files of ``torch.save`` begin: a zip archive, or before torch 1.6 a magic number."""
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads plain containers, numbers and numpy arrays, and nothing that could run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        allowed = {**_SAFE, "collections.OrderedDict": OrderedDict, "_codecs.encode": codecs.encode}
-        if f"{module}.{name}" not in allowed:
-            raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
-        return allowed[f"{module}.{name}"]
-
-
-def read_pickle(path: Path) -> Any:
-    """Content of a file of ``torch.save`` (.pth) or ``pickle.dump`` (detectron2's .pkl), tensors on the CPU.
-
-    Raises:
-        CheckpointError: missing, damaged, or holding more than plain containers, numbers, tensors and arrays.
-    """
-    try:
-        with open(path, "rb") as stream:
-            head = stream.read(max(map(len, _TORCH_HEADS)))
-            if not head.startswith(_TORCH_HEADS):
-                stream.seek(0)
-                return _ArrayUnpickler(stream, encoding="latin1").load()
-        named = [(value, name) for name, value in _SAFE.items()]
-        with torch.serialization.safe_globals([*named, *_SAFE_CLASSES]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError("no such file", where=str(path), remedy="check the path") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"is damaged, or holds more than numbers and plain containers, which could run code "
-            f"({str(error).partition(chr(10))[0]})",
-            where=str(path),
-            remedy="fetch the file again; or load it where you trust it, and save its `model` alone",
-        ) from error
-    except Exception as error:  # an unpickler meets damaged data with almost any exception
-        raise CheckpointError(
-            f"cannot be read ({type(error).__name__}: {error})", where=str(path), remedy="fetch the file again"
-        ) from error
 
 
 def read_detectron2(path: Path) -> dict[str, Tensor]:
@@ -279,22 +210,6 @@ def reference_options(
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------
-
-
-def detectron2_name(name: str) -> str:
-    """The name that a tensor of the engine has in detectron2: ``rpn.head.conv.0.0.bias`` →
-    ``proposal_generator.rpn_head.conv.bias``."""
-    module, _, kind = name.rpartition(".")
-    if module in _MODULES:
-        return f"{_MODULES[module]}.{kind}"
-    block = re.fullmatch(r"features\.body\.layer([1-4])\.(\d+)\.(conv|bn|downsample\.)(\d)", module)
-    if block is None:
-        return name
-    stage, number, layer, index = int(block[1]) + 1, block[2], block[3], int(block[4])
-    convolution = "shortcut" if layer == "downsample." else f"conv{index}"
-    norm = ".norm" if layer == "bn" or (layer == "downsample." and index == 1) else ""
-    owner = "roi_heads" if stage == 5 else "backbone"
-    return f"{owner}.res{stage}.{number}.{convolution}{norm}.{kind}"
 
 
 def convert_detectron2(

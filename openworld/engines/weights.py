@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from openworld.engines.base import Engine
 from openworld.engines.options import ModelOptions
 from openworld.engines.torchvision_rcnn import OpenWorldRCNN
 from openworld.errors import HandoverError
@@ -17,7 +18,7 @@ from ssl_backbones.nets import ResNet
 from ssl_backbones.options import ArchOptions
 
 
-def build_engine(labels: LabelSpace, options: ModelOptions, weights: Path | None) -> OpenWorldRCNN:
+def build_engine(labels: LabelSpace, options: ModelOptions, weights: Path | None) -> Engine:
     """A detector on a random or a pretrained ResNet.
 
     Args:
@@ -26,6 +27,7 @@ def build_engine(labels: LabelSpace, options: ModelOptions, weights: Path | None
     Raises:
         CheckpointError: the file cannot be read or is of another network.
         HandoverError: the detector would see other features than the pretrained network.
+        EnvironmentProblem: the engine is detectron2, which is not installed.
     """
     backbone = load_backbone_file(weights, arch=options.arch) if weights is not None else None
     arch = backbone.arch if backbone is not None else options.arch or ArchOptions()
@@ -35,13 +37,19 @@ def build_engine(labels: LabelSpace, options: ModelOptions, weights: Path | None
             where="model",
             remedy="frozen layers need a pretrained backbone: give model.weights or turn pretrain on",
         )
-    engine = OpenWorldRCNN(labels, ResNet(replace(arch, norm=options.norm)), options)
+    engine: Engine
+    if options.engine == "detectron2":
+        from openworld.engines.detectron2_rcnn import Detectron2RCNN  # an optional dependency
+
+        engine = Detectron2RCNN(labels, arch, options)
+    else:
+        engine = OpenWorldRCNN(labels, ResNet(replace(arch, norm=options.norm)), options)
     if backbone is not None:
         load_backbone(engine, backbone)
     return engine
 
 
-def load_backbone(engine: OpenWorldRCNN, backbone: BackboneFile) -> dict[str, float]:
+def load_backbone(engine: Engine, backbone: BackboneFile) -> dict[str, float]:
     """Copy weights and pixel statistics, then compare C2…C5 of both networks on one image.
 
     Each side does its own preprocessing, so that a wrong colour order, mean, std, stride, stem or norm shows.
@@ -53,26 +61,22 @@ def load_backbone(engine: OpenWorldRCNN, backbone: BackboneFile) -> dict[str, fl
         HandoverError: a stage differs by more than rounding, or the pretraining saw other channels or ranges than RGB
             from 0 to 1.
     """
-    body, preprocess = engine.features.body, backbone.preprocess
-    expected = set(body.state_dict())
-    body.load_state_dict({key: value for key, value in backbone.state_dict.items() if key in expected})
-    scale = preprocess["range"]
-    engine.pixel_mean.copy_(torch.tensor(preprocess["mean"]).view(3, 1, 1) / scale)
-    engine.pixel_std.copy_(torch.tensor(preprocess["std"]).view(3, 1, 1) / scale)
+    preprocess = backbone.preprocess
+    tensors = dict(backbone.state_dict)
+    statistics = [torch.tensor(preprocess[name]).view(3, 1, 1) / preprocess["range"] for name in ("mean", "std")]
     if preprocess["order"] == "BGR":
-        with torch.no_grad():
-            body.conv1.weight.copy_(body.conv1.weight.flip(1))
-            for statistic in (engine.pixel_mean, engine.pixel_std):
-                statistic.copy_(statistic.flip(0))
+        tensors["conv1.weight"] = tensors["conv1.weight"].flip(1)
+        statistics = [statistic.flip(0) for statistic in statistics]
+    engine.load_backbone(tensors)
+    engine.pixel_mean.copy_(statistics[0])
+    engine.pixel_std.copy_(statistics[1])
 
     def detector_stages(image: Tensor) -> dict[str, Tensor]:
         training = engine.training
         engine.eval()
         try:
-            return body.forward_stages(engine.normalise([image.float() / 255]).tensors)
+            return engine.backbone_stages(image.float() / 255)
         finally:
             engine.train(training)
 
-    network = ResNet(backbone.arch)
-    network.load_state_dict(backbone.state_dict)
-    return verify(stage_features(network, preprocess), detector_stages)
+    return verify(stage_features(backbone.network(), preprocess), detector_stages, backbone=backbone)

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from ssl_backbones.handover.export import Exported, export_backbone
+from ssl_backbones.handover.layouts import PREPROCESSES
 from ssl_backbones.handover.read import BackboneFile, load_backbone_file
-from ssl_backbones.handover.verify import stage_features, test_image, verify
+from ssl_backbones.handover.verify import stage_features, test_image, verify, verify_weights
 
-__all__ = ["BackboneFile", "load_backbone_file", "stage_features", "test_image", "verify"]
+__all__ = [
+    "PREPROCESSES",
+    "BackboneFile",
+    "Exported",
+    "export_backbone",
+    "load_backbone_file",
+    "stage_features",
+    "test_image",
+    "verify",
+    "verify_weights",
+]

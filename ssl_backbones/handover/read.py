@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
-import pickle
-import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -18,33 +16,12 @@ from torch import Tensor
 
 from openworld.errors import CheckpointError, ConfigError
 from openworld.runtime.files import sha256_of
+from openworld.runtime.pickles import read_pickle
+from ssl_backbones.handover.layouts import recognise
 from ssl_backbones.nets import BLOCKS, ResNet
-from ssl_backbones.options import IMAGENET_MEAN, IMAGENET_STD, ArchOptions, Preprocess
+from ssl_backbones.options import ArchOptions, Preprocess
 
 logger = logging.getLogger(__name__)
-
-# Dictionaries around the tensors, outermost first. DINO's evaluation uses the teacher.
-CONTAINERS = ("classy_state_dict", "base_model", "state_dict", "teacher", "model", "model_ema", "trunk", "student")
-
-# Prefix of the backbone's keys, the more specific ones first, and who writes it.
-PREFIXES = (
-    "module.encoder_q.",  # MoCo v1 and v2, PCL
-    "module.base_encoder.",  # MoCo v3
-    "module.backbone.",  # Barlow Twins and DINO, full checkpoints
-    "module.encoder.",  # SimSiam, PyContrast
-    "encoder.module.",  # SupCon on several devices
-    "encoder_q.",
-    "backbone.",  # solo-learn, mmselfsup, lightly, DINO
-    "encoder.",  # SupCon, PyContrast's averaged model, this project's checkpoints
-    "_feature_blocks.",  # VISSL
-    "module.",  # InstDisc, SwAV, DeepCluster-v2
-    "",  # torchvision, Barlow Twins, DINO, SimCLR converted to torchvision names
-)
-
-# lightly's examples: nn.Sequential(*list(resnet.children())[:-1])
-NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-
-_BACKBONE_KEY = re.compile(r"^(conv1|bn1|layer[1-4])\.")
 
 
 class BackboneFile(NamedTuple):
@@ -53,17 +30,38 @@ class BackboneFile(NamedTuple):
     arch: ArchOptions
     preprocess: Preprocess
     state_dict: dict[str, Tensor]
+    layout: str
+    """Who writes such files."""
+    left_out: tuple[str, ...]
+    """Keys of the file's tensors that are not the backbone's."""
+
+    def network(self) -> ResNet:
+        """The ResNet with these weights."""
+        network = ResNet(self.arch)
+        network.load_state_dict(self.state_dict)
+        return network
+
+    def as_rgb(self) -> BackboneFile:
+        """The same network for RGB images in [0, 1]: channels of the first convolution turned round, numbers scaled."""
+        order = slice(None, None, -1 if self.preprocess["order"] == "BGR" else 1)
+        mean, std = ([x / self.preprocess["range"] for x in self.preprocess[name][order]] for name in ("mean", "std"))
+        tensors = self.state_dict
+        if self.preprocess["order"] == "BGR":
+            tensors = {**tensors, "conv1.weight": tensors["conv1.weight"].flip(1)}
+        preprocess: Preprocess = {"order": "RGB", "range": 1.0, "mean": mean, "std": std}
+        return self._replace(state_dict=tensors, preprocess=preprocess)
 
 
 def load_backbone_file(
     path: Path, *, arch: ArchOptions | None = None, preprocess: Preprocess | None = None
 ) -> BackboneFile:
-    """Read a backbone from ``.safetensors`` or a pickled ``.pth``/``.pt``/``.tar`` (tensors and plain containers only).
+    """Read a backbone from ``.safetensors``, ``.npz``, ``.pkl`` or a file of ``torch.save``, whatever its suffix.
 
-    With a ``card.json`` of this project beside it, architecture and preprocessing are the card's and the file must
-    have the card's SHA-256. Otherwise the architecture is read off the tensors; what they do not tell is taken to be
-    as in torchvision (stride in the 3x3, pool padded on both sides, RGB in [0, 1] with ImageNet's mean and std; SwAV's
-    files get the std 0.228 that they were trained with). ``arch`` and ``preprocess`` overrule both.
+    With a card of this project beside it (``card.json``, or the file's own name with ``.json``), architecture and
+    preprocessing are the card's and the file must have the card's SHA-256. Otherwise the layout tells them as far as
+    it can (:mod:`ssl_backbones.handover.layouts`), depth and widths are read off the tensors, and the rest is taken to
+    be as in torchvision: stride in the 3x3, padding on both sides, RGB in [0, 1] with ImageNet's mean and std.
+    ``arch`` and ``preprocess`` overrule both.
 
     Args:
         path: the file, or a folder that holds ``backbone.safetensors``.
@@ -74,19 +72,23 @@ def load_backbone_file(
     path = Path(path)
     if path.is_dir():
         path = path / "backbone.safetensors"
-    tree = _read_tree(path)
-    tensors, dropped = _unwrap(tree, path)
-    if dropped:
-        logger.info("%s: %d tensors that are not the backbone's left out, e.g. %s", path, len(dropped), dropped[0])
+    found = recognise(read_tree(path), str(path))
+    if found.left_out:
+        logger.info(
+            "%s: %s; %d tensors that are not the backbone's left out, e.g. %s",
+            path,
+            found.layout,
+            len(found.left_out),
+            found.left_out[0],
+        )
     card = _read_card(path)
     if card is not None:
         arch, preprocess = arch or card[0], preprocess or card[1]
-    if preprocess is None:
-        swav = any(key.startswith(("module.prototypes", "prototypes")) for key in dropped)
-        std = (0.228, *IMAGENET_STD[1:]) if swav else IMAGENET_STD
-        preprocess = {"order": "RGB", "range": 1.0, "mean": list(IMAGENET_MEAN), "std": list(std)}
-    arch = arch or infer_arch(tensors, path)
-    return BackboneFile(arch, preprocess, _checked(tensors, arch, path))
+    if arch is None:
+        arch = replace(infer_arch(found.tensors, path), **found.arch)
+    tensors = _checked(found.tensors, arch, path)
+    layout = found.layout if card is None else "this project"
+    return BackboneFile(arch, preprocess or found.preprocess, tensors, layout, tuple(found.left_out))
 
 
 def infer_arch(tensors: dict[str, Tensor], path: Path) -> ArchOptions:
@@ -97,14 +99,21 @@ def infer_arch(tensors: dict[str, Tensor], path: Path) -> ArchOptions:
     """
     counts = tuple(len({key.split(".")[1] for key in tensors if key.startswith(f"layer{i}.")}) for i in range(1, 5))
     bottleneck = "layer1.0.conv3.weight" in tensors
+    shape = tuple(tensors["conv1.weight"].shape)
+    if len(shape) != 4 or shape[1] != 3:
+        raise CheckpointError(
+            f"its first convolution is {shape} and does not read 3 channels of colour",
+            where=str(path),
+            remedy="a detector needs an RGB backbone; networks on single channels (CMC) or stacked frames are none",
+        )
+    clip = "conv3.weight" in tensors
     for name, (block, expected) in BLOCKS.items():
         if counts == expected and bottleneck == (block.expansion == 4):
-            stem_width, _, kernel, _ = tensors["conv1.weight"].shape
             return ArchOptions(
                 arch=name,  # type: ignore[arg-type]
                 width=tensors["layer1.0.conv1.weight"].shape[0] / 64,
-                stem_width=stem_width,
-                stem="imagenet7x7" if kernel == 7 else "cifar3x3",
+                stem_width=tensors["conv3.weight"].shape[0] if clip else shape[0],
+                stem="clip" if clip else "imagenet7x7" if shape[2] == 7 else "cifar3x3",
             )
     kind = "bottleneck" if bottleneck else "basic"
     raise CheckpointError(
@@ -114,62 +123,29 @@ def infer_arch(tensors: dict[str, Tensor], path: Path) -> ArchOptions:
     )
 
 
-def _read_tree(path: Path) -> Any:
-    """The file's content, tensors on the CPU."""
+def read_tree(path: Path) -> Any:
+    """A weight file's content, nested dictionaries of tensors on the CPU or of arrays; see :func:`read_pickle`.
+
+    Raises:
+        CheckpointError: missing, damaged, or of a kind that is not read safely.
+    """
     if not path.is_file():
         raise CheckpointError("no such file", where=str(path), remedy="check the path of the backbone")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # MoCo v3, DINO keep their arguments so
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError) as error:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"cannot be read ({error})", where=str(path), remedy="fetch the file again") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"holds more than tensors and plain containers, which could run code ({str(error).splitlines()[0]})",
-            where=str(path),
-            remedy="load it where you trust it, and save its state_dict alone",
-        ) from error
-
-
-def _unwrap(tree: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """Torchvision-named tensors of the backbone, and the keys left out."""
-    seen: Any = tree
-    while isinstance(seen, dict):
-        flat = {key: value for key, value in seen.items() if isinstance(key, str) and isinstance(value, Tensor)}
-        for prefix in PREFIXES:
-            if f"{prefix}conv1.weight" in flat and f"{prefix}layer1.0.conv1.weight" in flat:
-                named = {key.removeprefix(prefix): key for key in flat if key.startswith(prefix)}
-                return _split(flat, named)
-        for prefix in PREFIXES:
-            if f"{prefix}0.weight" in flat and f"{prefix}4.0.conv1.weight" in flat:
-                own = [key for key in flat if key.startswith(prefix)]
-                return _split(flat, {_renumber(key.removeprefix(prefix)): key for key in own})
-        seen = next((seen[name] for name in CONTAINERS if isinstance(seen.get(name), dict)), None)
-    keys = list(tree)[:5] if isinstance(tree, dict) else [type(tree).__name__]
-    raise CheckpointError(
-        f"no ResNet found under any known prefix; the file starts with {keys}",
-        where=str(path),
-        remedy="rename its keys to torchvision's (conv1.weight, layer1.0.conv1.weight, ...)",
-    )
-
-
-def _renumber(key: str) -> str:
-    head, _, rest = key.partition(".")
-    return f"{NUMBERED.get(head, head)}.{rest}"
-
-
-def _split(flat: dict[str, Tensor], named: dict[str, str]) -> tuple[dict[str, Tensor], list[str]]:
-    kept = {name: key for name, key in named.items() if _BACKBONE_KEY.match(name)}
-    taken = set(kept.values())
-    return {name: flat[key] for name, key in kept.items()}, [key for key in flat if key not in taken]
+    return read_pickle(path, husks=True)
 
 
 def _read_card(path: Path) -> tuple[ArchOptions, Preprocess] | None:
     """Architecture and preprocessing from the card beside a file; None where there is no card."""
-    card_path = path.with_name("card.json")
-    if path.name != "backbone.safetensors" or not card_path.is_file():
+    card_path = path.with_name("card.json") if path.name == "backbone.safetensors" else path.with_suffix(".json")
+    if not card_path.is_file():
         return None
     try:
         card = json.loads(card_path.read_text())

@@ -2,19 +2,25 @@
 
 Loading without a missing key proves little: channel order, mean and std, the place of the stride and the padding of
 the pool leave no trace in the keys. So the features themselves are compared, C2 to C5, on a fixed image, each network
-after its own preprocessing.
+after its own preprocessing. Where they differ, the pretrained network is run under other settings, one or two at a
+time, until it agrees with the detector: those settings are what is wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
+from itertools import combinations
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from openworld.errors import HandoverError
+from ssl_backbones.handover.layouts import PREPROCESSES
+from ssl_backbones.handover.read import BackboneFile
 from ssl_backbones.nets import ResNet
-from ssl_backbones.options import Preprocess
+from ssl_backbones.options import ArchOptions, Preprocess
 
 Features = Callable[[Tensor], Mapping[str, Tensor]]
 """From a (3, H, W) uint8 RGB image to the (1, C, h, w) maps ``c2``..``c5``, preprocessing included."""
@@ -61,6 +67,7 @@ def verify(
     names: tuple[str, str] = ("the pretrained backbone", "the detector"),
     tolerance: float = 1e-4,
     image: Tensor | None = None,
+    backbone: BackboneFile | None = None,
 ) -> dict[str, float]:
     """Compare two networks stage by stage on one image.
 
@@ -69,12 +76,13 @@ def verify(
         names: how the error calls them.
         tolerance: allowed difference, as a share of the largest absolute value of the stage in ``features_a``.
         image: (3, H, W) uint8 RGB; None for :func:`test_image`.
+        backbone: what ``features_a`` is made of; with it the error names the cause, not only likely ones.
 
     Returns:
         The relative difference of each stage.
 
     Raises:
-        HandoverError: names the first stage that differs, by how much, and the likely causes.
+        HandoverError: names the first stage that differs, by how much, and the cause or the likely ones.
     """
     image = test_image() if image is None else image
     with torch.no_grad():
@@ -83,16 +91,134 @@ def verify(
         wrong = next((stage for stage in STAGES if not differences[stage] <= tolerance), None)
         if wrong is None:
             return differences
+        cause = None if backbone is None else _found_cause(backbone, image, b, tolerance)
         flipped = features_b(image.flip(0))
         swapped = _difference(a[wrong], flipped[wrong]) < 0.25 * differences[wrong]
     shapes = f"{tuple(a[wrong].shape)} and {tuple(b[wrong].shape)}"
     amount = f"shapes {shapes}" if a[wrong].shape != b[wrong].shape else f"by {differences[wrong]:.2g} of the largest"
     raise HandoverError(
         f"{names[0]} and {names[1]} differ first at {wrong.upper()} ({amount} value). "
-        f"{_causes(wrong, swapped, a[wrong].shape == b[wrong].shape)}",
+        f"{cause or _causes(wrong, swapped, a[wrong].shape == b[wrong].shape)}",
         where="backbone handover",
         remedy="give both networks the same preprocessing and architecture options (see the backbone's card)",
     )
+
+
+def verify_weights(
+    backbone: BackboneFile,
+    tensors: Mapping[str, Tensor],
+    *,
+    trainable: Collection[str] | None = None,
+    name: str = "the detector",
+) -> None:
+    """Compare a detector's tensors with the backbone's, by name: all there, of the right shapes, and loaded.
+
+    Norms may have been frozen or replaced by ones that count no batches. A first convolution whose input channels are
+    turned round passes, for a detector may read the other colour order; the features tell whether it does.
+
+    Args:
+        tensors: the trunk's in the detector, by torchvision's names.
+        trainable: names of those that training changes; None where nobody knows.
+        name: how the error calls the detector.
+
+    Raises:
+        HandoverError: names what is missing, of another architecture, or still random, and whether that is frozen.
+    """
+    wanted = {key: value for key, value in backbone.state_dict.items() if not key.endswith("num_batches_tracked")}
+    missing = [key for key in wanted if key not in tensors]
+    extra = [key for key in tensors if key.startswith(("conv", "bn", "layer")) and key not in backbone.state_dict]
+    other = [key for key in wanted if key in tensors and tensors[key].shape != wanted[key].shape]
+    if other or (extra and missing):
+        first = other[0] if other else extra[0]
+        shapes = f": {tuple(tensors[first].shape)}, pretrained {tuple(wanted[first].shape)}" if other else ""
+        raise HandoverError(
+            f"{name} is of another architecture than the pretrained {backbone.arch.arch}: {len(other)} tensors of "
+            f"another shape, {len(missing)} missing, {len(extra)} of its own; e.g. {first}{shapes}",
+            where="backbone handover",
+            remedy="give the detector the depth, width and stem of the backbone's card",
+        )
+    if missing:
+        raise HandoverError(
+            f"{name} gets no values for {len(missing)} tensors of the backbone: {', '.join(missing[:3])}"
+            f"{_frozen_at_random(missing, trainable)}",
+            where="backbone handover",
+            remedy="check the names under which the weights were exported: what is not found keeps its random values",
+        )
+    unlike = [key for key, value in wanted.items() if not _same_numbers(key, value, tensors[key])]
+    if unlike:
+        raise HandoverError(
+            f"{len(unlike)} tensors of {name} have other values than pretrained: {', '.join(unlike[:3])}"
+            f"{_frozen_at_random(unlike, trainable)}",
+            where="backbone handover",
+            remedy="load the weights, and freeze no stage before they are loaded",
+        )
+
+
+def _frozen_at_random(keys: Collection[str], trainable: Collection[str] | None) -> str:
+    frozen = [key for key in keys if trainable is not None and key not in trainable and "running_" not in key]
+    if not frozen:
+        return ""
+    what = "the stem is" if frozen[0].startswith(("conv", "bn")) else "they are"
+    return f"; {what} frozen at random values (FREEZE_AT, trainable_layers): {frozen[0]} never changes"
+
+
+def _same_numbers(key: str, pretrained: Tensor, found: Tensor) -> bool:
+    near = torch.allclose(pretrained.float(), found.detach().float().cpu(), rtol=1e-4, atol=1e-6)
+    return near or (key == "conv1.weight" and _same_numbers("", pretrained.flip(1), found))
+
+
+def _found_cause(backbone: BackboneFile, image: Tensor, found: Mapping[str, Tensor], tolerance: float) -> str | None:
+    """Other settings under which the pretrained network computes what the detector does."""
+    changes = list(_changes(backbone.arch, backbone.preprocess))
+    pairs = [pair for pair in combinations(changes, 2) if any(change.arch for change in pair)]
+    for chosen in [*((change,) for change in changes), *pairs]:
+        arch, preprocess = backbone.arch, backbone.preprocess
+        for change in chosen:
+            arch, preprocess = replace(arch, **change.arch), cast(Preprocess, {**preprocess, **change.preprocess})
+        stages = stage_features(backbone._replace(arch=arch).network(), preprocess)(image)
+        if all(_difference(stages[stage], found[stage]) <= tolerance for stage in STAGES):
+            return f"The cause: in the second, {' and '.join(change.what for change in chosen)}."
+    return None
+
+
+class _Change(NamedTuple):
+    """What may be wrong in a detector, and the options that it amounts to."""
+
+    what: str
+    arch: dict[str, Any]
+    preprocess: dict[str, Any]
+
+
+def _changes(arch: ArchOptions, preprocess: Preprocess) -> Iterator[_Change]:
+    """What goes wrong in handovers."""
+    if arch.arch == "resnet50" and arch.stem != "clip":
+        place = "3x3" if arch.stride_in_1x1 else "1x1"
+        change = {"stride_in_1x1": not arch.stride_in_1x1}
+        yield _Change(f"the stride is in the {place} (stride_in_1x1, STRIDE_IN_1X1)", change, {})
+    paddings = {"pool_padding": "the pool padding", "conv_padding": "the padding of strided convolutions"}
+    for name, what in paddings.items():
+        if arch.stem == "imagenet7x7" or (name == "conv_padding" and arch.stem != "clip"):
+            other = "both" if getattr(arch, name) == "end" else "end"
+            sides = "on both sides" if other == "both" else "at the end alone"
+            yield _Change(f"{what} is {sides} ({name})", {name: other}, {})
+    order: dict[str, Any] = {"order": "BGR" if preprocess["order"] == "RGB" else "RGB"}
+    statistics = {"mean": preprocess["mean"][::-1], "std": preprocess["std"][::-1]}
+    for tail, values in (("mean and std with it", order | statistics), ("mean and std not", order)):
+        yield _Change(f"the colour order is the other one (RGB or BGR), {tail}", {}, dict(values))
+    scale = 255.0 if preprocess["range"] == 1 else 1 / 255
+    up_to = f"values go up to {preprocess['range'] * scale:g}, and mean and std are for {preprocess['range']:g}"
+    yield _Change(up_to, {}, {"range": preprocess["range"] * scale})
+    none, one = {"mean": [0.0] * 3}, {"std": [1.0] * 3}
+    yield _Change("mean and std are left out", {}, none | one)
+    yield _Change("the mean is left out", {}, none)
+    yield _Change("the std is 1", {}, one)
+    yield _Change("the std is 1 for values up to 255", {}, {"mean": _in_255(preprocess), "range": 255.0} | one)
+    for name, known in PREPROCESSES.items():
+        yield _Change(f"mean and std are those of {name!r}", {}, dict(known))
+
+
+def _in_255(preprocess: Preprocess) -> list[float]:
+    return [255 / preprocess["range"] * value for value in preprocess["mean"]]
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

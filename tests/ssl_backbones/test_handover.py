@@ -1,8 +1,7 @@
-"""Layouts in, torchvision names out; and the check that two networks see the same."""
+"""Our own files, what cannot be read, and the check that two networks see the same."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from openworld.errors import CheckpointError, HandoverError
 from openworld.runtime.files import sha256_of
@@ -20,89 +18,12 @@ from ssl_backbones.options import IMAGENET_MEAN, IMAGENET_STD, ArchOptions, Prep
 
 ARCH = ArchOptions(arch="resnet50", width=0.125, stem_width=16)
 PREPROCESS: Preprocess = {"order": "RGB", "range": 1.0, "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
-HEAD = {"fc.weight": torch.ones(2, 2), "fc.bias": torch.ones(2)}
 
 
 @pytest.fixture(scope="module")
 def network() -> ResNet:
     torch.manual_seed(0)
     return ResNet(ARCH)
-
-
-def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}{key}": value for key, value in tensors.items()}
-
-
-def decoy(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The other network of a checkpoint: right names, wrong numbers."""
-    return {key: torch.full_like(value, 9) for key, value in tensors.items()}
-
-
-def layout(name: str, own: dict[str, Tensor]) -> Any:
-    full, other = {**own, **HEAD}, decoy(own)
-    if name == "moco":
-        keys = {
-            **under("module.encoder_q.", full),
-            **under("module.encoder_k.", other),
-            "module.queue": torch.ones(2, 3),
-        }
-        return {"epoch": 200, "arch": "resnet50", "state_dict": keys, "optimizer": {"state": {}}}
-    if name == "moco_v3":
-        keys = {**under("module.base_encoder.", full), **under("module.momentum_encoder.", other)}
-        return {"state_dict": keys, "args": argparse.Namespace(lr=0.3)}
-    if name == "simsiam":
-        return {"state_dict": {**under("module.encoder.", full), "module.predictor.0.weight": torch.ones(1)}}
-    if name == "solo_learn":
-        return {
-            "state_dict": {
-                **under("backbone.", own),
-                **under("momentum_backbone.", other),
-                "projector.0.bias": torch.ones(1),
-            }
-        }
-    if name == "barlow_full":
-        return {"model": {**under("module.backbone.", own), "module.projector.0.weight": torch.ones(1)}}
-    if name == "dino_full":
-        return {
-            "student": under("module.backbone.", other),
-            "teacher": {**under("backbone.", own), "head.mlp.0.weight": torch.ones(1)},
-            "args": argparse.Namespace(arch="resnet50"),
-        }
-    if name == "swav":
-        return {**under("module.", own), "module.prototypes.weight": torch.ones(2, 2)}
-    if name == "vissl":
-        return {"classy_state_dict": {"base_model": {"model": {"trunk": under("_feature_blocks.", own), "heads": {}}}}}
-    if name == "lightly":
-        numbers = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
-        renamed = {f"{numbers[key.split('.')[0]]}.{key.split('.', 1)[1]}": value for key, value in own.items()}
-        return {"state_dict": {**under("backbone.", renamed), "projection_head.layers.0.weight": torch.ones(1)}}
-    return full  # torchvision, Barlow Twins and DINO backbones
-
-
-LAYOUTS = [
-    "torchvision",
-    "moco",
-    "moco_v3",
-    "simsiam",
-    "solo_learn",
-    "barlow_full",
-    "dino_full",
-    "swav",
-    "vissl",
-    "lightly",
-]
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_layouts(name: str, network: ResNet, tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint.pth"
-    own = dict(network.state_dict())
-    torch.save(layout(name, own), path)
-    arch, preprocess, tensors = load_backbone_file(path)
-    assert arch == ARCH
-    assert preprocess["std"][0] == (0.228 if name == "swav" else 0.229)
-    assert list(tensors) == list(own)
-    assert all(torch.equal(tensors[key], own[key]) for key in own)
 
 
 def test_safetensors_in_half_precision_without_counters(network: ResNet, tmp_path: Path) -> None:
@@ -143,14 +64,11 @@ def test_what_cannot_be_read(network: ResNet, tmp_path: Path) -> None:
     (tmp_path / "damaged.safetensors").write_bytes(b"123")
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_backbone_file(tmp_path / "damaged.safetensors")
-    torch.save({"state_dict": network}, tmp_path / "pickled.pth")
-    with pytest.raises(CheckpointError, match="could run code"):
-        load_backbone_file(tmp_path / "pickled.pth")
     torch.save({"model": {"patch_embed.proj.weight": torch.ones(1)}}, tmp_path / "vit.pth")
     with pytest.raises(CheckpointError, match="no ResNet found"):
         load_backbone_file(tmp_path / "vit.pth")
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(CheckpointError, match="starts with \\['list'\\]"):
+    with pytest.raises(CheckpointError, match="holds a list"):
         load_backbone_file(tmp_path / "list.pth")
 
 
