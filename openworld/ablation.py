@@ -26,6 +26,8 @@ from openworld.ore.options import EnergyOptions
 from openworld.runtime.console import narrow_table
 from openworld.runtime.files import write_atomic, write_json
 from openworld.tasks import run_backbone
+from ssl_backbones.handover import load_backbone_file
+from ssl_backbones.options import ArchOptions
 
 Change = Callable[[RunConfig], RunConfig]
 
@@ -77,6 +79,38 @@ def switched_one_by_one(config: RunConfig, options: Mapping[str, Any]) -> dict[s
     return {"full": VARIANTS["full"], **variants, "all of them": switch(*leaves)}
 
 
+def from_backbones(config: RunConfig, files: Mapping[str, Path]) -> dict[str, Change]:
+    """One variant for each pretrained backbone, and ``random`` for the same network with random weights.
+
+    Args:
+        config: the schedule that all are trained with; nothing is pretrained.
+        files: weights by name, see :func:`ssl_backbones.handover.load_backbone_file`.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+        ConfigError: the name `random`, or two backbones of different networks, which would not be compared fairly.
+    """
+    if "random" in files:
+        raise ConfigError(
+            "a backbone is named 'random'", remedy="choose another name: that one is the untrained network"
+        )
+    found = {name: load_backbone_file(path, arch=config.model.arch).arch for name, path in files.items()}
+    networks = {name: replace(arch, zero_init_residual=False) for name, arch in found.items()}
+    first = next(iter(networks))
+    for name, network in networks.items():
+        if network != networks[first]:
+            raise ConfigError(
+                f"the backbones {first!r} and {name!r} are different networks: {networks[first]} and {network}",
+                remedy="pretrain them with the same arch options, or compare them in two calls",
+            )
+
+    def start_from(weights: str | None, arch: ArchOptions | None) -> Change:
+        return lambda base: replace(base, pretrain=None, model=replace(base.model, weights=weights, arch=arch))
+
+    starts = {name: start_from(str(path.resolve()), config.model.arch) for name, path in files.items()}
+    return {"random": start_from(None, found[first]), **starts}
+
+
 def _leaves(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in options.items():
         if isinstance(value, Mapping):
@@ -118,6 +152,7 @@ def run_ablation(
     jobs: int,
     console: Console,
     switch: Mapping[str, Any] | None = None,
+    backbones: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     """Run every variant with every seed, each in a folder and a process of its own, and print means and spreads.
 
@@ -131,13 +166,19 @@ def run_ablation(
         seeds: of weights, order and choice; the data stay the same.
         variants: names out of :data:`VARIANTS`; none means all.
         switch: a tree of options; the variants are then those of :func:`switched_one_by_one`.
+        backbones: weight files by name; the variants are then those of :func:`from_backbones`.
         jobs: runs side by side, each with its share of the CPU's threads.
 
     Raises:
-        ConfigError: a variant that does not exist.
+        ConfigError: a variant that does not exist; switch and backbones at once.
         OpenWorldError: a run failed; its log is named.
     """
+    if switch is not None and backbones:
+        raise ConfigError("switch and backbones are given", remedy="ablate one after the other")
     changes = VARIANTS if switch is None else switched_one_by_one(config, switch)
+    if backbones:
+        config = replace(config, pretrain=None)
+        changes = from_backbones(config, backbones)
     names = list(variants) or list(changes)
     for name in names:
         if name not in changes:
@@ -145,17 +186,17 @@ def run_ablation(
     threads = config.threads or max(1, (os.cpu_count() or 1) // jobs)
     shared = _with_shared_world(replace(config, threads=threads), folder / "world")
     with ThreadPoolExecutor(jobs) as pool:
-        backbones: dict[int, str | None] = dict.fromkeys(seeds)
+        pretrained: dict[int, str | None] = dict.fromkeys(seeds)
         if config.pretrain is not None:
             pretraining = {seed: replace(shared, seed=seed) for seed in seeds}
             paths = pool.map(lambda seed: run_backbone(pretraining[seed], folder / f"seed{seed}"), seeds)
-            backbones = {seed: str(path) for seed, path in zip(seeds, paths, strict=True)}
+            pretrained = {seed: str(path) for seed, path in zip(seeds, paths, strict=True)}
         plans = []
         for seed in seeds:
             for name in names:
                 plan = changes[name](replace(shared, seed=seed, name=f"{name}, seed {seed}"))
                 if plan.pretrain is not None:
-                    plan = replace(plan, pretrain=None, model=replace(plan.model, weights=backbones[seed]))
+                    plan = replace(plan, pretrain=None, model=replace(plan.model, weights=pretrained[seed]))
                 plans.append((name, seed, plan, folder / f"seed{seed}" / name.replace(" ", "-")))
         trainers: dict[str, Path] = {}
         for _, _, plan, where in plans:

@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ssl_backbones.probes.labelled import LabelledSet
+
+QUERIES = 2048
+"""Queries that are compared with all samples at once: memory grows with this times N."""
+
 
 def knn_predict(
     queries_MD: Tensor,
@@ -31,14 +36,18 @@ def knn_predict(
     Returns:
         (M,) int64.
     """
-    similarity_MN = F.normalize(queries_MD.float(), dim=1) @ F.normalize(bank_ND.float(), dim=1).T
-    if leave_one_out:
-        similarity_MN.fill_diagonal_(-torch.inf)
-    nearest, rows = similarity_MN.topk(min(k, len(bank_ND) - leave_one_out), dim=1)
-    weights = ((nearest - 1) / temperature).exp()  # the same factor for every vote, and no overflow at small T
-    votes_MC = weights.new_zeros(len(queries_MD), int(labels_N.max()) + 1)
-    votes_MC.scatter_add_(1, labels_N[rows], weights)
-    return votes_MC.argmax(dim=1)
+    queries, bank = F.normalize(queries_MD.float(), dim=1), F.normalize(bank_ND.float(), dim=1)
+    classes, found = int(labels_N.max()) + 1, []
+    for start in range(0, len(queries), QUERIES):
+        similarity = queries[start : start + QUERIES] @ bank.T
+        if leave_one_out:
+            similarity.diagonal(offset=start).fill_(-torch.inf)
+        nearest, rows = similarity.topk(min(k, len(bank) - leave_one_out), dim=1)
+        weights = ((nearest - 1) / temperature).exp()  # the same factor for every vote, and no overflow at small T
+        votes = weights.new_zeros(len(similarity), classes)
+        votes.scatter_add_(1, labels_N[rows], weights)
+        found.append(votes.argmax(dim=1))
+    return torch.cat(found) if found else labels_N.new_empty(0)
 
 
 def knn_accuracy(features_ND: Tensor, labels_N: Tensor, *, k: int, temperature: float) -> float:
@@ -50,3 +59,17 @@ def knn_accuracy(features_ND: Tensor, labels_N: Tensor, *, k: int, temperature: 
 def majority_share(labels_N: Tensor) -> float:
     """Accuracy of always saying the commonest class: what the probe must beat."""
     return float(labels_N.bincount().max()) / len(labels_N)
+
+
+def knn_of_set(features_ND: Tensor, data: LabelledSet, *, k: int, temperature: float) -> float:
+    """Accuracy on the held-out images of a set, asked about the others; or of each image about all others.
+
+    Args:
+        features_ND: (N, D) of ``data.known``.
+        k, temperature: as of :func:`knn_predict`.
+    """
+    if data.leave_one_out:
+        return knn_accuracy(features_ND, data.labels[data.known], k=k, temperature=temperature)
+    train, test = data.parts(features_ND)
+    found = knn_predict(test, train, data.labels[data.train], k=k, temperature=temperature)
+    return float((found == data.labels[data.test]).double().mean())

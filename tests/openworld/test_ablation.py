@@ -1,8 +1,10 @@
 """The ablation: what each variant changes, and its table by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from openworld.ablation import (
@@ -10,6 +12,7 @@ from openworld.ablation import (
     VARIANTS,
     _training_of,
     as_markdown,
+    from_backbones,
     run_ablation,
     summarise,
     switched_one_by_one,
@@ -18,6 +21,8 @@ from openworld.config import RunConfig
 from openworld.configfile import CONFIGS, read_options
 from openworld.errors import ConfigError
 from openworld.tasks import config_difference
+from ssl_backbones.nets import ResNet
+from ssl_backbones.options import ArchOptions
 
 
 def test_each_variant_changes_one_thing() -> None:
@@ -64,6 +69,27 @@ def test_options_are_switched_one_by_one() -> None:
     assert "ore.clustering.items_per_class=20" not in changed  # as it was
     with pytest.raises(ConfigError, match=r"no option 'ore\.clustering\.margins'"):
         switched_one_by_one(config, {"ore": {"clustering": {"margins": 2}}})
+
+
+def test_the_same_schedule_from_several_backbones(tmp_path: Path) -> None:
+    for name, width in (("a", 0.0625), ("b", 0.0625), ("wide", 0.125)):
+        torch.save(ResNet(ArchOptions(width=width)).state_dict(), tmp_path / f"{name}.pth")
+    config = replace(RunConfig(), pretrain=None)
+    files = {name: tmp_path / f"{name}.pth" for name in ("a", "b", "wide")}
+    variants = from_backbones(config, {name: files[name] for name in ("a", "b")})
+    plans = {name: change(config) for name, change in variants.items()}
+    assert list(plans) == ["random", "a", "b"] and all(plan.pretrain is None for plan in plans.values())
+    assert plans["a"].model.weights == str(files["a"]) and plans["random"].model.weights is None
+    assert plans["random"].model.arch == ArchOptions(width=0.0625, stem_width=4)
+    for plan in plans.values():
+        assert replace(plan, model=config.model) == config  # nothing else differs
+    assert len({_training_of(plan) for plan in plans.values()}) == 3  # each is trained by itself
+    with pytest.raises(ConfigError, match="'a' and 'wide' are different networks"):
+        from_backbones(config, {"a": files["a"], "wide": files["wide"]})
+    with pytest.raises(ConfigError, match="named 'random'"):
+        from_backbones(config, {"random": files["a"]})
+    with pytest.raises(ConfigError, match="switch and backbones"):
+        run_ablation(config, tmp_path, seeds=[0], variants=[], jobs=1, console=Console(), switch={}, backbones=files)
 
 
 def test_training_is_shared_by_what_comes_after_it() -> None:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from ssl_backbones.probes import knn
 from ssl_backbones.probes.knn import knn_accuracy, knn_predict, majority_share
 
 
@@ -28,6 +29,19 @@ def test_by_hand() -> None:
     assert knn_predict(query, bank, labels, k=3, temperature=1.0).tolist() == [1]
     assert knn_predict(query, bank, labels, k=3, temperature=0.1).tolist() == [0]
     assert knn_predict(query, bank, labels, k=1, temperature=1.0).tolist() == [0]
+
+
+@pytest.mark.parametrize("leave_one_out", [False, True])
+def test_pieces_are_the_whole(leave_one_out: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = torch.randn(11, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(11) % 3
+
+    def predict() -> torch.Tensor:
+        return knn_predict(features, features, labels, k=3, temperature=0.1, leave_one_out=leave_one_out)
+
+    whole = predict()
+    monkeypatch.setattr(knn, "QUERIES", 4)
+    assert torch.equal(predict(), whole)
 
 
 def test_leave_one_out_never_asks_itself() -> None:
