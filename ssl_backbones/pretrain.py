@@ -1,57 +1,46 @@
-"""Self-supervised pretraining: the visible loop, its checkpoints, and the backbone with its card.
+"""Self-supervised pretraining: the visible loop.
 
 ``output/`` holds, when done, ``backbone.safetensors`` (torchvision's key names, no head) and ``card.json``; on the
-way there, ``checkpoints/``.
+way there, ``checkpoints/``. The loop is the same for one process and for several that ``torchrun`` starts: they share
+each batch, average their gradients, and so take the steps that one process would.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-import json
 import logging
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import safetensors.torch
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from rich.console import Console
+from torch import Tensor
 
-from openworld.errors import CheckpointError, ConfigError, DataError, NumericsError
-from openworld.runtime.checkpoint import newest_valid, save_checkpoint
-from openworld.runtime.files import sha256_of, write_atomic, write_json
+from openworld.errors import ConfigError, NumericsError
+from openworld.runtime.distributed import average_gradients, is_first, mean_over_ranks, on_first, rank, world_size
+from openworld.runtime.files import write_json
 from openworld.runtime.runlog import RunLog, progress_bar
-from openworld.runtime.seeding import rng_state, seed_everything, set_rng_state
+from openworld.runtime.seeding import seed_everything
+from ssl_backbones.captions import captions_of
+from ssl_backbones.card import PretrainResult, finished, write_backbone
+from ssl_backbones.checkpoints import Checkpoints
 from ssl_backbones.images import BatchPlan, ImagePool, eval_batches, labels_of, view_batches
-from ssl_backbones.method import Method
+from ssl_backbones.meters import CollapseMeter, watched
 from ssl_backbones.methods import METHODS
 from ssl_backbones.nets import ResNet
 from ssl_backbones.optim import build_optimizer, set_learning_rates
 from ssl_backbones.options import PretrainOptions
-from ssl_backbones.probes.knn import knn_accuracy, majority_share
-from ssl_backbones.views import RECIPES, ViewRecipe, evaluation_view, view_recipes
+from ssl_backbones.probes.labelled import LabelledCrops, LabelledSet, classes_of, from_crops, from_folder, from_pool
+from ssl_backbones.probes.table import Probes
+from ssl_backbones.ranks import mean_numbers, share_buffers, synchronise_batch_norm
+from ssl_backbones.views import ViewRecipe, view_recipes
 
 logger = logging.getLogger(__name__)
 
-LabelledCrops = tuple[Sequence[Tensor | np.ndarray[Any, Any]], Sequence[int | str]]
-"""Crops of objects, (3, H, W) uint8 tensors or (H, W, 3) uint8 arrays, RGB, and the label of each."""
-
-# What may change between a run and its resumption without changing the result.
-_FREE = ("checkpoint_every", "log_every", "workers", "images")
-
-
-@dataclass(frozen=True)
-class PretrainResult:
-    """``path`` of backbone.safetensors and the content of its card."""
-
-    path: Path
-    card: dict[str, Any]
+NEIGHBOURS = 5
+"""Nearest images of each query in neighbours.json."""
 
 
 def pretrain(
@@ -64,90 +53,133 @@ def pretrain(
     resume: bool = False,
     log: RunLog | None = None,
     labelled_crops: LabelledCrops | None = None,
+    neighbours_of: int = 0,
 ) -> PretrainResult:
     """Pretrain a backbone, without labels unless the method needs them: then they are the names of the folders.
 
-    A killed run that is resumed gives, on the CPU, the same weights bit for bit. A finished ``output`` of the same
-    options and seed is returned as it is.
+    A killed run that is resumed gives, on the CPU and with as many processes as before, the same weights bit for bit.
+    A finished ``output`` of the same options and seed is returned as it is. Collective: every process calls it.
 
     Args:
         image_paths: images, in an order that is the same at every call; broken ones are left out with a warning.
         output: folder for the backbone.
         resume: go on from the newest checkpoint in ``output``; otherwise what is there is replaced.
-        log: gets one ``step`` event every ``log_every`` steps.
-        labelled_crops: for the kNN probe of the card; the labels are never trained on.
+        log: gets one ``step`` event every ``log_every`` steps, a ``probe`` event every ``probe_every``, and a
+            ``collapse`` event when the features collapse.
+        labelled_crops: for the probes of the card, where the options name no labelled folder; never trained on.
+        neighbours_of: for so many images the nearest neighbours are written to ``neighbours.json``.
 
     Raises:
         DataError: fewer than two usable images, crops that are no images, no labels for a method that needs them.
         ConfigError: a method that needs labels, without a folder of images of its own; more views than it takes; more
-            clusters than images.
+            clusters than images; a batch that processes and micro-batches do not divide.
         CheckpointError: ``output`` holds something made with other options, or only damaged checkpoints.
         NumericsError: the loss is not finite; the weights were not touched by it.
     """
     output, device = Path(output), torch.device(device)
-    done = _finished(output, options, seed, resume)
+    done = on_first(lambda: finished(output, options, seed, resume=resume))
     if done is not None:
         return done
     recipes, size = _recipes(options), options.view_size
-    labels = _labels(options, image_paths) if METHODS[options.method].needs_labels else None
+    captions = captions_of(options, image_paths) if METHODS[options.method].needs_text else None
+    image_paths = list(captions.by_image) if captions else image_paths
+    labels = _labels(options, image_paths)
     pool = ImagePool(image_paths, side=2 * size, cache_megabytes=options.cache_megabytes, labels=labels)
-    plan = BatchPlan(len(pool), options.batch_size, seed)
+    plan = BatchPlan(
+        len(pool), options.batch_size, seed, accumulate=options.accumulate, rank=rank(), ranks=world_size()
+    )
     seed_everything(seed, "pretrain")
     method = METHODS[options.method](options)
     method.allocate(len(pool))
     method = method.to(device)
     method = method.to(memory_format=torch.channels_last) if options.channels_last else method
+    untrained = copy.deepcopy(method.backbone())
+    if options.sync_batch_norm:
+        synchronise_batch_norm(method)
     optimizer = build_optimizer(method.param_groups(options.weight_decay), options)
-    probe = _Probe(labelled_crops, options, device) if labelled_crops and len(labelled_crops[0]) > 1 else None
-    untrained = probe.accuracy(probe.with_statistics(method.backbone())) if probe else None
-    run = _Run(output / "checkpoints", options, seed, len(pool), method, optimizer, log)
+    log, meter = log if is_first() else None, CollapseMeter(judging=not method.needs_labels)
+    labelled = _labelled(options, pool, labelled_crops) if is_first() else None
+    probes = Probes(untrained, labelled, pool, options, seed, device) if is_first() else None
+    run = Checkpoints(output / "checkpoints", options, seed, len(pool), method, optimizer, meter, log)
     start = run.restore() if resume else run.clear()
-    batches = view_batches(
-        pool,
-        recipes,
-        size,
-        plan,
-        start=start,
-        stop=options.steps,
-        workers=options.workers,
-        local_size=options.local_view_size,
+    if probes and start == 0 and 0 < options.probe_every <= options.steps:
+        _log_probe(log, probes, 0, probes.control)
+    batches = iter(
+        view_batches(
+            pool,
+            recipes,
+            size,
+            plan,
+            start=start,
+            stop=options.steps,
+            workers=options.workers,
+            local_size=options.local_view_size,
+            captions=captions,
+            frames=options.curl.frames,
+            pin_memory=device.type == "cuda",
+        )
     )
     method.train()
-    with progress_bar(f"pretrain {options.method}", options.steps, done=start) as bar:
-        for step, batch in enumerate(batches, start):
+    console = None if is_first() else Console(quiet=True)
+    with progress_bar(f"pretrain {options.method}", options.steps, done=start, console=console) as bar:
+        for step in range(start, options.steps):
             if step % plan.steps_per_epoch == 0:
+                share_buffers(method)
                 method.before_epoch(
                     step // plan.steps_per_epoch, lambda: eval_batches(pool, recipes[0], size, plan.batch_size)
                 )
+                share_buffers(method)
             lr = set_learning_rates(optimizer, step, options)
+            logged = (step + 1) % options.log_every == 0
             method.before_step(step, options.steps)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.precision == "bf16"):
-                loss, numbers = method.loss(batch.to(device, channels_last=options.channels_last))
-            value = loss.item()
+            optimizer.zero_grad()
+            losses: list[Tensor] = []
+            numbers: list[dict[str, float]] = []
+            with watched(method.encoder, on=logged or step == 0) as features:
+                for batch in (next(batches) for _ in range(options.accumulate)):
+                    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.precision == "bf16"):
+                        loss, found = method.loss(batch.to(device, channels_last=options.channels_last))
+                    (loss / options.accumulate).backward()
+                    losses.append(loss.detach())
+                    numbers.append(found)
+            value = mean_over_ranks(torch.stack(losses).mean()).item()
             if not math.isfinite(value):
                 raise _not_finite(value, step, lr)
-            optimizer.zero_grad()
-            loss.backward()
+            average_gradients(method.parameters())
             method.after_backward(step, options.steps)
             optimizer.step()
             method.after_step(step, options.steps)
             bar.advance(loss=value)
-            if log and (step + 1) % options.log_every == 0:
-                log.append("step", stage="pretrain", step=step + 1, loss=value, lr=lr, **numbers)
+            if logged or step == 0:
+                measured = {**mean_numbers(numbers), **meter.measure(features)}
+                collapsed = meter.judge(step + 1, measured)
+                if log and logged:
+                    log.append("step", stage="pretrain", step=step + 1, loss=value, lr=lr, **measured)
+                if log and collapsed:
+                    log.append("collapse", stage="pretrain", step=step + 1, **meter.last)
+            if probes and options.probe_every and (step + 1) % options.probe_every == 0:
+                _log_probe(log, probes, step + 1, method.backbone().to(device))
             if (step + 1) % options.checkpoint_every == 0:
                 run.save(step + 1)
-    knn = None
-    if probe:
-        knn = probe.record(trained=probe.accuracy(method.backbone()), untrained=untrained)
-    result = _write(output, options, seed, len(pool), method.backbone(), knn)
-    shutil.rmtree(output / "checkpoints", ignore_errors=True)
-    return result
+
+    def finish() -> PretrainResult:
+        assert probes is not None
+        network = method.backbone().to(device)
+        measured = {**probes.tables(network), "collapse": meter.summary()}
+        if neighbours_of:
+            queries = probes.neighbours(network, neighbours_of, NEIGHBOURS)
+            write_json(output / "neighbours.json", {"queries": queries})
+        result = write_backbone(output, options, seed, len(pool), network, measured)
+        shutil.rmtree(output / "checkpoints", ignore_errors=True)
+        return result
+
+    return on_first(finish)
 
 
 def _recipes(options: PretrainOptions) -> tuple[ViewRecipe, ...]:
     """The recipes of an image's views: two, and small ones for the methods that take them."""
     recipes = view_recipes(options.views, options.local_views)
-    if len(recipes) > 2 and not METHODS[options.method].takes_small_views:
+    if any(recipe.local for recipe in recipes) and not METHODS[options.method].takes_small_views:
         raise ConfigError(
             f"views {options.views} makes {len(recipes)} views of an image, and {options.method} takes two",
             remedy="set local_views to 0, or choose other views",
@@ -155,172 +187,40 @@ def _recipes(options: PretrainOptions) -> tuple[ViewRecipe, ...]:
     return recipes
 
 
-def _labels(options: PretrainOptions, image_paths: Sequence[Path]) -> list[int]:
-    """The names of the folders, of a set that was named for it: a detector's training set gives away later classes."""
-    if options.images is None:
-        raise ConfigError(
-            f"{options.method} learns from labels, and the images that a detector trains on come without",
-            remedy="name a folder with one folder of images a class (images), or choose another method",
-        )
-    return labels_of(image_paths)
+def _labels(options: PretrainOptions, image_paths: Sequence[Path]) -> list[int] | None:
+    """The names of the folders, of a set that was named for it: a detector's training set gives away later classes.
 
-
-class _Run:
-    """Checkpoints of one pretraining: everything that the next step depends on."""
-
-    def __init__(
-        self,
-        folder: Path,
-        options: PretrainOptions,
-        seed: int,
-        images: int,
-        method: Method,
-        optimizer: Optimizer,
-        log: RunLog | None,
-    ) -> None:
-        self.folder, self.method, self.optimizer, self.log = folder, method, optimizer, log
-        self.identity = {**_identity(options), "seed": seed, "number of images": images}
-
-    def save(self, step: int) -> None:
-        state = {
-            "identity": json.dumps(self.identity),
-            "optimizer": self.optimizer.state_dict(),
-            "rng": rng_state(),
-            "log_offset": self.log.offset if self.log else None,
-        }
-        tensors = self.method.state_dict()
-        save_checkpoint(self.folder, f"pretrain-{step:07d}", position=step, tensors=tensors, state=state)
-
-    def restore(self) -> int:
-        """Take up the newest checkpoint; returns the steps done. Without one, begin."""
-        found = newest_valid(self.folder)
-        if found is None:
-            return self.clear()
-        there = {**_identity(PretrainOptions()), **json.loads(found.state["identity"])}
-        _must_agree(there, self.identity, found.path)
-        self.method.load_state_dict(found.tensors)
-        self.optimizer.load_state_dict(found.state["optimizer"])
-        set_rng_state(found.state["rng"])
-        if self.log and found.state["log_offset"] is not None:
-            self.log.truncate(found.state["log_offset"])
-        return found.position
-
-    def clear(self) -> int:
-        """Begin: nothing old in the way, and a checkpoint at step 0, so that the log has a place to go back to."""
-        for old in ("card.json", "backbone.safetensors"):
-            (self.folder.parent / old).unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.save(0)
-        return 0
-
-
-class _Probe:
-    """kNN over labelled crops, leave-one-out, on features before the projector."""
-
-    def __init__(self, crops: LabelledCrops, options: PretrainOptions, device: torch.device) -> None:
-        images, labels = crops
-        if len(images) != len(labels):
-            raise DataError(
-                f"{len(images)} crops but {len(labels)} labels", where="kNN probe", remedy="give one label a crop"
+    Where the method does not need them, they are for the probes alone, or None.
+    """
+    if METHODS[options.method].needs_labels:
+        if options.images is None:
+            raise ConfigError(
+                f"{options.method} learns from labels, and the images that a detector trains on come without",
+                remedy="name a folder with one folder of images a class (images), or choose another method",
             )
-        preprocess = RECIPES[options.views][0].preprocess()
-        views = [evaluation_view(_as_tensor(image), options.view_size, preprocess) for image in images]
-        self.views, self.options, self.device = torch.stack(views), options, device
-        names = sorted({str(label) for label in labels})
-        self.labels = torch.tensor([names.index(str(label)) for label in labels])
-
-    def accuracy(self, network: ResNet) -> float:
-        """Accuracy of the network in evaluation mode."""
-        features = self._features(network.eval())
-        network.train()
-        return knn_accuracy(features, self.labels, k=self.options.knn_k, temperature=self.options.knn_temperature)
-
-    def with_statistics(self, network: ResNet) -> ResNet:
-        """A copy whose batch norms have the crops' statistics: an untrained network has none of its own."""
-        network = copy.deepcopy(network).train()
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = None  # cumulative average
-        self._features(network)
-        return network
-
-    def record(self, *, trained: float, untrained: float | None) -> dict[str, Any]:
-        chance, k = majority_share(self.labels), min(self.options.knn_k, len(self.labels) - 1)
-        return {"trained": trained, "untrained": untrained, "chance": chance, "k": k, "samples": len(self.labels)}
-
-    @torch.no_grad()
-    def _features(self, network: ResNet) -> Tensor:
-        return torch.cat([network(part.to(self.device)).float().cpu() for part in self.views.split(64)])
-
-
-def _as_tensor(image: Tensor | np.ndarray[Any, Any]) -> Tensor:
-    tensor = image if isinstance(image, Tensor) else torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-    if tensor.dtype != torch.uint8 or tensor.ndim != 3 or tensor.shape[0] != 3 or 0 in tensor.shape:
-        raise DataError(
-            f"a crop is {tensor.dtype} of shape {tuple(tensor.shape)}",
-            where="kNN probe",
-            remedy="give (3, H, W) uint8 tensors or (H, W, 3) uint8 arrays with at least one pixel",
-        )
-    return tensor
-
-
-def _write(
-    output: Path, options: PretrainOptions, seed: int, images: int, network: ResNet, knn: dict[str, Any] | None
-) -> PretrainResult:
-    """Weights first, then the card that vouches for them."""
-    path = output / "backbone.safetensors"
-    tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
-    write_atomic(path, safetensors.torch.save(tensors, {"format": "pt"}))
-    card = {
-        "method": options.method,
-        "arch": dataclasses.asdict(options.arch),
-        "data": {
-            "images": images,
-            "source": options.images or "the training images",
-            "labels": "names of folders" if METHODS[options.method].needs_labels else None,
-        },
-        "steps": options.steps,
-        "seed": seed,
-        "preprocess": RECIPES[options.views][0].preprocess(),
-        "sha256": sha256_of(path),
-        "knn": knn,
-        "options": dataclasses.asdict(options),
-    }
-    write_json(output / "card.json", card)
-    return PretrainResult(path, card)
-
-
-def _finished(output: Path, options: PretrainOptions, seed: int, resume: bool) -> PretrainResult | None:
-    """The backbone that is already there, whole and made as asked for; None where there is none."""
-    path = output / "backbone.safetensors"
-    try:
-        card = json.loads((output / "card.json").read_text())
-        if card["sha256"] != sha256_of(path):
-            return None
-        there = {**_identity(PretrainOptions()), **card["options"], "seed": card["seed"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        return labels_of(image_paths)
+    if options.images is None or options.labelled is not None:
         return None
-    wanted = {**_identity(options), "seed": seed}
-    if not resume and any(there.get(key) != value for key, value in wanted.items()):
+    return None if classes_of(Path(options.images), image_paths) is None else labels_of(image_paths)
+
+
+def _labelled(options: PretrainOptions, pool: ImagePool, crops: LabelledCrops | None) -> LabelledSet | None:
+    """What the probes classify: the folder that the options name, or the crops, or the classes of the images."""
+    if options.labelled is not None:
+        side = 2 * options.view_size
+        return from_folder(Path(options.labelled), side=side, cache_megabytes=options.cache_megabytes)
+    if crops is not None:
+        return from_crops(crops)
+    if pool.labels is None or METHODS[options.method].needs_labels:
         return None
-    _must_agree(there, wanted, path)
-    logger.info("%s is finished already", path)
-    return PretrainResult(path, card)
+    return from_pool(pool, str(options.images))
 
 
-def _identity(options: PretrainOptions) -> dict[str, Any]:
-    """The options that the weights depend on."""
-    return {key: value for key, value in dataclasses.asdict(options).items() if key not in _FREE}
-
-
-def _must_agree(there: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
-    for key, value in wanted.items():
-        if there.get(key) != value:
-            raise CheckpointError(
-                f"was made with {key} {there.get(key)!r}, now it is {value!r}",
-                where=str(path),
-                remedy="choose another output folder, or start afresh without resuming",
-            )
+def _log_probe(log: RunLog | None, probes: Probes, step: int, network: ResNet) -> None:
+    """One ``probe`` event, of the network after ``step`` steps; of the control after none."""
+    accuracy = probes.online(network) if log else None
+    if log and accuracy is not None:
+        log.append("probe", stage="pretrain", step=step, knn=accuracy)
 
 
 def _not_finite(value: float, step: int, lr: float) -> NumericsError:

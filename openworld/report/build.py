@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from openworld.metrics.forgetting import forgetting
 from openworld.report import curves, plots
 from openworld.report.draw import NOT_TAUGHT_COLOUR, UNKNOWN_COLOUR
+from openworld.report.page import markup, render, text_of
 from openworld.report.pictures import LabelledImages, Panel, Picture, data_uri, pictures
+from openworld.report.profile import profile_section
 from openworld.report.run_folder import RunArtefacts, TaskArtefacts, flatten, mapping, number, read_run, sequence
 from openworld.runtime.files import write_atomic
 
@@ -71,20 +72,14 @@ def build_report(
         DataError: there is no such folder.
         ConfigError: its config.yaml is missing or is not a mapping.
     """
-    import jinja2
-
     artefacts = read_run(run)
     shown, unopened = pictures(
         artefacts, test, count=images, known_threshold=known_threshold, unknowns=unknowns_per_image
     )
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(resources.files("openworld.report").joinpath("template.html").read_text("utf-8"))
-    page = template.render(
+    page = render(
+        "template.html",
         title=str(artefacts.config.get("name") or artefacts.path.resolve().name),
         folder=artefacts.path.resolve().name,
-        palette=plots.PALETTE,
         swatches={"unknown": _css(UNKNOWN_COLOUR), "not_taught": _css(NOT_TAUGHT_COLOUR)},
         notes=artefacts.notes,
         warnings=_warnings(artefacts),
@@ -98,8 +93,8 @@ def build_report(
         unopened=unopened,
         energy=[_energy(task.number, task.energy) for task in artefacts.tasks if task.energy is not None],
         knn=_knn(artefacts.card),
-        card=[(key, _text(value)) for key, value in flatten(artefacts.card)] if artefacts.card else [],
-        losses=_safe(plots.loss_curves(artefacts.log)),
+        card=[(key, text_of(value)) for key, value in flatten(artefacts.card)] if artefacts.card else [],
+        losses=markup(plots.loss_curves(artefacts.log)),
         commands=_commands(artefacts),
     )
     target = artefacts.path / "report.html"
@@ -231,7 +226,7 @@ def _results(run: RunArtefacts) -> dict[str, Any]:
                 "hits": [(key, _count(value), 100 * (value or 0) / total) for key, value in hits.items()]
                 if total
                 else [],
-                "counts": [(key, _text(value)) for key, value in flatten(mapping(found.get("counts")))],
+                "counts": [(key, text_of(value)) for key, value in flatten(mapping(found.get("counts")))],
             }
         )
     scored = [(task.number, task.metrics) for task in run.tasks if task.metrics is not None]
@@ -240,10 +235,10 @@ def _results(run: RunArtefacts) -> dict[str, Any]:
         "rows": rows,
         "uses_unknown_labels": any(found.get("uses_unknown_labels") for _, found in scored),
         "protocols": _protocols(contents),
-        "figure": _safe(plots.results_by_task(scored)),
-        "precision_recall": _safe(curves.precision_recall(contents)),
-        "unknown_recall": _safe(curves.unknown_recall(contents)),
-        "wilderness_impact": _safe(curves.wilderness_impact(contents)),
+        "figure": markup(plots.results_by_task(scored)),
+        "precision_recall": markup(curves.precision_recall(contents)),
+        "unknown_recall": markup(curves.unknown_recall(contents)),
+        "wilderness_impact": markup(curves.wilderness_impact(contents)),
         "lacking": _lacking(scored),
         "hits": any(row.get("hits") for row in rows),
         "below": any(row.get("below") for row in rows),
@@ -336,8 +331,8 @@ def _forgetting(run: RunArtefacts) -> dict[str, Any]:
         "measured": _measured_forgetting(scored),
         "protocols": _protocols([task.metrics for task in scored]),
         "losers": [(name, f"{-100 * change:.1f}") for change, name in losers[:3]],
-        "figure": _safe(plots.forgetting_lines(groups, tasks)),
-        "heatmap": _safe(plots.class_heatmap(values, taught, tasks)),
+        "figure": markup(plots.forgetting_lines(groups, tasks)),
+        "heatmap": markup(plots.class_heatmap(values, taught, tasks)),
     }
 
 
@@ -363,17 +358,18 @@ def _what_was_run(run: RunArtefacts) -> dict[str, Any]:
                 {
                     "task": task.number,
                     "images": len(sequence(task.exemplars.get("images"))),
-                    "per_class": _text(task.exemplars.get("per_class")),
-                    "strategy": _text(task.exemplars.get("strategy")),
+                    "per_class": text_of(task.exemplars.get("per_class")),
+                    "strategy": text_of(task.exemplars.get("strategy")),
                     "instances": ", ".join(f"{name} {_count(count)}" for name, count in instances.items()),
                 }
             )
     return {
-        "config": [(key, _text(value)) for key, value in flatten(run.config)],
-        "environment": [(key, _text(value)) for key, value in flatten(run.environment)] if run.environment else [],
+        "config": [(key, text_of(value)) for key, value in flatten(run.config)],
+        "environment": [(key, text_of(value)) for key, value in flatten(run.environment)] if run.environment else [],
         "data": data,
         "exemplars": exemplars,
         "times": _times(run.log),
+        "profile": profile_section(run.profile),
     }
 
 
@@ -468,10 +464,10 @@ def _energy(task: int, energy: Mapping[str, Any]) -> dict[str, Any]:
         "told": bool(energy.get("uses_unknown_labels")),
         "notes": [str(note) for note in sequence(energy.get("notes"))],
         "task": task,
-        "status": _text(energy.get("status")),
+        "status": text_of(energy.get("status")),
         "reason": None if energy.get("reason") is None else str(energy["reason"]),
         "fits": fits,
-        "figure": _safe(plots.energy_histogram(energy, task)),
+        "figure": markup(plots.energy_histogram(energy, task)),
     }
 
 
@@ -487,7 +483,7 @@ def _knn(card: Mapping[str, Any] | None) -> dict[str, Any]:
             if gain > 0
             else f"Pretraining added nothing: the untrained network is {-gain:.1f} points ahead."
         )
-    return {"figure": _safe(plots.knn_bars(found)), "reading": reading}
+    return {"figure": markup(plots.knn_bars(found)), "reading": reading}
 
 
 def _picture(picture: Picture) -> dict[str, Any]:
@@ -545,13 +541,6 @@ def _commands(run: RunArtefacts) -> list[dict[str, str]]:
     ]
 
 
-def _safe(svg: str | None) -> Any:
-    """Mark a figure as markup. Texts inside were escaped when the SVG was written."""
-    from markupsafe import Markup
-
-    return None if svg is None else Markup(svg)
-
-
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
@@ -580,18 +569,6 @@ def _forgotten(value: float | None) -> str:
 def _count(value: Any) -> str:
     found = number(value)
     return "–" if found is None else f"{found:,.0f}"
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_text, value)) + "]"
-    return str(value)
 
 
 def _duration(seconds: float) -> str:

@@ -103,10 +103,10 @@ def loss_curves(log: Sequence[Mapping[str, Any]]) -> str | None:
             steps = np.array([number(entry.get("step")) for entry in entries], dtype=np.float64)
             parts = {name: None for entry in entries for name in mapping(entry.get("losses"))}
             for name in parts if len(parts) > 1 else ():
-                values = _numbers(mapping(entry.get("losses")).get(name) for entry in entries)
-                (used[name],) = axes.plot(*_binned(steps, values), color=_loss_colour(name), linewidth=1.0, alpha=0.85)
-            total = _numbers(entry.get("loss") for entry in entries)
-            (used["total"],) = axes.plot(*_binned(steps, total), color=PALETTE["ink"], linewidth=1.7)
+                values = numbers(mapping(entry.get("losses")).get(name) for entry in entries)
+                (used[name],) = axes.plot(*binned(steps, values), color=_loss_colour(name), linewidth=1.0, alpha=0.85)
+            total = numbers(entry.get("loss") for entry in entries)
+            (used["total"],) = axes.plot(*binned(steps, total), color=PALETTE["ink"], linewidth=1.7)
             axes.set_title(_phase_name(stage, task))
             axes.set_xlabel("step")
             top = np.nanmax(total) if np.isfinite(total).any() else 1.0
@@ -441,7 +441,7 @@ def _bars(axes: Axes, values: Sequence[float | None], colour: str, offset: float
         )
 
 
-def _binned(
+def binned(
     steps: npt.NDArray[np.float64], values: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Means of at most ``_POINTS`` consecutive chunks; a chunk without a finite value is a gap."""
@@ -452,7 +452,7 @@ def _binned(
     return np.array([chunk.mean() for chunk, _ in pairs]), np.array(means)
 
 
-def _numbers(values: Any) -> npt.NDArray[np.float64]:
+def numbers(values: Any) -> npt.NDArray[np.float64]:
     """(N,) float64; what is not a finite number is NaN."""
     return np.array([math.nan if (found := number(value)) is None else found for value in values], dtype=np.float64)
 

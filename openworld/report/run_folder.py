@@ -33,6 +33,7 @@ class RunArtefacts:
         path: the folder.
         config: config.yaml, always there.
         environment, data, card: env.json, data.json and backbone/card.json, or None.
+        profile: profile.json, which only a run with ``--profile`` has.
         log: lines of metrics.jsonl, [] without it.
         tasks: in rising order of their number.
         notes: one sentence for every artefact that is missing or cannot be read.
@@ -42,6 +43,7 @@ class RunArtefacts:
     config: dict[str, Any]
     environment: dict[str, Any] | None
     data: dict[str, Any] | None
+    profile: dict[str, Any] | None
     card: dict[str, Any] | None
     log: list[dict[str, Any]]
     tasks: tuple[TaskArtefacts, ...]
@@ -85,12 +87,15 @@ def read_run(path: Path) -> RunArtefacts:
     notes: list[str] = []
 
     def read(name: str, what: str) -> dict[str, Any] | None:
-        return _read_json(path / name, name, what, notes)
+        return read_json(path / name, name, what, notes)
 
     environment = read("env.json", "the environment of the run is not known")
     data = read("data.json", "what was repaired in the data is not known")
+    profile = None
+    if (path / "profile.json").exists():
+        profile = read("profile.json", "where the time of a step went is not shown")
     card = read("backbone/card.json", "no backbone was pretrained in this run, or its card is gone")
-    log = _read_log(path / "metrics.jsonl", notes)
+    log = read_log(path / "metrics.jsonl", notes)
     numbers = sorted(
         int(match[1])
         for child in path.iterdir()
@@ -108,7 +113,7 @@ def read_run(path: Path) -> RunArtefacts:
         )
         for number in numbers
     )
-    return RunArtefacts(path, config, environment, data, card, log, tasks, tuple(notes))
+    return RunArtefacts(path, config, environment, data, profile, card, log, tasks, tuple(notes))
 
 
 def number(value: Any) -> float | None:
@@ -137,7 +142,8 @@ def flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return [(prefix, tree)] if prefix else []
 
 
-def _read_json(path: Path, name: str, what: str, notes: list[str]) -> dict[str, Any] | None:
+def read_json(path: Path, name: str, what: str, notes: list[str]) -> dict[str, Any] | None:
+    """The object in a JSON file, or None and a note that says ``what`` is missing for want of the file ``name``."""
     return _noted(path, name, what, notes, lambda text: _as_mapping(json.loads(text)))
 
 
@@ -147,7 +153,9 @@ def _as_mapping(content: Any) -> dict[str, Any]:
     return content
 
 
-def _read_log(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+def read_log(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; none, and a note, where it is missing."""
+
     def parse(text: str) -> dict[str, Any]:
         entries = []
         for line in text.splitlines():

@@ -13,9 +13,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from openworld.runtime import distributed
+
 
 class RunLog:
-    """Appends to ``metrics.jsonl``. Its ``offset`` goes into checkpoints, so that a resumed run has no line twice."""
+    """Appends to ``metrics.jsonl``. Its ``offset`` goes into checkpoints, so that a resumed run has no line twice.
+
+    With several processes the first one writes, and the others nothing.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -24,6 +29,8 @@ class RunLog:
 
     def append(self, event: str, **fields: Any) -> None:
         """Write one line. Numbers that are not finite are written as null."""
+        if not distributed.is_first():
+            return
         line = json.dumps({"event": event, **{key: _finite(value) for key, value in fields.items()}}, allow_nan=False)
         with open(self.path, "a", encoding="utf-8") as stream:
             stream.write(line + "\n")
@@ -35,7 +42,7 @@ class RunLog:
 
     def truncate(self, offset: int) -> None:
         """Forget what was logged after ``offset`` (work that a killed run did after its last checkpoint)."""
-        if self.offset > offset:
+        if distributed.is_first() and self.offset > offset:
             os.truncate(self.path, offset)
 
     def offset_of_task(self, task: int) -> int:
@@ -74,20 +81,23 @@ def _finite(value: Any) -> Any:
 
 
 class StepBar:
-    """Handle of one progress bar: ``advance(loss=0.71)`` moves it one step and shows the numbers."""
+    """Handle of one progress bar: ``advance(loss=0.71)`` moves it one step, or some, and shows the numbers."""
 
     def __init__(self, progress: Progress, bar: Any) -> None:
         self._progress, self._bar = progress, bar
 
-    def advance(self, **numbers: float) -> None:
+    def advance(self, steps: int = 1, /, **numbers: float) -> None:
         text = "  ".join(f"{name} {value:.3f}" for name, value in numbers.items())
-        self._progress.update(self._bar, advance=1, numbers=text)
+        self._progress.update(self._bar, advance=steps, numbers=text)
 
 
 @contextmanager
 def progress_bar(description: str, total: int, *, done: int = 0, console: Console | None = None) -> Iterator[StepBar]:
-    """A bar with count, elapsed time and ETA. On a console that is no terminal, one line at the end."""
-    console = console or Console(stderr=True)
+    """A bar with count, elapsed time and ETA. On a console that is no terminal, one line at the end.
+
+    With several processes the first one shows it.
+    """
+    console = console or Console(stderr=True, quiet=not distributed.is_first())
     with Progress(
         TextColumn("[bold]{task.description:<16}"),
         BarColumn(bar_width=10),

@@ -67,18 +67,25 @@ class Killed(Exception):
     """Stands for the power cut."""
 
 
-RESUMED_ELSEWHERE = {"pcl_v1", "pcl_v2", "nnclr", "swav", "deepcluster_v2", "dino"}  # test_resume_prototypes.py
+RESUMED_HERE = ("simclr", "moco_v1", "moco_v2", "moco_v3", "byol", "simsiam", "barlow_twins", "sup_con")
 
 
 @pytest.mark.parametrize(
     ("name", "kill_at"),
-    [("simclr", 1), ("moco_v2", 1), *((name, 4) for name in METHODS if name not in RESUMED_ELSEWHERE)],
+    [("simclr", 1), ("moco_v2", 1), *((name, 4) for name in RESUMED_HERE)],
 )
 def test_resume_is_exact(
     name: str, kill_at: int, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.set_num_threads(1)
-    chosen = options(method=name, views=name if name in RECIPES else "moco_v2", shuffle_groups=2, images="photos")
+    chosen = options(
+        method=name,
+        views=name if name in RECIPES else "moco_v2",
+        shuffle_groups=1 if kill_at == 1 else 2,  # groups of two images at least
+        images="photos",
+        accumulate=2 if kill_at == 1 else 1,
+        probe_every=2,
+    )
     whole_log, log = RunLog(tmp_path / "whole.jsonl"), RunLog(tmp_path / "metrics.jsonl")
     for each in (whole_log, log):
         each.append("phase", stage="world", task=None, seconds=1.0)
@@ -113,14 +120,18 @@ def test_backbone_and_card(paths: list[Path], tmp_path: Path) -> None:
     assert card["sha256"] == sha256_of(result.path)
     assert card["arch"] == dataclasses.asdict(ArchOptions(width=0.125))
     knn = card["knn"]
-    assert (knn["chance"], knn["k"], knn["samples"]) == (5 / 8, 3, 8)
+    assert (knn["chance"], knn["k"], knn["samples"], knn["leave_one_out"]) == (5 / 8, 3, 8, True)
+    linear = card["linear"]  # the fifth red one alone is held out
+    assert (linear["train_samples"], linear["test_samples"], linear["chance"]) == (7, 1, 1)
+    assert card["alignment"]["samples"] == 9 and card["alignment"]["trained"] != card["alignment"]["untrained"]
+    assert card["collapse"]["collapsed_at"] is None
     assert 0 <= knn["trained"] <= 1
     assert knn["untrained"] > knn["chance"]  # red and blue part without training
     tensors = safetensors.torch.load_file(result.path)
     ResNet(ArchOptions(**card["arch"])).load_state_dict(tensors)
     steps = log.read()
     assert [entry["step"] for entry in steps] == [1, 2, 3, 4, 5]
-    assert set(steps[0]) == {"event", "stage", "step", "loss", "lr", "spread"}
+    assert set(steps[0]) == {"event", "stage", "step", "loss", "lr", "spread", "feature_std", "effective_rank"}
     assert steps[0]["loss"] == pytest.approx(np.log(7), abs=2)
 
 
@@ -213,7 +224,66 @@ def test_labels_are_the_folders(paths: list[Path], tmp_path: Path, monkeypatch: 
 
 
 def test_no_steps_is_the_untrained_network(paths: list[Path], tmp_path: Path) -> None:
-    assert pretrain(options(steps=0), paths, tmp_path, seed=0).card["knn"] is None
+    card = pretrain(options(steps=0), paths, tmp_path, seed=0).card
+    assert card["knn"] is card["linear"] is None
+    assert card["collapse"] == {"collapsed_at": None, "first_rank": None}
+
+
+def test_gradients_of_micro_batches_are_averaged(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss that is a mean over images, without batch norm: two micro-batches are one batch."""
+
+    def loss(self: SimCLR, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        return self.encoder(batch.views[0]).square().sum(dim=1).mean(), {"images": float(len(batch.index))}
+
+    monkeypatch.setattr(SimCLR, "loss", loss)
+    found, sizes = [], []
+    for accumulate in (1, 2):
+        log = RunLog(tmp_path / f"{accumulate}.jsonl")
+        chosen = options(accumulate=accumulate, steps=3, lr=1e-4)
+        chosen.arch = ArchOptions(width=0.125, norm="frozen")
+        result = pretrain(chosen, paths, tmp_path / str(accumulate), seed=0, log=log)
+        found.append(safetensors.torch.load_file(result.path))
+        sizes.append([entry["images"] for entry in log.read()])
+    assert sizes == [[4, 4, 4], [2, 2, 2]]
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ConfigError, match="batch_size is 4 of 9 images, for 1 processes with 3 micro-batches"):
+        pretrain(options(accumulate=3), paths, tmp_path / "three", seed=0)
+
+
+def test_collapse_is_in_the_log_and_on_the_card(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loss(self: SimCLR, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        return self.encoder(batch.views[0]).sum() * 0, {"spread": 0.0}
+
+    monkeypatch.setattr(SimCLR, "loss", loss)
+    log = RunLog(tmp_path / "metrics.jsonl")
+    card = pretrain(options(), paths, tmp_path / "b", seed=0, log=log).card
+    assert [entry["step"] for entry in log.read() if entry["event"] == "collapse"] == [3]
+    assert card["collapse"]["collapsed_at"] == 3
+
+
+def test_classes_of_the_images_are_probed(paths: list[Path], tmp_path: Path) -> None:
+    """Folders a (5 images) and b (4): the fifth of a is held out. Neighbours are other images of the set."""
+    log = RunLog(tmp_path / "metrics.jsonl")
+    chosen = options(images=str(paths[0].parents[1]), probe_every=2)
+    card = pretrain(chosen, paths, tmp_path / "b", seed=0, log=log, neighbours_of=2).card
+    assert (card["knn"]["samples"], card["knn"]["test_samples"], card["knn"]["chance"]) == (8, 1, 1)
+    assert card["knn"]["source"] == chosen.images and card["linear"]["test_samples"] == 1
+    assert [entry["step"] for entry in log.read() if entry["event"] == "probe"] == [0, 2, 4]
+    queries = json.loads((tmp_path / "b" / "neighbours.json").read_text())["queries"]
+    assert len(queries) == 2
+    for query in queries:
+        for side in ("trained", "untrained"):
+            near = [entry["image"] for entry in query[side]]
+            assert len(set(near)) == 5 and query["image"] not in near and set(near) <= {str(path) for path in paths}
+    taught = pretrain(options(method="sup_con", images=chosen.images), paths, tmp_path / "taught", seed=0).card
+    assert taught["knn"] is None  # it has learned from these labels
+    apart = options(method="sup_con", images=chosen.images, labelled=chosen.images, steps=0)
+    assert pretrain(apart, paths, tmp_path / "apart", seed=0).card["knn"]["samples"] == 8
 
 
 def test_crops_that_are_no_images(paths: list[Path], tmp_path: Path) -> None:

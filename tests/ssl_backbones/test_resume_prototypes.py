@@ -1,4 +1,4 @@
-"""PCL, NNCLR, SwAV, DeepCluster-v2 and DINO killed anywhere and resumed: the same weights, bit for bit."""
+"""Methods with prototypes, neighbours, banks or patches, killed anywhere and resumed: the same weights, bit for bit."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ from ssl_backbones.method import Method
 from ssl_backbones.methods import METHODS
 from ssl_backbones.options import (
     ArchOptions,
+    CmcOptions,
+    CpcOptions,
     DeepClusterV2Options,
     DinoOptions,
+    InstDiscOptions,
     NnclrOptions,
     PclOptions,
+    PirlOptions,
     PretrainOptions,
+    SelaV2Options,
     SwavOptions,
 )
 from ssl_backbones.pretrain import pretrain
@@ -41,7 +46,12 @@ SMALL: dict[str, Any] = {
     "nnclr": NnclrOptions(hidden_dim=16),
     "swav": SwavOptions(prototypes=4, frozen_steps=2, queue_length=4, queue_start=1),
     "deepcluster_v2": DeepClusterV2Options(clusters=[2, 3, 4], iterations=3),
+    "sela_v2": SelaV2Options(clusters=[2, 3, 4]),
     "dino": DinoOptions(outputs=12, frozen_steps=2, teacher_temperature_start=0.03, teacher_temperature_warmup=5),
+    "instdisc": InstDiscOptions(negatives=4),
+    "cmc": CmcOptions(negatives=4),
+    "pirl": PirlOptions(negatives=4),
+    "cpc": CpcOptions(context_dim=8, steps=2),
 }
 
 
@@ -85,7 +95,10 @@ def watched(name: str, patch: pytest.MonkeyPatch, *, kill_at: int | None = None)
     return seen
 
 
-@pytest.mark.parametrize("name", ["pcl_v1", "pcl_v2", "nnclr", "swav", "deepcluster_v2", "dino"])
+@pytest.mark.parametrize(
+    "name",
+    ["pcl_v1", "pcl_v2", "nnclr", "swav", "deepcluster_v2", "sela_v2", "dino", "instdisc", "cmc", "pirl", "cpc"],
+)
 def test_resume_is_exact_within_an_epoch_and_across_its_end(
     name: str, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,48 @@
+"""Pages from the templates of this package."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+from openworld.report.plots import PALETTE
+
+
+def render(template: str, **values: Any) -> str:
+    """The text of a page. Whatever a template includes (``style.html``) lies beside it; values are escaped.
+
+    Args:
+        template: name of the file.
+        values: what the template names; ``palette`` is given.
+    """
+    import jinja2
+
+    folder = resources.files("openworld.report")
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text("utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(palette=PALETTE, **values)
+
+
+def markup(svg: str | None) -> Any:
+    """Mark a figure as markup. Texts inside were escaped when the SVG was written."""
+    from markupsafe import Markup
+
+    return None if svg is None else Markup(svg)
+
+
+def text_of(value: Any) -> str:
+    """A value of a JSON file as a reader sees it."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(text_of, value)) + "]"
+    return str(value)

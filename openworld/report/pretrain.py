@@ -1,0 +1,197 @@
+"""One HTML page of a pretraining, from the files in its folder alone: card.json, metrics.jsonl, neighbours.json.
+
+The page is self-contained like that of a run. Whatever file is missing is said in its place.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageOps
+
+from openworld.errors import DataError
+from openworld.report import plots
+from openworld.report.page import markup, render, text_of
+from openworld.report.pictures import data_uri
+from openworld.report.plots import PALETTE
+from openworld.report.run_folder import flatten, mapping, number, read_json, read_log, sequence
+from openworld.runtime.files import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+THUMB_PX = 88
+"""Side of a picture on the page."""
+
+_PANELS = (
+    ("step", "loss", "Loss", "ink", 1.0),
+    ("step", "lr", "Learning rate", "muted", 1.0),
+    ("probe", "knn", "kNN accuracy, %", "current", 100.0),
+    ("step", "feature_std", "Spread of the features", "known", 1.0),
+    ("step", "effective_rank", "Effective rank of the features", "previous", 1.0),
+    ("step", "spread", "Spread of the method's outputs", "ochre", 1.0),
+)
+"""Event and entry of metrics.jsonl, the title of its panel, its colour, its scale."""
+
+
+def build_pretrain_report(folder: Path) -> Path:
+    """Write ``report.html`` into the folder of a pretraining.
+
+    Raises:
+        DataError: the folder holds no card.json.
+    """
+    notes: list[str] = []
+    card = read_json(folder / "card.json", "card.json", "what was trained is not known", notes)
+    if card is None:
+        raise DataError("holds no finished pretraining", where=str(folder), remedy="finish it first, with --resume")
+    found = read_json(folder / "neighbours.json", "neighbours.json", "nearest neighbours are not shown", notes)
+    log = read_log(folder / "metrics.jsonl", notes)
+    facts = {key: value for key, value in card.items() if key not in ("options", "knn", "linear", "alignment")}
+    page = render(
+        "pretrain.html",
+        title=folder.resolve().name,
+        sentence=_sentence(card),
+        collapse=_collapse(mapping(card.get("collapse"))),
+        curves=markup(training_curves(log)),
+        probes=probe_rows(card),
+        probe_note=_probe_note(mapping(card.get("knn"))),
+        neighbours=_neighbours(sequence(mapping(found).get("queries")), notes),
+        facts=[(key, text_of(value)) for key, value in flatten(facts)],
+        options=[(key, text_of(value)) for key, value in flatten(mapping(card.get("options")))],
+        notes=notes,
+        command=f"openworld report {shlex.quote(str(folder))}",
+    )
+    write_atomic(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def probe_rows(card: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Each probe that the card knows, and as text: the trained network, the untrained one, chance."""
+    knn, linear, alignment = (mapping(card.get(name)) for name in ("knn", "linear", "alignment"))
+    rows = []
+    if knn:
+        cells = [_percent(knn.get(key)) for key in ("trained", "untrained", "chance")]
+        rows.append((f"kNN, k = {text_of(knn.get('k'))}: top-1, %", cells))
+    for key, name in (("top1", "linear, closed form: top-1, %"), ("top5", "linear, closed form: top-5, %")):
+        if linear:
+            cells = [_percent(mapping(linear.get(which)).get(key)) for which in ("trained", "untrained")]
+            rows.append((name, [*cells, _percent(linear.get("chance")) if key == "top1" else "–"]))
+    for key, name in (("alignment", "alignment (0 is best)"), ("uniformity", "uniformity (lower is better)")):
+        if alignment:
+            cells = [_decimal(mapping(alignment.get(which)).get(key)) for which in ("trained", "untrained")]
+            rows.append((name, [*cells, "–"]))
+    return rows
+
+
+def training_curves(log: Sequence[Mapping[str, Any]]) -> str | None:
+    """Loss, learning rate, collapse meters and the probe over the steps; None for a log without any."""
+    panels = []
+    for event, key, title, colour, scale in _PANELS:
+        points = [entry for entry in log if entry.get("event") == event and number(entry.get(key)) is not None]
+        if points:
+            steps, values = (plots.numbers(entry.get(name) for entry in points) for name in ("step", key))
+            panels.append((title, colour, steps, scale * values))
+    if not panels:
+        return None
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+
+    def draw(figure: Figure) -> None:
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes, (title, colour, steps, values) in zip(grid.flat, panels, strict=False):
+            few = len(steps) <= 30
+            axes.plot(
+                *plots.binned(steps, values),
+                color=PALETTE[colour],
+                linewidth=1.6,
+                marker="o" if few else None,
+                markersize=3,
+            )
+            axes.set_title(title)
+            axes.set_xlabel("step")
+            axes.set_ylim(bottom=min(0.0, 1.06 * float(values.min())), top=1.06 * max(float(values.max()), 1e-12))
+            axes.margins(x=0.02)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+
+    return plots.svg("pretraining", draw, 9.0, 0.3 + 2.1 * rows)
+
+
+def _sentence(card: Mapping[str, Any]) -> str:
+    arch, data, knn = mapping(card.get("arch")), mapping(card.get("data")), mapping(card.get("knn"))
+    trained, untrained = number(knn.get("trained")), number(knn.get("untrained"))
+    text = (
+        f"{card.get('method')} trained a {arch.get('arch')} of width {text_of(arch.get('width'))} for "
+        f"{text_of(card.get('steps'))} steps on {text_of(data.get('images'))} images"
+    )
+    if trained is None or untrained is None:
+        return f"{text}. No labelled images were given, so no classifier says what it learned."
+    return (
+        f"{text}. Its nearest neighbours name {100 * trained:.1f}\u00a0% of labelled images right; those of the same "
+        f"network before training {100 * untrained:.1f}\u00a0%."
+    )
+
+
+def _collapse(collapse: Mapping[str, Any]) -> str | None:
+    if collapse.get("collapsed_at") is None:
+        return None
+    return (
+        f"The features collapsed at step {collapse['collapsed_at']}: images looked alike to the network. At the end "
+        f"their spread is {_decimal(collapse.get('feature_std'))} and their effective rank "
+        f"{_decimal(collapse.get('effective_rank'))}, which was {_decimal(collapse.get('first_rank'))} at first."
+    )
+
+
+def _probe_note(knn: Mapping[str, Any]) -> str:
+    if not knn:
+        return "No labelled images were given: only alignment and uniformity, which need no labels, are measured."
+    asked = (
+        f"each of {text_of(knn.get('samples'))} images is asked about all others"
+        if knn.get("leave_one_out")
+        else f"{text_of(knn.get('test_samples'))} held-out images are asked about {text_of(knn.get('samples'))} others"
+    )
+    return (
+        f"Classifiers on frozen features of {text_of(knn.get('classes'))} classes ({text_of(knn.get('source'))}); "
+        f"kNN: {asked}."
+    )
+
+
+def _neighbours(queries: Sequence[Any], notes: list[str]) -> list[dict[str, Any]]:
+    """Pictures of each query and, by both networks, of its neighbours; a query that cannot be opened is left out."""
+    shown = []
+    for query in map(mapping, queries):
+        picture = _thumb(query.get("image"))
+        if picture is None:
+            notes.append(f"{query.get('image')} cannot be opened: it and its neighbours are not shown.")
+            continue
+        sides = {
+            which: [
+                {"picture": _thumb(found.get("image")), "similarity": _decimal(found.get("similarity"))}
+                for found in map(mapping, sequence(query.get(which)))
+            ]
+            for which in ("trained", "untrained")
+        }
+        shown.append({"name": Path(str(query.get("image"))).name, "picture": picture, **sides})
+    return shown
+
+
+def _thumb(path: Any) -> str | None:
+    """A square picture as a ``data:`` address; None where the file is no image."""
+    try:
+        with Image.open(str(path)) as opened:
+            return data_uri(ImageOps.fit(opened.convert("RGB"), (THUMB_PX, THUMB_PX)))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def _percent(value: Any) -> str:
+    found = number(value)
+    return "–" if found is None else f"{100 * found:.1f}"
+
+
+def _decimal(value: Any) -> str:
+    found = number(value)
+    return "–" if found is None else f"{found:.2f}".replace("-", "−")
