@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.ops import FeaturePyramidNetwork
 
+from openworld.engines.frozen_norm import fold_frozen_norms
 from openworld.engines.options import ModelOptions
 from openworld.engines.roi_align import RoIAlign
 from ssl_backbones.nets import ResNet
@@ -83,9 +84,11 @@ class C4Features(nn.Module):
 
 
 def build_features(body: ResNet, options: ModelOptions) -> FpnFeatures | C4Features:
-    """The form that ``options.neck`` names, with the first ``freeze_stages`` stages frozen."""
-    stages = [("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",)]
-    for names in stages[: options.freeze_stages]:
+    """The form that ``options.neck`` names, with the first ``freeze_stages`` stages frozen, and frozen norms folded."""
+    stages = [f"layer{number}" for number in range(1, 5)]
+    stem = [name for name, _ in body.named_children() if name not in stages]
+    for names in [stem, *([stage] for stage in stages)][: options.freeze_stages]:
         for name in names:
             body.get_submodule(name).requires_grad_(False)
+    fold_frozen_norms(body)
     return FpnFeatures(body, options) if options.neck == "fpn" else C4Features(body, options)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -19,10 +19,25 @@ Decide = Callable[[Tensor, Tensor, Tensor], Decision]
 
 
 class Engine(Protocol):
-    """A two-stage detector whose regions can be seen."""
+    """A two-stage detector whose regions can be seen. Every engine is a ``torch.nn.Module``."""
 
-    labels: LabelSpace
-    feature_dim: int
+    training: bool
+
+    @property
+    def labels(self) -> LabelSpace:
+        """Of the current task."""
+
+    @property
+    def feature_dim(self) -> int:
+        """D of the regions' features."""
+
+    @property
+    def pixel_mean(self) -> Tensor:
+        """(3, 1, 1) float32, subtracted from RGB in [0, 1]; a buffer."""
+
+    @property
+    def pixel_std(self) -> Tensor:
+        """(3, 1, 1) float32, which the difference is divided by; a buffer."""
 
     @property
     def backbone(self) -> nn.Module:
@@ -54,3 +69,18 @@ class Engine(Protocol):
 
         A head of the growing layout gets rows for the new classes; in a fixed head nothing moves.
         """
+
+    def load_backbone(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy the weights of the ResNet, by torchvision's names; the first convolution reads RGB."""
+
+    def backbone_stages(self, image: Tensor) -> dict[str, Tensor]:
+        """An image (3, H, W) float32 in [0, 1], RGB → ``c2``…``c5`` (1, C, h, w) after the engine's preprocessing."""
+
+    def parts(self) -> list[tuple[str, nn.Module]]:
+        """What a profile tells apart in a forward pass, by name; a module within another counts for itself."""
+
+    def train(self, mode: bool = True) -> Any:
+        """See ``torch.nn.Module``."""
+
+    def eval(self) -> Any:
+        """See ``torch.nn.Module``."""

@@ -127,6 +127,9 @@ class RoiOptions:
 class ModelOptions:
     """A Faster R-CNN whose head has rows for known classes, unknown and background (:mod:`openworld.labels`)."""
 
+    engine: Literal["torchvision", "detectron2"] = "torchvision"
+    """Whose parts the network is made of. ``detectron2`` must be installed from its repository (docs/detectron2.md);
+    with the same weights both compute the same."""
     weights: str | None = None
     """Backbone to start from: a file that `openworld pretrain` wrote, or any checkpoint that `ssl_backbones.handover`
     reads. None: random."""
@@ -142,6 +145,9 @@ class ModelOptions:
     """Channels of every pyramid level (the papers: 256)."""
     norm: Literal["batch", "frozen"] = "batch"
     """BatchNorm of the backbone: trained on, or frozen in statistics and affine (for ImageNet-scale weights)."""
+    synchronise_norm: bool = True
+    """With several processes and ``norm: batch``: BatchNorm's statistics are those of the joined batch, as in one
+    process. Off: each process has those of its share, which saves two messages a layer."""
     freeze_stages: int = 0
     """How many stages keep their weights, from the stem on: 0 none, 1 the stem, 2 the stem and C2, …, 5 all."""
     rpn: RpnOptions = field(default_factory=RpnOptions)
@@ -154,6 +160,8 @@ class ModelOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.freeze_stages <= 5:
             raise ConfigError(f"model.freeze_stages is {self.freeze_stages}", remedy="give a number from 0 to 5")
+        if self.engine not in ("torchvision", "detectron2"):
+            raise ConfigError(f"model.engine is {self.engine!r}", remedy="choose torchvision or detectron2")
         if self.head not in ("growing", "fixed"):
             raise ConfigError(f"model.head is {self.head!r}", remedy="choose growing or fixed")
         if self.neck == "fpn" and len(self.rpn.anchor_sizes) != 4:

@@ -1,15 +1,17 @@
 """RoIAlign (Mask R-CNN, section 3) over feature levels, quick on a CPU too.
 
 torchvision's backward pass runs on one thread and was the largest single operation of a training step. Each output bin
-is a weighted sum of a few cells of the feature map; written as such a sum (an embedding bag), forward and backward are
-the library's parallel kernels. On a GPU torchvision's own kernel is used. Both give the same numbers up to rounding.
+is a weighted sum of a few cells of the feature maps: one product with a sparse matrix, and its gradient a product with
+the transposed matrix. Both are the library's parallel embedding bags. On a GPU torchvision's own kernel is used. All
+give the same numbers up to rounding.
 
-R regions, C channels, S bins a side, n sampling points a side of the whole region.
+R regions, C channels, S bins a side, n sampling points a side of the whole region, T taps of a bin along an axis.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +53,11 @@ class RoIAlign(nn.Module):
         """Features (R, C, S, S) of the boxes of all images, in their order.
 
         Args:
-            levels: for each stride (B, C, H/stride, W/stride) float32.
+            levels: for each stride (B, C, H/stride, W/stride) floating, of one dtype.
             boxes: for each image (r, 4) x1 y1 x2 y2 in pixels of the padded batch.
+
+        Returns:
+            In the dtype of the levels; on a CPU the channels lie last in memory.
         """
         boxes_R4 = torch.cat(list(boxes))
         image_R = torch.cat([torch.full((len(part),), index) for index, part in enumerate(boxes)]).to(boxes_R4.device)
@@ -61,13 +66,14 @@ class RoIAlign(nn.Module):
             return table_roi_align(
                 levels, self.strides, boxes_R4, image_R, level_R, self.output_size, self.sampling_ratio, self.aligned
             )
-        result = boxes_R4.new_zeros(len(boxes_R4), levels[0].shape[1], self.output_size, self.output_size)
+        result = levels[0].new_zeros(len(boxes_R4), levels[0].shape[1], self.output_size, self.output_size)
         rois_R5 = torch.cat([image_R[:, None].to(boxes_R4), boxes_R4], dim=1)
         for number, (level, stride) in enumerate(zip(levels, self.strides, strict=True)):
             here = torch.where(level_R == number)[0]
-            result[here] = roi_align(
-                level, rois_R5[here], self.output_size, 1 / stride, self.sampling_ratio, self.aligned
+            aligned = roi_align(
+                level.to(rois_R5), rois_R5[here], self.output_size, 1 / stride, self.sampling_ratio, self.aligned
             )
+            result[here] = aligned.to(level)
         return result
 
     def level_of(self, boxes_R4: Tensor) -> Tensor:
@@ -91,7 +97,7 @@ def table_roi_align(
     """RoIAlign as weighted sums over one table of all cells of all levels and images.
 
     Args:
-        levels: (B, C, H, W) each.
+        levels: (B, C, H, W) each, floating, of one dtype; bfloat16 is summed in float32.
         strides: of the levels, in pixels.
         boxes_R4: in pixels.
         image_R: (R,) int64 position in the batch.
@@ -101,11 +107,11 @@ def table_roi_align(
         aligned: shift the boxes by half a cell.
 
     Returns:
-        (R, C, S, S) float32, as ``torchvision.ops.roi_align`` on each level.
+        (R, C, S, S) in the dtype of the levels, as ``torchvision.ops.roi_align`` on each level.
     """
     channels, count = levels[0].shape[1], len(boxes_R4)
     if count == 0:
-        return levels[0].sum() * 0 + boxes_R4.new_zeros(0, channels, bins, bins)
+        return levels[0].sum() * 0 + levels[0].new_zeros(0, channels, bins, bins)
     table = torch.cat([level.permute(0, 2, 3, 1).reshape(-1, channels) for level in levels])
     heights = torch.tensor([level.shape[2] for level in levels])[level_R]
     widths = torch.tensor([level.shape[3] for level in levels])[level_R]
@@ -114,29 +120,60 @@ def table_roi_align(
     scaled_R4 = boxes_R4 / torch.tensor(strides, dtype=boxes_R4.dtype)[level_R][:, None]
     shift, shortest = (0.5, 0.0) if aligned else (0.0, 1.0)
     scaled_R4 = scaled_R4 - shift
-    rows, row_weights = _neighbours(scaled_R4[:, 1], scaled_R4[:, 3], bins * ratio, heights, shortest)
-    columns, column_weights = _neighbours(scaled_R4[:, 0], scaled_R4[:, 2], bins * ratio, widths, shortest)
-    index = first_R.view(-1, 1, 1, 1, 1) + rows[:, :, None, :, None] * widths.view(-1, 1, 1, 1, 1)
-    index = index + columns[:, None, :, None, :]
-    weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :] / ratio**2
-
-    def by_bin(values: Tensor) -> Tensor:
-        values = values.reshape(count, bins, ratio, bins, ratio, 4).permute(0, 1, 3, 2, 4, 5)
-        return values.reshape(count * bins * bins, ratio * ratio * 4)
-
-    sums = functional.embedding_bag(by_bin(index), table, per_sample_weights=by_bin(weights), mode="sum")
+    rows_RST, row_weights_RST = _taps(scaled_R4[:, 1], scaled_R4[:, 3], bins, ratio, heights, shortest)
+    columns_RST, column_weights_RST = _taps(scaled_R4[:, 0], scaled_R4[:, 2], bins, ratio, widths, shortest)
+    first_RST = first_R[:, None, None] + rows_RST * widths[:, None, None]
+    # (R, S, S, T, T): each bin's taps, row by row.
+    index = first_RST[:, :, None, :, None] + columns_RST[:, None, :, None, :]
+    weights = row_weights_RST[:, :, None, :, None] * column_weights_RST[:, None, :, None, :] / ratio**2
+    used = weights != 0
+    taps_of_bin = used.flatten(3).sum(3).flatten()
+    sums: Tensor = _WeightedSums.apply(table, index[used], weights[used].to(table.dtype), taps_of_bin)  # type: ignore[no-untyped-call]
     return sums.reshape(count, bins, bins, channels).permute(0, 3, 1, 2)
 
 
-def _neighbours(start_R: Tensor, end_R: Tensor, points: int, limit_R: Tensor, shortest: float) -> tuple[Tensor, Tensor]:
-    """The two cells beside each sampling point of an axis, and their bilinear weights.
+class _WeightedSums(torch.autograd.Function):
+    """Rows that are weighted sums of a table's rows: the product of a sparse matrix, given row by row, with the table.
 
-    A point beyond the map by less than one cell takes the border's value, one farther out counts nothing. A box that is
-    not as long as ``shortest`` cells is read as if it were.
+    The embedding bag's own backward walks through the taps of each cell; as a second embedding bag, over the transposed
+    matrix, it is twice as quick.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, index: Tensor, weights: Tensor, taps_of_bin: Tensor) -> Tensor:
+        ctx.save_for_backward(index, weights, taps_of_bin)
+        ctx.cells = len(table)
+        return _bags(table, index, weights, taps_of_bin)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[misc]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        index, weights, taps_of_bin = ctx.saved_tensors
+        order = index.argsort(stable=True)
+        bin_of_tap = torch.arange(len(taps_of_bin)).repeat_interleave(taps_of_bin)
+        taps_of_cell = torch.bincount(index, minlength=ctx.cells)
+        return _bags(grad.contiguous(), bin_of_tap[order], weights[order], taps_of_cell), None, None, None
+
+
+def _bags(table: Tensor, index: Tensor, weights: Tensor, sizes: Tensor) -> Tensor:
+    """For each of the (N,) sizes the sum of so many table rows, in turn those of ``index`` times ``weights``."""
+    starts = sizes.cumsum(0) - sizes
+    return functional.embedding_bag(index, table, starts, per_sample_weights=weights, mode="sum")
+
+
+def _taps(
+    start_R: Tensor, end_R: Tensor, bins: int, ratio: int, limit_R: Tensor, shortest: float
+) -> tuple[Tensor, Tensor]:
+    """The cells that each bin reads along an axis, and their weights; T is twice the points a bin.
+
+    A point lies between two cells (bilinear). Beyond the map by less than one cell it takes the border's value, farther
+    out it counts nothing. A box that is not as long as ``shortest`` cells is read as if it were. Where points of a bin
+    read the same cell, its first tap has the sum of the weights and the others have 0.
 
     Returns:
-        (R, n, 2) int64 cells and (R, n, 2) float32 weights.
+        (R, S, T) int64 cells and (R, S, T) weights in the dtype of the boxes.
     """
+    points = bins * ratio
     step_R = (end_R - start_R).clamp(min=shortest) / points
     place = start_R[:, None] + (torch.arange(points) + 0.5) * step_R[:, None]
     last = (limit_R - 1)[:, None]
@@ -146,4 +183,9 @@ def _neighbours(start_R: Tensor, end_R: Tensor, points: int, limit_R: Tensor, sh
     high = torch.minimum(low + 1, last)
     share = torch.where(low < last, place - low, torch.zeros_like(place))
     weights = torch.stack([1 - share, share], dim=2) * inside[..., None]
-    return torch.stack([low, high], dim=2), weights
+    cells_RST = torch.stack([low, high], dim=2).reshape(-1, bins, 2 * ratio)
+    weights_RST = weights.reshape(-1, bins, 2 * ratio)
+    same_RSTT = cells_RST[..., :, None] == cells_RST[..., None, :]
+    repeated_RST = same_RSTT.tril(-1).any(-1)
+    merged_RST = (same_RSTT * weights_RST[..., None, :]).sum(-1).masked_fill(repeated_RST, 0)
+    return cells_RST, merged_RST

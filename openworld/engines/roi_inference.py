@@ -11,6 +11,12 @@ import torch
 from torch import Tensor
 from torchvision.ops import boxes as box_ops
 
+from openworld.engines.base import Decide
+from openworld.engines.options import RoiOptions
+from openworld.engines.roi_losses import masked_logits
+from openworld.labels import LabelSpace
+from openworld.structures import Detections
+
 
 def candidates(
     boxes: Tensor, scores: Tensor, rows: Sequence[int], *, score_threshold: float, min_side_px: float
@@ -85,3 +91,54 @@ def suppress_across(boxes: Tensor, side: Tensor, iou: float) -> Tensor:
     for index in range(1, len(boxes)):
         kept[index] = not bool((rival_NN[index, :index] & kept[:index]).any())
     return torch.where(kept)[0]
+
+
+def detections_of_image(
+    boxes: Tensor, logits: Tensor, labels: LabelSpace, roi: RoiOptions, decide: Decide, *, nms_after_decision: bool
+) -> tuple[Detections, Tensor]:
+    """Threshold, decision, suppression and cap for one image. A class that no task has taught is never detected.
+
+    Args:
+        boxes: (R, 4·C) clipped to the image, in pixels.
+        logits: (R, K) floating.
+        labels: of the task.
+        roi: the thresholds, and ``mask_future``.
+        decide: known or unknown.
+        nms_after_decision: suppression comes after the decision, or before it.
+
+    Returns:
+        the detections by falling score, and the region (N,) int64 of each.
+    """
+    masked = labels.future_rows if roi.mask_future == "always" else ()
+    scores_RK = masked_logits(logits, masked).softmax(dim=1)
+    region, candidate, found_boxes = candidates(
+        boxes.reshape(len(boxes), boxes.shape[1] // 4, 4),
+        scores_RK,
+        labels.detected_rows,
+        score_threshold=roi.score_threshold,
+        min_side_px=roi.min_side_px,
+    )
+
+    def suppressed(boxes_N4: Tensor, scores_N: Tensor, labels_N: Tensor) -> Tensor:
+        return suppress(
+            boxes_N4,
+            scores_N,
+            labels_N,
+            unknown=labels.unknown,
+            nms_iou=roi.nms_iou,
+            cross_nms_iou=roi.cross_nms_iou,
+            most=roi.detections_per_image,
+        )
+
+    scores = scores_RK[region, candidate]
+    if not nms_after_decision:
+        kept = suppressed(found_boxes, scores, candidate)
+        region, candidate, found_boxes, scores = region[kept], candidate[kept], found_boxes[kept], scores[kept]
+    decision = decide(logits[region], candidate, scores)
+    found = Detections(found_boxes, decision.scores, decision.labels, decision.energies, decision.known_labels)
+    found, region = found[decision.kept], region[decision.kept]
+    if nms_after_decision:
+        order = suppressed(found.boxes, found.scores, found.labels)
+    else:
+        order = found.scores.argsort(descending=True, stable=True)  # the decision may change scores
+    return found[order], region[order]

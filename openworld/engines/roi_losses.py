@@ -12,6 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.models.detection._utils import BoxCoder
 
+from openworld.engines.options import RoiOptions
+from openworld.labels import LabelSpace
+from openworld.runtime import distributed
+from openworld.structures import Regions
+
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 """Factors of dx, dy, dw, dh, which bring the deltas to about unit size (Fast R-CNN, section 2.3)."""
 
@@ -92,3 +97,31 @@ def box_loss(
         own_P = labels[takes_part]
         given_P4 = given_P4.reshape(len(own_P), -1, 4)[torch.arange(len(own_P), device=own_P.device), own_P]
     return functional.smooth_l1_loss(given_P4, wanted_P4, beta=beta, reduction="sum") / len(labels)
+
+
+def box_head_losses(
+    logits: Tensor, deltas: Tensor, regions: Regions, goals: Tensor, labels: LabelSpace, roi: RoiOptions
+) -> tuple[Tensor, Tensor]:
+    """Classification and box loss of the sampled regions, as the options say.
+
+    Args:
+        logits: (R, K) floating.
+        deltas: (R, 4·C) floating.
+        regions: sampled, with their labels.
+        goals: (R, 4) the annotated box that each region overlaps most; zeros where its image has none.
+        labels: of the task.
+        roi: ``mask_future``, ``unknown_box_loss`` and ``smooth_l1_beta``.
+
+    Returns:
+        two scalars, see :func:`classification_loss` and :func:`box_loss`. With several processes their means over the
+        processes are those of one process with the regions of all.
+    """
+    masked = labels.future_rows if roi.mask_future != "never" else ()
+    regressed = labels.is_known(regions.labels)
+    if roi.unknown_box_loss == "included":
+        regressed = regressed | (regions.labels == labels.unknown)
+    weight = distributed.share_of_mean(torch.tensor(len(regions), device=logits.device))
+    return (
+        weight * classification_loss(logits, regions.labels, masked),
+        weight * box_loss(deltas, regions.boxes, goals, regions.labels, regressed, beta=roi.smooth_l1_beta),
+    )

@@ -10,13 +10,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
+from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import boxes as box_ops
 
 from openworld.engines.options import RpnOptions
+from openworld.engines.sampling import sample_anchors
+from openworld.runtime import distributed
 from openworld.structures import Target
 
 
@@ -40,7 +42,6 @@ class ProposalNetwork(nn.Module):
         self.head = RPNHead(channels, self.anchors.num_anchors_per_location()[0])
         self.coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
         self.matcher = Matcher(options.foreground_iou, options.background_iou, allow_low_quality_matches=True)
-        self.sampler = BalancedPositiveNegativeSampler(options.sampled_anchors, 0.5)
 
     def forward(
         self, images: ImageList, levels: list[Tensor], targets: Sequence[Target] | None
@@ -49,7 +50,8 @@ class ProposalNetwork(nn.Module):
 
         Args:
             images: padded batch with the true sizes.
-            levels: feature maps (B, C, h, w), finest first.
+            levels: feature maps (B, C, h, w) floating, finest first. Under autocast the head computes in its dtype, and
+                everything behind it in float32.
             targets: annotated boxes, or None at test.
 
         Returns:
@@ -58,33 +60,33 @@ class ProposalNetwork(nn.Module):
             losses: ``objectness`` and ``rpn_box``, or nothing.
         """
         objectness_maps, delta_maps = self.head(levels)
-        per_level = [scores[0].numel() for scores in objectness_maps]
-        objectness_BA = torch.cat([_flatten(scores, 1)[..., 0] for scores in objectness_maps], dim=1).float()
-        deltas_BA4 = torch.cat([_flatten(deltas, 4) for deltas in delta_maps], dim=1).float()
-        anchors = [self._anchors(levels)] * len(images.image_sizes)
-        with torch.no_grad():
-            anchors_BA4 = torch.stack(anchors)
-            decoded = self.coder.decode(deltas_BA4.detach().reshape(-1, 4), [anchors_BA4.reshape(-1, 4)])
-            boxes_BA4 = decoded.reshape(*deltas_BA4.shape)
-            proposals = [
-                self._select(boxes_A4, scores_A, per_level, size)
-                for boxes_A4, scores_A, size in zip(boxes_BA4, objectness_BA.detach(), images.image_sizes, strict=True)
-            ]
-        losses = {} if targets is None else self._losses(anchors, objectness_BA, deltas_BA4, targets)
+        with torch.autocast(levels[0].device.type, enabled=False):
+            per_level = [scores[0].numel() for scores in objectness_maps]
+            objectness_BA = torch.cat([_flatten(scores, 1)[..., 0] for scores in objectness_maps], dim=1).float()
+            deltas_BA4 = torch.cat([_flatten(deltas, 4) for deltas in delta_maps], dim=1).float()
+            anchors_A4 = self._anchors(levels)
+            with torch.no_grad():
+                proposals = [
+                    self._select(anchors_A4, deltas_A4, scores_A, per_level, size)
+                    for deltas_A4, scores_A, size in zip(
+                        deltas_BA4.detach(), objectness_BA.detach(), images.image_sizes, strict=True
+                    )
+                ]
+            losses = {} if targets is None else self._losses(anchors_A4, objectness_BA, deltas_BA4, targets)
         return [boxes for boxes, _ in proposals], [scores for _, scores in proposals], losses
 
     def _anchors(self, levels: list[Tensor]) -> Tensor:
-        """(A, 4) anchors of all levels. (torchvision's forward takes the strides from the image's size, which is wrong
-        where that is no multiple of them.)"""
-        self.anchors.set_cell_anchors(levels[0].dtype, levels[0].device)
+        """(A, 4) float32 anchors of all levels. (torchvision's forward takes the strides from the image's size, which
+        is wrong where that is no multiple of them.)"""
+        self.anchors.set_cell_anchors(torch.float32, levels[0].device)
         grids = [list(level.shape[-2:]) for level in levels]
-        strides = [[levels[0].new_tensor(stride, dtype=torch.int64)] * 2 for stride in self.strides_px]
-        return torch.cat(self.anchors.grid_anchors(grids, strides))
+        strides = [[stride] * 2 for stride in self.strides_px]  # as numbers: a tensor would wait for the GPU
+        return torch.cat(self.anchors.grid_anchors(grids, strides))  # type: ignore[arg-type]
 
     def _select(
-        self, boxes_A4: Tensor, scores_A: Tensor, per_level: list[int], size: tuple[int, int]
+        self, anchors_A4: Tensor, deltas_A4: Tensor, scores_A: Tensor, per_level: list[int], size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Best candidates of each level, clipped, NMS within a level, best of all."""
+        """Best candidates of each level, decoded and clipped, NMS within a level, best of all."""
         candidates = self.options.train_candidates if self.training else self.options.test_candidates
         keep_most = self.options.train_proposals if self.training else self.options.test_proposals
         chosen, level_of, start = [], [], 0
@@ -94,7 +96,7 @@ class ProposalNetwork(nn.Module):
             level_of.append(torch.full_like(best, level))
             start += count
         index, level_index = torch.cat(chosen), torch.cat(level_of)
-        boxes = box_ops.clip_boxes_to_image(boxes_A4[index], size)
+        boxes = box_ops.clip_boxes_to_image(self.coder.decode_single(deltas_A4[index], anchors_A4[index]), size)
         scores = scores_A[index]
         least = max(self.options.min_side_px, torch.finfo(boxes.dtype).tiny)  # an empty box is never a proposal
         usable = box_ops.remove_small_boxes(boxes, least)
@@ -103,11 +105,11 @@ class ProposalNetwork(nn.Module):
         return boxes[kept], scores[kept]
 
     def _losses(
-        self, anchors: list[Tensor], objectness_BA: Tensor, deltas_BA4: Tensor, targets: Sequence[Target]
+        self, anchors_A4: Tensor, objectness_BA: Tensor, deltas_BA4: Tensor, targets: Sequence[Target]
     ) -> dict[str, Tensor]:
         """Binary cross-entropy and smooth L1 over sampled anchors (Faster R-CNN, eq. 1)."""
         labels_B, goals_B = [], []
-        for anchors_A4, target in zip(anchors, targets, strict=True):
+        for target in targets:
             if len(target) == 0:
                 labels_B.append(torch.zeros(len(anchors_A4), device=anchors_A4.device))
                 goals_B.append(torch.zeros_like(anchors_A4))
@@ -117,18 +119,19 @@ class ProposalNetwork(nn.Module):
             labels[matched_A == Matcher.BETWEEN_THRESHOLDS] = -1.0
             labels_B.append(labels)
             goals_B.append(self.coder.encode_single(target.boxes[matched_A.clamp(min=0)], anchors_A4))
-        positive, negative = self.sampler(labels_B)
-        positive_BA, negative_BA = torch.stack(positive).bool(), torch.stack(negative).bool()
-        sampled_BA = positive_BA | negative_BA
         labels_BA, goals_BA4 = torch.stack(labels_B), torch.stack(goals_B)
-        sampled = sampled_BA.sum().clamp(min=1)
+        positive_BA, negative_BA = sample_anchors(labels_BA, self.options.sampled_anchors)
+        sampled_BA = positive_BA | negative_BA
+        sampled = sampled_BA.sum()
+        weight = distributed.share_of_mean(sampled)
+        sampled = sampled.clamp(min=1)
         box = functional.smooth_l1_loss(
             deltas_BA4[positive_BA], goals_BA4[positive_BA], beta=self.options.smooth_l1_beta, reduction="sum"
         )
         objectness = functional.binary_cross_entropy_with_logits(
             objectness_BA[sampled_BA], labels_BA[sampled_BA], reduction="sum"
         )
-        return {"objectness": objectness / sampled, "rpn_box": box / sampled}
+        return {"objectness": weight * (objectness / sampled), "rpn_box": weight * (box / sampled)}
 
 
 def _flatten(maps: Tensor, channels: int) -> Tensor:

@@ -9,7 +9,7 @@ deltas: 1, or one a row before background.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -19,14 +19,17 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import boxes as box_ops
 
-from openworld.engines.backbone import build_features
+from openworld.engines.backbone import FpnFeatures, build_features
 from openworld.engines.base import Decide, LabelUnknowns
+from openworld.engines.head_rows import grown_classifier, grown_deltas
 from openworld.engines.options import ModelOptions
-from openworld.engines.roi_inference import candidates, suppress
-from openworld.engines.roi_losses import BOX_WEIGHTS, box_loss, classification_loss, masked_logits
+from openworld.engines.roi_inference import detections_of_image
+from openworld.engines.roi_losses import BOX_WEIGHTS, box_head_losses
 from openworld.engines.rpn import ProposalNetwork
+from openworld.engines.sampling import boxes_by_image, match_regions, sample_regions, training_regions
 from openworld.errors import ConfigError
 from openworld.labels import LabelSpace
+from openworld.runtime import distributed
 from openworld.structures import Detections, Regions, Target
 from ssl_backbones.nets import ResNet
 
@@ -80,6 +83,23 @@ class OpenWorldRCNN(nn.Module):
         """See :class:`openworld.engines.base.Engine`."""
         return self.features.body
 
+    def load_backbone(self, tensors: Mapping[str, Tensor]) -> None:
+        """See :class:`openworld.engines.base.Engine`."""
+        body = self.features.body
+        body.load_state_dict({name: tensors[name] for name in body.state_dict() if name in tensors})
+
+    def backbone_stages(self, image: Tensor) -> dict[str, Tensor]:
+        """See :class:`openworld.engines.base.Engine`."""
+        return self.features.body.forward_stages(self.normalise([image]).tensors)
+
+    def parts(self) -> list[tuple[str, nn.Module]]:
+        """See :class:`openworld.engines.base.Engine`."""
+        features = self.features
+        pyramid = [("FPN", features.fpn)] if isinstance(features, FpnFeatures) else []
+        head = features.head if isinstance(features, FpnFeatures) else features.body.get_submodule("layer4")
+        box_head = [features.roi_align, head, self.classify, self.refine]
+        return [("trunk", features), *pyramid, ("RPN", self.rpn), *(("RoI head", module) for module in box_head)]
+
     @property
     def per_class(self) -> bool:
         """Each row before background has box deltas of its own."""
@@ -97,18 +117,21 @@ class OpenWorldRCNN(nn.Module):
         """Images (3, h, w) float32 in [0, 1], RGB → one padded batch with the backbone's own pixel statistics."""
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         multiple = self.features.padding_px
-        height = -(-max(size[0] for size in sizes) // multiple) * multiple
-        width = -(-max(size[1] for size in sizes) // multiple) * multiple
+        largest = [max(size[0] for size in sizes), max(size[1] for size in sizes)]
+        if self.training:  # the padding of the joined batch, which the anchors and the edges of the features see
+            with distributed.purpose("padding of the images"):
+                largest = distributed.largest_over_ranks(largest)
+        height, width = (-(-side // multiple) * multiple for side in largest)
         batch = self.pixel_mean.new_zeros(len(images), 3, height, width)
         for row, image in zip(batch, images, strict=True):
             row[:, : image.shape[-2], : image.shape[-1]] = (
-                image.to(self.pixel_mean.device) - self.pixel_mean
+                image.to(self.pixel_mean.device, non_blocking=True) - self.pixel_mean
             ) / self.pixel_std
         return ImageList(batch.contiguous(memory_format=torch.channels_last), sizes)
 
     def _sizes(self, batch: ImageList) -> Tensor:
         """(B, 2) height and width in pixels."""
-        return torch.tensor(batch.image_sizes, device=self.pixel_mean.device)
+        return torch.tensor(batch.image_sizes).to(self.pixel_mean.device, non_blocking=True)
 
     def autocast(self) -> torch.autocast:
         """bf16 for convolutions and linear layers where the options ask for it."""
@@ -137,72 +160,20 @@ class OpenWorldRCNN(nn.Module):
         batch = self.normalise(images)
         with self.autocast():
             levels = self.features(batch.tensors)
-        levels = {name: level.float() for name, level in levels.items()}
-        proposals, objectness, losses = self.rpn(batch, list(levels.values()), targets)
-        with torch.no_grad():
-            roi = self.options.roi
-            regions, matched_boxes = self._match(proposals, objectness, targets, add_annotated=roi.append_annotated)
-            if among == "all_proposals":
-                regions = replace(regions, labels=label_unknowns(regions, self._sizes(batch)))
-            sampled = self._sample(regions)
-            regions, matched_boxes = regions[sampled], matched_boxes[sampled]
-            if among == "sampled":
-                regions = replace(regions, labels=label_unknowns(regions, self._sizes(batch)))
-        boxes = _by_image(regions.boxes, regions.image_index, len(images))
-        features_RD, logits_RK, deltas_RC = self.head(levels, boxes)
-        masked = self.labels.future_rows if roi.mask_future != "never" else ()
-        losses["classification"] = classification_loss(logits_RK, regions.labels, masked)
-        regressed = self.labels.is_known(regions.labels)
-        if roi.unknown_box_loss == "included":
-            regressed = regressed | (regions.labels == self.labels.unknown)
-        losses["box"] = box_loss(
-            deltas_RC, regions.boxes, matched_boxes, regions.labels, regressed, beta=roi.smooth_l1_beta
+            proposals, objectness, losses = self.rpn(batch, list(levels.values()), targets)
+        roi = self.options.roi
+        regions, matched_boxes = training_regions(
+            proposals, objectness, targets, self._sizes(batch), self.labels, roi, label_unknowns, among
+        )
+        features_RD, logits_RK, deltas_RC = self.head(levels, boxes_by_image(regions, len(images)))
+        losses["classification"], losses["box"] = box_head_losses(
+            logits_RK, deltas_RC, regions, matched_boxes, self.labels, roi
         )
         return losses, replace(regions, features=features_RD, logits=logits_RK)
 
-    def _match(
-        self,
-        proposals: list[Tensor],
-        objectness: list[Tensor],
-        targets: Sequence[Target],
-        *,
-        add_annotated: bool,
-    ) -> tuple[Regions, Tensor]:
-        """Give every proposal the label of the annotated box that it overlaps most, or background.
-
-        Returns:
-            the regions of all images, and the annotated box of each, (R, 4); zeros where an image has none.
-        """
-        parts: list[Regions] = []
-        goals: list[Tensor] = []
-        for index, (boxes, scores, target) in enumerate(zip(proposals, objectness, targets, strict=True)):
-            if add_annotated:
-                boxes = torch.cat([boxes, target.boxes])
-                scores = torch.cat([scores, scores.new_full((len(target),), torch.inf)])
-            labels = torch.full((len(boxes),), self.labels.background, device=boxes.device)
-            iou, goal = boxes.new_zeros(len(boxes)), torch.zeros_like(boxes)
-            if len(target) and len(boxes):
-                iou, best = box_ops.box_iou(boxes, target.boxes).max(dim=1)
-                goal = target.boxes[best]
-                labels = torch.where(iou >= self.options.roi.foreground_iou, target.labels[best], labels)
-            parts.append(Regions(boxes, torch.full_like(labels, index), scores, iou, labels))
-            goals.append(goal)
-        return _join(parts), torch.cat(goals)
-
     def _sample(self, regions: Regions) -> Tensor:
-        """Indices of the regions in the loss: foreground up to its share or shares, background for the rest."""
-        chosen: list[Tensor] = []
-        total = self.options.roi.sampled_regions
-        most = int(total * self.options.roi.positive_fraction)
-        known, unknown = self.labels.is_known(regions.labels), regions.labels == self.labels.unknown
-        shares = [known, unknown] if self.options.roi.unknown_share == "separate" else [known | unknown]
-        for image in range(int(regions.image_index.max()) + 1 if len(regions) else 0):
-            here = regions.image_index == image
-            foreground = [_draw(torch.where(here & share)[0], most) for share in shares]
-            room = max(total - sum(len(part) for part in foreground), 0)
-            background = _draw(torch.where(here & (regions.labels == self.labels.background))[0], room)
-            chosen += [*foreground, background]
-        return torch.cat(chosen) if chosen else torch.zeros(0, dtype=torch.int64, device=regions.labels.device)
+        """See :func:`sample_regions`."""
+        return sample_regions(regions, self.labels, self.options.roi)
 
     # -- test ---------------------------------------------------------------------------------------------------------
 
@@ -210,8 +181,7 @@ class OpenWorldRCNN(nn.Module):
         batch = self.normalise(images)
         with self.autocast():
             levels = self.features(batch.tensors)
-        levels = {name: level.float() for name, level in levels.items()}
-        proposals, objectness, _ = self.rpn(batch, list(levels.values()), None)
+            proposals, objectness, _ = self.rpn(batch, list(levels.values()), None)
         return levels, proposals, objectness, batch
 
     @torch.no_grad()
@@ -221,7 +191,8 @@ class OpenWorldRCNN(nn.Module):
         """See :class:`openworld.engines.base.Engine`."""
         targets = [target.to(self.pixel_mean.device) for target in targets]
         levels, proposals, objectness, batch = self._propose(images)
-        regions, _ = self._match(proposals, objectness, targets, add_annotated=False)
+        iou = self.options.roi.foreground_iou
+        regions, _ = match_regions(proposals, objectness, targets, self.labels, foreground_iou=iou, add_annotated=False)
         features_RD, logits_RK, _ = self.head(levels, proposals)
         regions = replace(regions, features=features_RD, logits=logits_RK)
         return replace(regions, labels=label_unknowns(regions, self._sizes(batch)))
@@ -241,50 +212,18 @@ class OpenWorldRCNN(nn.Module):
         _, logits_RK, deltas_RC = self.head(levels, proposals)
         boxes_RC = self.coder.decode_single(deltas_RC, torch.cat(proposals))
         return [
-            self._select(box_ops.clip_boxes_to_image(boxes, size), logits, decide, nms_after_decision)
+            detections_of_image(
+                box_ops.clip_boxes_to_image(boxes, size),
+                logits,
+                self.labels,
+                self.options.roi,
+                decide,
+                nms_after_decision=nms_after_decision,
+            )[0]
             for boxes, logits, size in zip(
                 boxes_RC.split(counts), logits_RK.split(counts), batch.image_sizes, strict=True
             )
         ]
-
-    def _select(self, boxes_RC: Tensor, logits_RK: Tensor, decide: Decide, nms_after_decision: bool) -> Detections:
-        """Threshold, decision, suppression and cap for one image; its boxes are (R, 4·C), clipped.
-
-        A class that no task has taught is never detected.
-        """
-        roi = self.options.roi
-        masked = self.labels.future_rows if roi.mask_future == "always" else ()
-        scores_RK = masked_logits(logits_RK, masked).softmax(dim=1)
-        region, candidate, boxes = candidates(
-            boxes_RC.reshape(len(boxes_RC), -1, 4),
-            scores_RK,
-            self.labels.detected_rows,
-            score_threshold=roi.score_threshold,
-            min_side_px=roi.min_side_px,
-        )
-        scores = scores_RK[region, candidate]
-        if not nms_after_decision:
-            kept = self._suppress(boxes, scores, candidate)
-            region, candidate, boxes, scores = region[kept], candidate[kept], boxes[kept], scores[kept]
-        decision = decide(logits_RK[region], candidate, scores)
-        found = Detections(boxes, decision.scores, decision.labels, decision.energies, decision.known_labels)
-        found = found[decision.kept]
-        if nms_after_decision:
-            return found[self._suppress(found.boxes, found.scores, found.labels)]
-        return found[found.scores.argsort(descending=True, stable=True)]  # the decision may change scores
-
-    def _suppress(self, boxes_N4: Tensor, scores_N: Tensor, labels_N: Tensor) -> Tensor:
-        """Positions of the detections of one image that suppression and the cap leave, by falling score."""
-        roi = self.options.roi
-        return suppress(
-            boxes_N4,
-            scores_N,
-            labels_N,
-            unknown=self.labels.unknown,
-            nms_iou=roi.nms_iou,
-            cross_nms_iou=roi.cross_nms_iou,
-            most=roi.detections_per_image,
-        )
 
     # -- growth -------------------------------------------------------------------------------------------------------
 
@@ -294,48 +233,9 @@ class OpenWorldRCNN(nn.Module):
         In the growing layout new rows start from *unknown*'s: what a new class looked like. In the fixed layout every
         row is there already, and nothing moves.
         """
-        kept = labels.kept_rows(self.labels)
-        if labels.num_rows == self.labels.num_rows:
-            self.labels = labels
-            return
-        old = self.classify
-        new = nn.Linear(self.feature_dim, labels.num_rows, device=old.weight.device)
-        with torch.no_grad():
-            new.weight.copy_(old.weight[self.labels.unknown] + torch.randn_like(new.weight) * 0.01)
-            new.bias.copy_(old.bias[self.labels.unknown].expand_as(new.bias))
-            for row, target in kept:
-                new.weight[target] = old.weight[row]
-                new.bias[target] = old.bias[row]
-        if self.per_class:
-            self.refine = self._grown_refine(labels)
-        self.classify, self.labels = new, labels
-
-    @torch.no_grad()
-    def _grown_refine(self, labels: LabelSpace) -> nn.Linear:
-        """Box deltas with the rows of a later task; those of a new class start from *unknown*'s."""
-        old = self.refine
-        source = [self.labels.unknown] * labels.background
-        for row, target in labels.kept_rows(self.labels):
-            if target < labels.background:
-                source[target] = row
-        new = nn.Linear(self.feature_dim, 4 * labels.background, device=old.weight.device)
-        new.weight.copy_(old.weight.reshape(-1, 4, self.feature_dim)[source].flatten(0, 1))
-        new.bias.copy_(old.bias.reshape(-1, 4)[source].flatten())
-        return new
-
-
-def _draw(index: Tensor, most: int) -> Tensor:
-    """At most ``most`` entries, at random."""
-    if len(index) <= most:
-        return index
-    return index[torch.randperm(len(index), device=index.device)[:most]]
-
-
-def _join(parts: list[Regions]) -> Regions:
-    names = ("boxes", "image_index", "objectness", "iou", "labels")
-    return Regions(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
-
-
-def _by_image(boxes: Tensor, image_index: Tensor, images: int) -> list[Tensor]:
-    """Boxes of each image; regions are stored image after image."""
-    return list(boxes.split(torch.bincount(image_index, minlength=images).tolist()))
+        labels.kept_rows(self.labels)  # raises where the spaces do not belong together
+        if labels.num_rows != self.labels.num_rows:
+            self.classify = grown_classifier(self.classify, self.labels, labels)
+            if self.per_class:
+                self.refine = grown_deltas(self.refine, self.labels, labels)
+        self.labels = labels

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from openworld.engines.roi_align import RoIAlign
+from openworld.engines.roi_align import RoIAlign, table_roi_align
 
 BOXES = {
     "random": torch.rand(60, 4, generator=torch.Generator().manual_seed(0)) * 60,
@@ -38,7 +38,7 @@ def test_equals_torchvision(name: str, ratio: int) -> None:
         for level, copy in zip(levels, copies, strict=True):
             got = level.grad if level.grad is not None else torch.zeros_like(level)
             want = copy.grad if copy.grad is not None else torch.zeros_like(copy)
-            torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     else:
         ours.sum().backward()
         assert ours.shape == (0, 5, 3, 3)
@@ -58,4 +58,33 @@ def test_one_level_equals_torchvision(name: str, ratio: int, aligned: bool) -> N
     up = torch.randn(ours.shape, generator=generator)
     (ours * up).sum().backward()
     (expected * up).sum().backward()
-    torch.testing.assert_close(level.grad, copy.grad, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(level.grad, copy.grad, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 3])
+def test_gradient_equals_finite_differences(ratio: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    levels = [torch.randn(2, 1, side, side, generator=generator).double().requires_grad_() for side in (6, 3)]
+    boxes = torch.tensor([[1.0, 2, 15, 20], [-9, -9, 5, 40], [3, 3, 4, 4], [60, 60, 80, 80], [0, 0, 24, 24]]).double()
+    image, level = torch.tensor([0, 1, 1, 0, 1]), torch.tensor([0, 0, 1, 1, 1])
+
+    def aligned(*levels: torch.Tensor) -> torch.Tensor:
+        return table_roi_align(levels, (4, 8), boxes, image, level, 2, ratio)
+
+    assert torch.autograd.gradcheck(aligned, levels)
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_bfloat16_levels_are_summed_in_float32(ratio: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    level = torch.randn(1, 8, 24, 32, generator=generator).bfloat16().requires_grad_()
+    exact = level.detach().float().requires_grad_()
+    boxes = [torch.tensor([[0.0, 0, 128, 96]]).repeat(40, 1)]  # many regions on the same cells
+    align = RoIAlign((4,), output_size=7, sampling_ratio=ratio, canonical_size_px=224)
+    given, wanted = align([level], boxes), align([exact], boxes)
+    assert given.dtype == torch.bfloat16
+    torch.testing.assert_close(given.float(), wanted, atol=0.02, rtol=0.02)
+    given.sum().backward()
+    wanted.sum().backward()
+    assert level.grad is not None and exact.grad is not None
+    torch.testing.assert_close(level.grad.float(), exact.grad, atol=0.0, rtol=0.02)

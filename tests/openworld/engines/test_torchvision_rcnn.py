@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import boxes as box_ops
 
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
@@ -17,6 +18,7 @@ from openworld.engines.torchvision_rcnn import OpenWorldRCNN
 from openworld.engines.weights import build_engine
 from openworld.errors import CheckpointError, ConfigError, HandoverError
 from openworld.labels import LabelSpace
+from openworld.ore import clustering, core
 from openworld.ore.core import Ore
 from openworld.ore.options import ClusteringOptions, UnknownLabelOptions
 from openworld.structures import Regions, Target
@@ -507,6 +509,43 @@ def test_bf16_losses_are_close_to_fp32() -> None:
         assert all(value.dtype == torch.float32 for value in result.values())
         losses.append(float(sum(result.values()).detach()))  # type: ignore[union-attr]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+@pytest.mark.parametrize("neck", ["fpn", "c4"])
+def test_bf16_is_for_convolutions_and_linear_layers_only(neck: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boxes, scores, losses, distances and energies are float32, whatever the network computes in."""
+    seen: dict[str, set[torch.dtype]] = {}
+
+    def watch(owner: object, name: str) -> None:
+        original = getattr(owner, name)
+
+        def watched(*args: object, **kwargs: object) -> object:
+            tensors = [value for value in [*args, *kwargs.values()] if isinstance(value, Tensor)]
+            seen.setdefault(name, set()).update(value.dtype for value in tensors if value.is_floating_point())
+            assert not torch.is_autocast_enabled("cpu"), name
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    for owner, names in (
+        (box_ops, ("batched_nms", "box_iou", "clip_boxes_to_image")),
+        (functional, ("smooth_l1_loss", "binary_cross_entropy_with_logits", "cross_entropy")),
+        (clustering, ("minkowski_distances",)),
+        (core, ("free_energy",)),
+        (BoxCoder, ("decode_single", "encode_single")),
+    ):
+        for name in names:
+            watch(owner, name)
+    model = engine(neck=neck, precision="bf16")
+    levels: list[Tensor] = []
+    model.features.register_forward_hook(lambda _module, _inputs, output: levels.extend(output.values()))
+    ore = Ore(SPACE, model.feature_dim, ClusteringOptions(start_step=0))
+    losses = Detector(model, ore).train().losses(images((64, 64)), [ONE], 0)
+    model.eval().detect(images((64, 64)), ore.decide)
+    assert {level.dtype for level in levels} == {torch.bfloat16}
+    assert {value.dtype for value in losses.values()} == {torch.float32}
+    assert len(seen) == 10
+    assert set.union(*seen.values()) == {torch.float32}
 
 
 def test_frozen_stages_do_not_move() -> None:
