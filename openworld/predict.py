@@ -9,12 +9,15 @@ from pathlib import Path
 import torch
 
 from openworld.config import RunConfig
+from openworld.data.loader import to_original
 from openworld.data.options import LoaderOptions
 from openworld.data.transforms import prepare
 from openworld.engines.weights import build_engine
 from openworld.errors import CheckpointError, DataError
 from openworld.labels import LabelSpace
 from openworld.ore.core import Ore
+from openworld.runtime import distributed
+from openworld.runtime.batch_norm import synchronise_batch_norm
 from openworld.runtime.checkpoint import Checkpoint, newest_valid
 from openworld.runtime.environment import select_device
 from openworld.structures import Detections
@@ -29,6 +32,8 @@ def build_detector(config: RunConfig, labels: LabelSpace, weights: Path | None) 
     options = config.ore
     ore = Ore(labels, engine.feature_dim, options.clustering, options.unknown_labels, options.energy)
     detector = Detector(engine, ore).to(select_device(config.model.device))
+    if config.model.synchronise_norm and distributed.world_size() > 1:
+        synchronise_batch_norm(detector)
     return detector.to(memory_format=torch.channels_last)
 
 
@@ -91,21 +96,32 @@ def detect_images(detector: Detector, images: Sequence[torch.Tensor], options: L
         options: how large images enter the model.
     """
     prepared = [prepare(image, options) for image in images]
+    sizes = [(image.shape[-1], image.shape[-2]) for image in images]
+    return detect_prepared(detector, [pixels for pixels, _ in prepared], [scale for _, scale in prepared], sizes)
+
+
+def detect_prepared(
+    detector: Detector,
+    images: Sequence[torch.Tensor],
+    scales: Sequence[torch.Tensor],
+    sizes: Sequence[tuple[int, int]],
+) -> list[Detections]:
+    """Detections in pixels of the original images, on the CPU.
+
+    Args:
+        images: (3, h, w) float32 in [0, 1], as they enter the model; there may be none.
+        scales: (4,) float32 of each, see :func:`openworld.data.transforms.prepare`.
+        sizes: width and height of each original image.
+    """
+    if not images:
+        return []
     found = detector.engine.detect(
-        [pixels for pixels, _ in prepared],
-        detector.ore.decide,
-        nms_after_decision=detector.ore.energy.nms_after_decision,
+        images, detector.ore.decide, nms_after_decision=detector.ore.energy.nms_after_decision
     )
     return [
-        replace(detections, boxes=_to_original(detections.boxes, scale, image))
-        for detections, (_, scale), image in zip((item.to("cpu") for item in found), prepared, images, strict=True)
+        replace(detections, boxes=to_original(detections.boxes, scale, width, height))
+        for detections, scale, (width, height) in zip((item.to("cpu") for item in found), scales, sizes, strict=True)
     ]
-
-
-def _to_original(boxes: torch.Tensor, scale: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    height, width = image.shape[-2:]
-    limits = torch.tensor([width, height, width, height], dtype=boxes.dtype)
-    return (boxes / scale).clamp(min=0).minimum(limits)
 
 
 def find_images(path: Path) -> list[Path]:

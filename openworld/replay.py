@@ -8,23 +8,23 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from openworld.data.loader import load_record
+from openworld.data.loader import eval_batches, eval_target, own_batches
 from openworld.data.options import LoaderOptions
 from openworld.data.records import Dataset
-from openworld.data.splits import Sample, View, replay_view, training_view
-from openworld.data.transforms import prepare
+from openworld.data.splits import View, replay_view, training_view
 from openworld.errors import DataError
 from openworld.labels import LabelSpace
 from openworld.ore.exemplars import ImageId, ImageRows, Instances, exemplar_record, listed_record
 from openworld.ore.options import ExemplarOptions
+from openworld.runtime import distributed
 from openworld.runtime.runlog import progress_bar
 from openworld.structures import Regions, Target
 from openworld.train import Detector
@@ -142,7 +142,8 @@ def annotated_instances(
     """Feature and score of every annotated box of a view; images enter as in evaluation. See :func:`best_regions`.
 
     Cost: one forward pass an image, without augmentation; memory 4 bytes times D times N with ``keep_features``. An
-    image that cannot be read has no instances, as it is left out of training.
+    image that cannot be read has no instances, as it is left out of training. Several processes share the images, and
+    each gets the instances of all.
 
     Args:
         detector: in evaluation mode.
@@ -151,12 +152,18 @@ def annotated_instances(
         keep_features: without it the features have D = 0.
         title: of the progress bar.
     """
+
+    def warn(problem: str) -> None:
+        log.warning("image left out of the exemplars: %s", problem)
+
     ids: list[ImageId] = []
-    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    with progress_bar(title, len(view)) as bar:
-        for start in range(0, len(view), BATCH):
-            samples = view[start : start + BATCH]
-            images, targets = _readable(samples, options)
+    width = detector.engine.feature_dim if keep_features else 0
+    parts = [(torch.zeros(0, dtype=torch.int64), torch.zeros(0, width), torch.zeros(0), torch.zeros(0).bool())]
+    own = own_batches(len(view), BATCH)
+    with progress_bar(title, len(own)) as bar:
+        for images, positions, scales in eval_batches(view, BATCH, options, numbers=own, broken=warn):
+            bar.advance()
+            targets = [eval_target(view[position], scale) for position, scale in zip(positions, scales, strict=True)]
             if images:
                 regions = detector.engine.labelled_regions(images, targets, lambda regions, sizes: regions.labels)
                 features_ND, scores_N, found_N = (part.cpu() for part in best_regions(regions, targets))
@@ -164,13 +171,10 @@ def annotated_instances(
                     features_ND = features_ND[:, :0]
                 parts.append((torch.cat([target.labels for target in targets]), features_ND, scores_N, found_N))
                 ids += [target.image_id for target in targets for _ in range(len(target))]
-            for _ in samples:
-                bar.advance()
-    if not parts:
-        rows, real = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
-        return Instances((), rows, real.reshape(0, 0), real, rows.astype(np.bool_))
-    rows, features, scores, found = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
-    return Instances(tuple(ids), rows, features, scores, found)
+    rows, features, scores, found = (
+        distributed.gather_rows(torch.cat(column)).numpy() for column in zip(*parts, strict=True)
+    )
+    return Instances(tuple(chain(*distributed.objects_of_all(ids))), rows, features, scores, found)
 
 
 def best_regions(regions: Regions, targets: Sequence[Target]) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,21 +209,6 @@ def best_regions(regions: Regions, targets: Sequence[Target]) -> tuple[Tensor, T
         scores.append(regions.objectness[chosen].sigmoid() * classes * overlaps)
         found.append(overlaps)
     return torch.cat(features), torch.cat(scores), torch.cat(found)
-
-
-def _readable(samples: Sequence[Sample], options: LoaderOptions) -> tuple[list[Tensor], list[Target]]:
-    """The images of the samples and their targets, without those that cannot be read."""
-    images, targets = [], []
-    for sample in samples:
-        try:
-            pixels, scale = prepare(load_record(sample.record), options)
-        except DataError as error:
-            log.warning("image left out of the exemplars: %s", error)
-            continue
-        images.append(pixels)
-        boxes, rows = torch.from_numpy(sample.boxes) * scale, torch.from_numpy(sample.labels)
-        targets.append(Target(boxes, rows, sample.record.image_id))
-    return images, targets
 
 
 def _rows(view: View) -> list[ImageRows]:

@@ -2,6 +2,9 @@
 
 Every phase starts from a checkpoint on the disk, whether the run was interrupted or not, so that a resumed run and an
 uninterrupted one do the same arithmetic.
+
+With several processes all of them go through the same stages. Only the first one writes into the folder of the run,
+but all read it, and what depends on its files is decided by the first one for all.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +27,21 @@ from torch import Tensor
 
 from openworld.config import PhaseOptions, RunConfig, scaled
 from openworld.configfile import dump_config, read_config
-from openworld.data.loader import TrainBatches, eval_batches, load_record
+from openworld.data.loader import TrainBatches, eval_batches, eval_target, own_batches
 from openworld.data.options import LoaderOptions
 from openworld.data.records import Record
 from openworld.data.splits import View, held_out_view, replay_view, training_view
-from openworld.errors import CheckpointError, ConfigError, DataError
+from openworld.errors import CheckpointError, ConfigError
 from openworld.evaluate import evaluate_predictions
 from openworld.labels import LabelSpace
-from openworld.predict import backbone_file, build_detector, detect_images, restore_detector
+from openworld.predict import backbone_file, build_detector, detect_prepared, restore_detector
 from openworld.predictions import PredictedImage, read_predictions, write_predictions
 from openworld.replay import check_lists, chosen_exemplars, listed_exemplars, replayed_images
+from openworld.runtime import distributed
 from openworld.runtime.checkpoint import Checkpoint, newest_valid
 from openworld.runtime.environment import describe, select_device
 from openworld.runtime.files import write_atomic, write_json
+from openworld.runtime.profiling import Profile
 from openworld.runtime.runlog import RunLog, progress_bar
 from openworld.runtime.seeding import seed_everything
 from openworld.sources import Sources, open_sources
@@ -63,6 +69,8 @@ class Run:
     folder: Path
     sources: Sources
     log: RunLog
+    profile_steps: int = 0
+    """Steps of each optimisation phase that are timed for profile.json."""
 
     def task_folder(self, task: int) -> Path:
         return self.folder / f"task{task}"
@@ -71,27 +79,31 @@ class Run:
         return LabelSpace.of(self.config.schedule, task, self.config.model.head)
 
 
-def run_schedule(config: RunConfig, folder: Path, *, resume: bool) -> list[dict[str, Any]]:
+def run_schedule(config: RunConfig, folder: Path, *, resume: bool, profile_steps: int = 0) -> list[dict[str, Any]]:
     """Carry a schedule to its end and return the metrics of each task.
 
     Args:
         config: the whole configuration; it is written to the folder.
-        folder: where the run lives.
+        folder: where the run lives; every process of the run sees it.
         resume: go on with what the folder holds. Without it a folder that holds a run is refused.
+        profile_steps: so many steps of each optimisation phase are timed for profile.json.
 
     Raises:
-        ConfigError: the folder holds a run (and not ``resume``), or a run of another configuration.
+        ConfigError: the folder holds a run (and not ``resume``), or a run of another configuration; the processes do
+            not divide a batch.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     with locked(folder):
-        claim(config, folder, resume=resume)
+        check_shares(scaled(config))
+        distributed.on_first(lambda: claim(config, folder, resume=resume))
         config = scaled(config)
         log = RunLog(folder / "metrics.jsonl")
-        write_json(folder / "env.json", describe())
-        sources = open_sources(config, folder)
-        write_json(folder / "data.json", sources.summary())
-        run = Run(config, folder, sources, log)
+        _write_json(folder / "env.json", {**describe(), "processes": distributed.world_size()})
+        with distributed.first_goes_ahead():
+            sources = open_sources(config, folder)
+        _write_json(folder / "data.json", sources.summary())
+        run = Run(config, folder, sources, log, profile_steps)
         if config.ore.exemplars.list is not None:
             check_lists(sources.train, sources.held_out, run.labels(1), config.ore.exemplars.list, config.last_task)
         if config.pretrain is not None:
@@ -109,8 +121,11 @@ def run_backbone(config: RunConfig, folder: Path) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep a second process out of a run's folder; the lock ends with the process, however it ends."""
+    """Keep other runs out of a run's folder; the lock ends with the (first) process, however it ends."""
     folder.mkdir(parents=True, exist_ok=True)
+    if not distributed.is_first():
+        yield
+        return
     with open(folder / ".lock", "a+") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,6 +140,22 @@ def locked(folder: Path) -> Iterator[None]:
         stream.write(str(os.getpid()))
         stream.flush()
         yield
+
+
+def check_shares(config: RunConfig) -> None:
+    """Every process takes the same number of images of a batch.
+
+    Raises:
+        ConfigError: a batch that the processes do not divide.
+    """
+    processes = distributed.world_size()
+    for name, options in (("train", config.train), ("increment", config.increment), ("replay", config.replay)):
+        if options.batch_size % processes:
+            raise ConfigError(
+                f"{name}.batch_size is {options.batch_size}, which {processes} processes cannot share equally",
+                remedy=f"it counts the images of all processes together: give a multiple of {processes}, or start "
+                "another number of processes",
+            )
 
 
 def claim(config: RunConfig, folder: Path, *, resume: bool) -> None:
@@ -166,7 +197,7 @@ def pretrain_backbone(run: Run, *, resume: bool) -> None:
     """Contrastive pretraining on the images of the schedule's training set, without their labels."""
     options, folder = run.config.pretrain, run.folder / "backbone"
     assert options is not None
-    if (folder / "card.json").exists():
+    if distributed.on_first(lambda: (folder / "card.json").exists()):
         return
     started = time.monotonic()
     pretrain(
@@ -180,6 +211,7 @@ def pretrain_backbone(run: Run, *, resume: bool) -> None:
         labelled_crops=run.sources.labelled_crops(options.view_size),
     )
     run.log.append("phase", stage="pretrain", task=None, seconds=time.monotonic() - started)
+    distributed.barrier()
 
 
 # -- one task ---------------------------------------------------------------------------------------------------------
@@ -189,10 +221,10 @@ def run_task(run: Run, task: int) -> dict[str, Any]:
     """All stages of a task that are not done yet, then its evaluation."""
     folder = run.task_folder(task)
     exemplars, record = run.config.ore.exemplars, folder / "exemplars.json"
-    if not exemplars.needs_detector and not record.exists():
+    if not exemplars.needs_detector and _absent(record):
         choose_exemplars(run, task)
     for stage in stages_of(run.config, task):
-        if stage != "train" and exemplars.enabled and not record.exists():
+        if stage != "train" and exemplars.enabled and _absent(record):
             choose_exemplars(run, task)
         found = newest_valid(folder / "checkpoint")
         at = -1 if found is None else STAGES.index(found.state["stage"])
@@ -203,10 +235,12 @@ def run_task(run: Run, task: int) -> dict[str, Any]:
         base = found if found is not None or task == 1 else newest_valid(run.task_folder(task - 1) / "checkpoint")
         run.log.truncate(run.log.offset_of_task(task) if found is None else int(found.state["log_offset"]))
         detector = prepare_detector(run, task, stage, base)
+        distributed.barrier()  # before the first process writes what the others were to read, and after it has
         if stage == "energy":
             fit_energy(run, task, detector, started)
         else:
             optimise(run, task, stage, detector, resumed)
+        distributed.barrier()
     return evaluate_task(run, task)
 
 
@@ -251,6 +285,7 @@ def optimise(run: Run, task: int, stage: str, detector: Detector, resumed: Check
         start_step=0 if resumed is None else int(resumed.state["step"]),
         total_steps=options.steps,
         options=config.data.loader,
+        positions=distributed.share(options.batch_size),
     )
     phase = Phase(
         task=task,
@@ -260,9 +295,30 @@ def optimise(run: Run, task: int, stage: str, detector: Detector, resumed: Check
         position=_POSITION[stage],
         first_step=0 if stage == "train" else taught.steps,
     )
-    train_phase(detector, iter(batches), phase, run.log, resumed, {"known": list(labels.known)})
-    if batches.broken:
-        write_json(run.task_folder(task) / f"broken_images_{stage}.json", batches.broken)
+    profile = Profile(run.profile_steps, detector.engine.pixel_mean.device) if run.profile_steps else None
+    train_phase(detector, iter(batches), phase, run.log, resumed, {"known": list(labels.known)}, profile)
+    broken = {path: why for each in distributed.objects_of_all(batches.broken) for path, why in each.items()}
+    if broken:
+        _write_json(run.task_folder(task) / f"broken_images_{stage}.json", broken)
+    if profile is not None and profile.seconds and distributed.is_first():
+        write_profile(run, phase, profile)
+
+
+def write_profile(run: Run, phase: Phase, profile: Profile) -> None:
+    """Put a phase's times into profile.json, in place of earlier ones of the same phase."""
+    path = run.folder / "profile.json"
+    phases = json.loads(path.read_text())["phases"] if path.exists() else []
+    here = {"task": phase.task, "stage": phase.stage}
+    kept = [found for found in phases if {key: found[key] for key in here} != here]
+    entry = {
+        **here,
+        "device": "cuda" if profile.on_gpu else "cpu",
+        "threads": torch.get_num_threads(),
+        "processes": distributed.world_size(),
+        "batch_size": phase.options.batch_size,
+        **profile.record(),
+    }
+    write_json(path, {"phases": [*kept, entry]})
 
 
 def choose_exemplars(run: Run, task: int) -> None:
@@ -291,7 +347,8 @@ def choose_exemplars(run: Run, task: int) -> None:
     else:
         loader, seed = run.config.data.loader, run.config.seed
         record = chosen_exemplars(train, labels, options, seed, detector=detector, loader=loader)
-    write_json(folder / "exemplars.json", record)
+    _write_json(folder / "exemplars.json", record)
+    distributed.barrier()
 
 
 def exemplar_view(run: Run, task: int) -> View:
@@ -307,21 +364,19 @@ def fit_energy(run: Run, task: int, detector: Detector, started: float) -> None:
     """
     labels = run.labels(task)
     view = held_out_view(run.sources.held_out, labels, with_unknown=detector.ore.energy.uses_unknown_labels)
-    known: list[Tensor] = []
-    unknown: list[Tensor] = []
+    known, unknown = [torch.zeros(0)], [torch.zeros(0)]
     detector.eval()
     if detector.ore.energy.enabled:
-        with progress_bar(f"task {task} energy", len(view)) as bar:
+        with progress_bar(f"task {task} energy", _own_images(len(view))) as bar:
             for images, targets in held_out_batches(view, run.config.data.loader):
                 regions = detector.engine.labelled_regions(images, targets, detector.ore.label_for_energy)
                 for samples, values in zip((known, unknown), detector.ore.energy_samples(regions), strict=True):
                     samples.append(values.cpu())
-                for _ in images:
-                    bar.advance()
+                bar.advance(len(images))
     report = detector.ore.fit_energy(
-        torch.cat(known) if known else torch.zeros(0), torch.cat(unknown) if unknown else torch.zeros(0)
+        distributed.gather_rows(torch.cat(known)), distributed.gather_rows(torch.cat(unknown))
     )
-    write_json(run.task_folder(task) / "energy.json", report)
+    _write_json(run.task_folder(task) / "energy.json", report)
     run.log.append("phase", stage="energy", task=task, seconds=time.monotonic() - started)
     phase = Phase(
         task=task,
@@ -335,32 +390,38 @@ def fit_energy(run: Run, task: int, detector: Detector, started: float) -> None:
 
 
 def held_out_batches(view: View, options: LoaderOptions) -> Iterator[tuple[list[Tensor], list[Target]]]:
-    """Held-out images without augmentation, with the boxes of the view."""
-    position = 0
-    for images, records, scales in eval_batches(view, EVALUATION_BATCH, options):
-        samples = view[position : position + len(records)]
-        position += len(records)
-        yield (
-            images,
-            [
-                Target(torch.from_numpy(sample.boxes) * scale, torch.from_numpy(sample.labels), sample.record.image_id)
-                for sample, scale in zip(samples, scales, strict=True)
-            ],
-        )
+    """This process's share of the held-out images, without augmentation, with the boxes of the view."""
+    own = own_batches(len(view), EVALUATION_BATCH)
+    for images, positions, scales in eval_batches(view, EVALUATION_BATCH, options, numbers=own):
+        yield images, [eval_target(view[position], scale) for position, scale in zip(positions, scales, strict=True)]
 
 
 def evaluate_task(run: Run, task: int) -> dict[str, Any]:
     """Detect on the test images, write predictions.json, score that file alone, write metrics.json."""
     folder = run.task_folder(task)
-    if (folder / "metrics.json").exists():
+    if not _absent(folder / "metrics.json"):
         return json.loads((folder / "metrics.json").read_text())  # type: ignore[no-any-return]
     started = time.monotonic()
     checkpoint = newest_valid(folder / "checkpoint")
     assert checkpoint is not None
     run.log.truncate(int(checkpoint.state["log_offset"]))
     detector = restore_detector(run.config, checkpoint, backbone_file(run.folder, run.config)).eval()
-    labels, records = run.labels(task), run.sources.test.records
-    detections = detect_records(detector, records, run.config, folder / "detections.partial", f"task {task} test")
+    records = run.sources.test.records
+    parts = [folder / name for name in _partial_names()]
+    detections = detect_records(
+        detector, records, run.config.data.loader, parts[distributed.rank()], f"task {task} test"
+    )
+    distributed.barrier()
+    return distributed.on_first(
+        lambda: score_task(run, task, detector, started, [*detections, *chain(*map(_read_partial, parts[1:]))])
+    )
+
+
+def score_task(
+    run: Run, task: int, detector: Detector, started: float, detections: Sequence[Detections]
+) -> dict[str, Any]:
+    """Write predictions.json, score that file alone, write metrics.json."""
+    folder, labels, records = run.task_folder(task), run.labels(task), run.sources.test.records
     images = [
         PredictedImage(record.image_id, _as_seen_from(run.folder, record.path), record.width, record.height, found)
         for record, found in zip(records, detections, strict=True)
@@ -370,45 +431,70 @@ def evaluate_task(run: Run, task: int) -> dict[str, Any]:
     metrics = evaluate_predictions(read_predictions(folder / "predictions.json"), run.sources.test)
     run.log.append("phase", stage="evaluate", task=task, seconds=time.monotonic() - started)
     write_json(folder / "metrics.json", metrics)
-    (folder / "detections.partial").unlink(missing_ok=True)
+    for partial in folder.glob("detections*.partial"):
+        partial.unlink()
     return metrics
 
 
-def detect_records(
-    detector: Detector, records: Sequence[Record], config: RunConfig, partial: Path, title: str
-) -> list[Detections]:
-    """Detections of every record, kept in ``partial`` every now and then, so that a killed evaluation goes on.
+def _partial_names() -> list[str]:
+    """Of the files that keep the detections of each process's share; shares of another number of processes differ."""
+    processes = distributed.world_size()
+    if processes == 1:
+        return ["detections.partial"]
+    return [f"detections-{number + 1}-of-{processes}.partial" for number in range(processes)]
 
-    An image that cannot be read has none.
+
+def detect_records(
+    detector: Detector, records: Sequence[Record], options: LoaderOptions, partial: Path, title: str
+) -> list[Detections]:
+    """Detections of this process's share of the records, in order.
+
+    They are kept in ``partial`` every now and then, so that a killed evaluation goes on, and at the end where other
+    processes wait for them. An image that cannot be read has none.
     """
-    found = _read_partial(partial)
-    with progress_bar(title, len(records), done=len(found)) as bar:
-        while len(found) < len(records):
-            batch = records[len(found) : len(found) + EVALUATION_BATCH]
-            images = {at: image for at, record in enumerate(batch) if (image := _readable(record)) is not None}
-            detected = detect_images(detector, list(images.values()), config.data.loader) if images else []
-            seen = dict(zip(images, detected, strict=True))
-            found += [seen.get(at, Detections.empty()) for at in range(len(batch))]
-            for _ in batch:
-                bar.advance()
+
+    def warn(problem: str) -> None:
+        logger.warning("scored as an image without detections: %s", problem)
+
+    numbers, found = own_batches(len(records), EVALUATION_BATCH), _read_partial(partial)
+    left = numbers[-(-len(found) // EVALUATION_BATCH) :]
+    with progress_bar(title, _own_images(len(records)), done=len(found)) as bar:
+        batches = eval_batches(records, EVALUATION_BATCH, options, numbers=left, broken=warn)
+        for number, (images, positions, scales) in zip(left, batches, strict=True):
+            sizes = [(records[position].width, records[position].height) for position in positions]
+            seen = dict(zip(positions, detect_prepared(detector, images, scales, sizes), strict=True))
+            first = number * EVALUATION_BATCH
+            batch = range(first, min(first + EVALUATION_BATCH, len(records)))
+            found += [seen.get(position, Detections.empty()) for position in batch]
+            bar.advance(len(batch))
             if len(found) % PARTIAL_EVERY < EVALUATION_BATCH:
                 _write_partial(partial, found)
+    if distributed.world_size() > 1:
+        _write_partial(partial, found)
     return found
-
-
-def _readable(record: Record) -> Tensor | None:
-    """The image, or None if it cannot be read: it has no detections then, and the evaluation goes on."""
-    try:
-        return load_record(record)
-    except DataError as error:
-        logger.warning("scored as an image without detections: %s", error)
-        return None
 
 
 def _as_seen_from(folder: Path, path: Path) -> str:
     """A path relative to the run's folder where it lies below, so that the folder can be moved; else absolute."""
     full, root = path.resolve(), folder.resolve()
     return str(full.relative_to(root) if full.is_relative_to(root) else full)
+
+
+def _own_images(count: int) -> int:
+    """How many of so many images this process evaluates."""
+    own = own_batches(count, EVALUATION_BATCH)
+    return min(own.stop * EVALUATION_BATCH, count) - own.start * EVALUATION_BATCH
+
+
+def _absent(path: Path) -> bool:
+    """The file is not there; the first process looks, and all go by that."""
+    return distributed.on_first(lambda: not path.exists())
+
+
+def _write_json(path: Path, content: Any) -> None:
+    """:func:`write_json` by the first process, for all have the same content."""
+    if distributed.is_first():
+        write_json(path, content)
 
 
 def _write_partial(path: Path, found: list[Detections]) -> None:

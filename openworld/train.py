@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from openworld.config import PhaseOptions
-from openworld.engines.torchvision_rcnn import OpenWorldRCNN
+from openworld.engines.base import Engine
 from openworld.errors import NumericsError
 from openworld.ore.core import Ore
 from openworld.runtime import distributed
 from openworld.runtime.checkpoint import Checkpoint, save_checkpoint
+from openworld.runtime.profiling import Profile, scope, watched
 from openworld.runtime.runlog import RunLog, progress_bar
 from openworld.runtime.seeding import rng_state, set_rng_state
-from openworld.structures import Target
+from openworld.structures import Regions, Target
 
 
 class Detector(nn.Module):
     """An engine and the open-world parts that watch it. Its state dict is the whole model of a task."""
 
-    def __init__(self, engine: OpenWorldRCNN, ore: Ore) -> None:
+    def __init__(self, engine: Engine, ore: Ore) -> None:
         super().__init__()
         self.engine = engine
         self.ore = ore
@@ -36,13 +38,21 @@ class Detector(nn.Module):
     ) -> dict[str, Tensor]:
         """All losses of one step; ``step`` counts from 0 within the task and times the prototypes.
 
-        ``replay`` marks the fine-tuning on exemplars, see ``clustering.during_replay``.
+        ``replay`` marks the fine-tuning on exemplars, see ``clustering.during_replay``. With several processes, each
+        with its share of the batch, the means of the losses over the processes are those of one with the whole batch.
         """
-        unknown = self.ore.unknown
-        losses, regions = self.engine.training_step(images, targets, self.ore.label_unknowns, unknown.among)
+        with scope("regions"):
+            losses, regions = self.engine.training_step(images, targets, self._label_unknowns, self.ore.unknown.among)
         assert regions.features is not None
-        losses["clustering"] = self.ore.step(regions.features, regions.labels, step, replay=replay, ranks=distributed)
+        with scope("ORE"), distributed.purpose("ORE: features, labels, divisor"):
+            losses["clustering"] = self.ore.step(
+                regions.features, regions.labels, step, replay=replay, ranks=distributed
+            )
         return losses
+
+    def _label_unknowns(self, regions: Regions, image_sizes: Tensor) -> Tensor:
+        with scope("ORE"):
+            return self.ore.label_unknowns(regions, image_sizes)
 
 
 @dataclass(frozen=True)
@@ -67,11 +77,15 @@ def train_phase(
     log: RunLog,
     resume_from: Checkpoint | None,
     extra_state: dict[str, Any],
+    profile: Profile | None = None,
 ) -> None:
     """Run a phase to its end, from its beginning or from a checkpoint of its own.
 
     The batches must start at the step of the checkpoint. Every ``checkpoint_every`` steps and at the end the weights,
     the optimiser, the generators and the log's length are written, from which a resumed run continues bit for bit.
+
+    With several processes the batches are this one's share, and the gradients are averaged: every process makes the
+    step that one process with the whole batch would make, and the first one writes.
 
     Raises:
         NumericsError: a loss is not finite; the weights are those before the step.
@@ -85,27 +99,37 @@ def train_phase(
         set_rng_state(resume_from.state["rng"])
         start = int(resume_from.state["step"])
     detector.train()
-    with progress_bar(f"task {phase.task} {phase.stage}", options.steps, done=start) as bar:
-        for step, (images, targets) in enumerate(batches, start=start):
+    title = f"task {phase.task} {phase.stage}"
+    parts = profile.watch(detector.engine.parts()) if profile is not None else nullcontext()
+    with parts, progress_bar(title, options.steps, done=start) as bar:
+        for step in watched(range(start, options.steps), profile):
+            with scope("data"):
+                images, targets = next(batches)
             lr = learning_rate(options, step)
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["lr_factor"]
             losses = detector.losses(images, targets, phase.first_step + step, replay=phase.stage == "replay")
             total = torch.stack(list(losses.values())).sum()
-            check_finite(total, losses, phase, step, targets)
-            optimizer.zero_grad(set_to_none=True)
-            total.backward()
-            if options.clip_gradient:
-                nn.utils.clip_grad_norm_(detector.parameters(), options.clip_gradient)
-            optimizer.step()
-
-            numbers = {name: float(value.detach()) for name, value in losses.items()}
-            loss = float(total.detach())
-            log.append("step", stage=phase.stage, task=phase.task, step=step + 1, loss=loss, losses=numbers, lr=lr)
-            bar.advance(loss=loss, lr=lr)
+            with distributed.purpose("losses, to log and to check"):
+                read = on_host(distributed.mean_over_ranks(torch.stack([total, *losses.values()])))
+            with scope("backward"):
+                optimizer.zero_grad(set_to_none=True)
+                total.backward()
+                distributed.average_gradients(detector.parameters())
+            loss, *numbers = read()
+            named = dict(zip(losses, numbers, strict=True))
+            check_finite(loss, named, phase, step, targets)
+            with scope("optimiser"):
+                if options.clip_gradient:
+                    nn.utils.clip_grad_norm_(detector.parameters(), options.clip_gradient)
+                optimizer.step()
+            with scope("logging"):
+                log.append("step", stage=phase.stage, task=phase.task, step=step + 1, loss=loss, losses=named, lr=lr)
+                bar.advance(loss=loss, lr=lr)
             done = step + 1
             if done % options.checkpoint_every == 0 and done < options.steps:
-                save_progress(detector, optimizer, phase, done, log, extra_state)
+                with scope("checkpoint"):
+                    save_progress(detector, optimizer, phase, done, log, extra_state)
     log.append("phase", stage=phase.stage, task=phase.task, seconds=time.monotonic() - started)
     save_progress(detector, optimizer, phase, options.steps, log, extra_state)
 
@@ -118,7 +142,9 @@ def save_progress(
     log: RunLog,
     extra_state: dict[str, Any],
 ) -> None:
-    """Checkpoint after ``step`` steps of a phase."""
+    """Checkpoint after ``step`` steps of a phase; the first process writes it, for all have the same."""
+    if not distributed.is_first():
+        return
     save_checkpoint(
         phase.folder,
         f"{phase.stage}-{step:06d}",
@@ -135,6 +161,21 @@ def save_progress(
             **extra_state,
         },
     )
+
+
+def on_host(values: Tensor) -> Callable[[], list[float]]:
+    """Start to copy values from a GPU; what is returned waits for them, but not for work that came after them."""
+    if values.device.type != "cuda":
+        return values.tolist
+    copy = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def read() -> list[float]:
+        arrived.synchronize()
+        return copy.tolist()
+
+    return read
 
 
 def make_optimizer(model: nn.Module, options: PhaseOptions, backbone: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -170,11 +211,11 @@ def learning_rate(options: PhaseOptions, step: int) -> float:
     return options.lr * 0.1 ** sum(step >= milestone * options.steps for milestone in options.milestones)
 
 
-def check_finite(total: Tensor, losses: dict[str, Tensor], phase: Phase, step: int, targets: Sequence[Target]) -> None:
+def check_finite(total: float, losses: Mapping[str, float], phase: Phase, step: int, targets: Sequence[Target]) -> None:
     """Stop before a loss that is not finite reaches the weights."""
-    if bool(torch.isfinite(total)):
+    if math.isfinite(total):
         return
-    values = ", ".join(f"{name} {float(value.detach()):g}" for name, value in losses.items())
+    values = ", ".join(f"{name} {value:g}" for name, value in losses.items())
     images = ", ".join(str(target.image_id) for target in targets)
     raise NumericsError(
         f"the loss is not finite ({values}) on images {images}",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser, Namespace
 
 from openworld import __version__
-from openworld.cli import data, evaluation, runs
+from openworld.cli import backbone, data, evaluation, probe, runs
 from openworld.cli.verbs import AddVerb, Function
 from openworld.configfile import make_parser
 from openworld.errors import OpenWorldError
@@ -22,19 +23,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    rank = os.environ.get("RANK")  # of a process that torchrun started
+    who = "" if rank is None else f" in process {rank}"
+    logging.basicConfig(level=logging.WARNING, format=f"%(levelname)s{who} %(message)s")
     try:
         parser, functions = build_parser()
         parsed = parser.instantiate(parser.parse_args(arguments))
         chosen, names = parsed[parsed.verb], [parsed.verb]
-        if parsed.verb == "data":
+        if "what" in chosen:
             names.append(chosen.what)
             chosen = chosen[chosen.what]
         functions[tuple(names)](chosen)
     except OpenWorldError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error{who}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
@@ -64,9 +67,15 @@ def build_parser() -> tuple[ArgumentParser, dict[tuple[str, ...], Function]]:
     top = below(to=commands)
     runs.add_verbs(top)
     evaluation.add_verbs(top)
-    of_data = make_parser(description="look after annotated data")
-    commands.add_subcommand("data", of_data, help="look after annotated data: prepare, check, tasks, audit")
-    data.add_verbs(below("data", to=of_data.add_subcommands(dest="what")))
+    groups = (
+        ("data", data, "look after annotated data: prepare, check, tasks, audit"),
+        ("backbone", backbone, "hand a pretrained backbone over: inspect, export, verify"),
+        ("probe", probe, "measure a pretrained backbone: knn, linear, semi, transform, suppress"),
+    )
+    for name, group, help in groups:
+        of_group = make_parser(description=help)
+        commands.add_subcommand(name, of_group, help=help)
+        group.add_verbs(below(name, to=of_group.add_subcommands(dest="what")))
     top("doctor", doctor, "explain a broken installation")
     return parser, functions
 

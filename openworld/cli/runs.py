@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 
-from openworld.cli.verbs import AddVerb, run_arguments
-from openworld.config import RunConfig
+from openworld.cli.verbs import AddVerb, run_arguments, run_config
 from openworld.configfile import build, find_config, read_config, read_options
 from ssl_backbones.options import PretrainOptions
+
+PROFILED_STEPS = 20
+QUERIES = 8
+"""Images whose nearest neighbours the page of a pretraining shows."""
 
 
 def add_verbs(verb: AddVerb) -> None:
@@ -18,14 +21,16 @@ def add_verbs(verb: AddVerb) -> None:
         "demo", demo, "the whole story on a synthetic world: a few minutes on a CPU, ends with report.html"
     )
     run_arguments(demo_verb, default_output="runs/demo")
+    _profile_argument(demo_verb)
 
     run_verb = verb("run", run, "carry a schedule of tasks to its end: pretrain, train, replay, fit, evaluate, report")
     run_arguments(run_verb, default_output=None)
+    _profile_argument(run_verb)
 
     pretrain_verb = verb("pretrain", pretrain, "contrastive pretraining of a backbone on a folder of images")
     pretrain_verb.add_argument("--config", action="config", help="a YAML file; see configs/pretrain")
     pretrain_verb.add_argument(
-        "--output", type=str, required=True, help="folder for backbone.safetensors and card.json"
+        "--output", type=str, required=True, help="folder for backbone.safetensors, card.json and report.html"
     )
     pretrain_verb.add_argument("--resume", action="store_true", help="go on with what the folder holds")
     pretrain_verb.add_argument("--seed", type=int, default=0)
@@ -39,15 +44,20 @@ def add_verbs(verb: AddVerb) -> None:
     predict_verb.add_argument("--score", type=float, default=0.3, help="draw detections from this score")
     predict_verb.add_argument("--output", type=str, required=True, help="folder for drawings and predictions.json")
 
-    convert_verb = verb("convert", convert, "a run out of a published detectron2 checkpoint of ORE, to predict with")
-    convert_verb.add_argument("weights", type=str, help="model_final.pth, or a .pkl of detectron2")
+    convert_verb = verb(
+        "convert", convert, "a run out of a published detectron2 checkpoint of ORE, or out of a run of the other engine"
+    )
+    convert_verb.add_argument("weights", type=str, help="model_final.pth, a .pkl of detectron2, or the folder of a run")
+    convert_verb.add_argument(
+        "--engine", choices=["torchvision", "detectron2"], default=None, help="of the new run, where a run is converted"
+    )
     convert_verb.add_argument(
         "--schedule",
         type=str,
         default=None,
         help="whose classes the head has, as for evaluate; default: that of --config",
     )
-    convert_verb.add_argument("--task", type=int, required=True, help="up to which the detector was trained")
+    convert_verb.add_argument("--task", type=int, default=None, help="up to which a checkpoint was trained")
     convert_verb.add_argument(
         "--energy", type=str, default=None, help="energy_dist_<classes>.pkl; without it the classifier decides alone"
     )
@@ -55,7 +65,7 @@ def add_verbs(verb: AddVerb) -> None:
     convert_verb.add_argument("--output", type=str, required=True, help="folder of the new run")
 
     report_verb = verb("report", report, "write report.html of a run again")
-    report_verb.add_argument("run", type=str, help="folder of a run")
+    report_verb.add_argument("run", type=str, help="folder of a run, or of a pretraining")
 
     ablate_verb = verb("ablate", ablate, "run a schedule with one part switched off at a time, over several seeds")
     ablate_verb.add_argument("--seeds", type=list[int], default=[0, 1, 2])
@@ -66,8 +76,26 @@ def add_verbs(verb: AddVerb) -> None:
         default=None,
         help="a .yaml whose options are switched one by one: configs/ore/reference.yaml",
     )
+    ablate_verb.add_argument(
+        "--backbones",
+        type=dict[str, str],
+        default={},
+        help="the same schedule from several and from random: --backbones.simclr runs/simclr --backbones.moco moco.pth",
+    )
     ablate_verb.add_argument("--jobs", type=int, default=1, help="runs side by side")
     run_arguments(ablate_verb, default_output=None)
+
+
+def _profile_argument(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--profile",
+        nargs="?",
+        type=int,
+        const=PROFILED_STEPS,
+        default=0,
+        metavar="STEPS",
+        help=f"time the parts of so many steps of each phase (without a number {PROFILED_STEPS}): profile.json, report",
+    )
 
 
 def demo(arguments: Namespace) -> None:
@@ -76,26 +104,36 @@ def demo(arguments: Namespace) -> None:
 
 
 def run(arguments: Namespace) -> None:
-    """A schedule from its configuration."""
+    """A schedule from its configuration. One process, or torchrun's."""
     from rich.console import Console
 
     from openworld.evaluate import print_table
     from openworld.report.build import build_report
+    from openworld.report.profile import print_profile
+    from openworld.runtime.distributed import is_first, session
+    from openworld.runtime.environment import select_device
     from openworld.sources import open_sources
     from openworld.tasks import run_schedule
 
-    config = build(RunConfig, arguments)
+    config = run_config(arguments)
     folder = Path(arguments.output)
-    console = Console()
-    metrics = run_schedule(config, folder, resume=arguments.resume)
-    print_table(metrics, console)
-    console.print(f"report: {build_report(folder, open_sources(config, folder).test)}")
+    with session(select_device(config.model.device)):
+        metrics = run_schedule(config, folder, resume=arguments.resume, profile_steps=arguments.profile)
+        if is_first():
+            console = Console()
+            print_table(metrics, console)
+            if arguments.profile:
+                print_profile(folder, console)
+            console.print(f"report: {build_report(folder, open_sources(config, folder).test)}")
 
 
 def pretrain(arguments: Namespace) -> None:
-    """A backbone from a folder of images, or from the synthetic world."""
+    """A backbone from a folder of images, or from the synthetic world, and its page. One process, or torchrun's."""
     from rich.console import Console
 
+    from openworld.report.pretrain import build_pretrain_report, probe_rows
+    from openworld.runtime.console import narrow_table
+    from openworld.runtime.distributed import first_goes_ahead, is_first, session
     from openworld.runtime.environment import select_device
     from openworld.runtime.runlog import RunLog
     from openworld.sources import pretraining_world
@@ -103,28 +141,30 @@ def pretrain(arguments: Namespace) -> None:
     from ssl_backbones.pretrain import pretrain as run_pretraining
 
     options, output = build(PretrainOptions, arguments), Path(arguments.output)
-    crops = None
-    if options.images is None:
-        paths, crops = pretraining_world(output, options)
-    else:
-        paths = find_images(Path(options.images))
-    result = run_pretraining(
-        options,
-        paths,
-        output,
-        seed=arguments.seed,
-        device=select_device(arguments.device),
-        resume=arguments.resume,
-        log=RunLog(output / "metrics.jsonl"),
-        labelled_crops=crops,
-    )
-    console = Console()
-    console.print(f"backbone: {result.path}")
-    if probe := result.card.get("knn"):
-        console.print(
-            f"kNN accuracy: trained {probe['trained']:.3f}, untrained {probe['untrained']:.3f}, "
-            f"chance {probe['chance']:.3f}"
+    device, crops = select_device(arguments.device), None
+    with session(device):
+        if options.images is None:
+            with first_goes_ahead():
+                paths, crops = pretraining_world(output, options)
+        else:
+            paths = find_images(Path(options.images))
+        result = run_pretraining(
+            options,
+            paths,
+            output,
+            seed=arguments.seed,
+            device=device,
+            resume=arguments.resume,
+            log=RunLog(output / "metrics.jsonl"),
+            labelled_crops=crops,
+            neighbours_of=QUERIES,
         )
+        if is_first():
+            console = Console()
+            rows = [(name, *cells) for name, cells in probe_rows(result.card)]
+            console.print(narrow_table(("probe", "trained", "untrained", "chance"), rows, words=["probe"]))
+            console.print(f"backbone: {result.path}")
+            console.print(f"report: {build_pretrain_report(output)}")
 
 
 def predict(arguments: Namespace) -> None:
@@ -148,25 +188,36 @@ def predict(arguments: Namespace) -> None:
 
 
 def convert(arguments: Namespace) -> None:
-    """A published detector as a run."""
+    """A published detector as a run, or a run in the other engine."""
     from rich.console import Console
 
+    from openworld.converted_engine import convert_engine
     from openworld.converted_run import convert_run
+    from openworld.errors import ConfigError
 
     energy, config = (Path(path) if path else None for path in (arguments.energy, arguments.config))
-    folder = Path(arguments.output)
-    convert_run(
-        Path(arguments.weights), folder, task=arguments.task, schedule=arguments.schedule, energy=energy, config=config
-    )
+    weights, folder = Path(arguments.weights), Path(arguments.output)
+    if (weights / "config.yaml").is_file():
+        if arguments.engine is None:
+            raise ConfigError("is a run, and no engine is given", where=str(weights), remedy="name it with --engine")
+        convert_engine(weights, folder, arguments.engine)
+    elif arguments.task is None:
+        raise ConfigError("no task is given", remedy="name with --task the task up to which the checkpoint was trained")
+    else:
+        convert_run(weights, folder, task=arguments.task, schedule=arguments.schedule, energy=energy, config=config)
     Console().print(f"converted: {folder}")
 
 
 def report(arguments: Namespace) -> None:
-    """report.html of a run, from its folder and its test images."""
+    """report.html of a run, from its folder and its test images; or of a pretraining."""
     from openworld.report.build import build_report
+    from openworld.report.pretrain import build_pretrain_report
     from openworld.sources import open_sources
 
     folder = Path(arguments.run)
+    if (folder / "card.json").is_file() and not (folder / "config.yaml").exists():
+        print(build_pretrain_report(folder))
+        return
     print(build_report(folder, open_sources(read_config(folder / "config.yaml"), folder).test))
 
 
@@ -176,7 +227,7 @@ def ablate(arguments: Namespace) -> None:
 
     from openworld.ablation import run_ablation
 
-    config = build(RunConfig, arguments)
+    config = run_config(arguments)
     run_ablation(
         config,
         Path(arguments.output),
@@ -185,4 +236,5 @@ def ablate(arguments: Namespace) -> None:
         jobs=arguments.jobs,
         console=Console(),
         switch=None if arguments.switch is None else read_options(find_config(arguments.switch)),
+        backbones={name: Path(file) for name, file in arguments.backbones.items()},
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from jsonargparse import ArgumentParser, Namespace
 
 from openworld.config import RunConfig
+from openworld.configfile import build
 
 Function = Callable[[Namespace], None]
 
@@ -25,4 +27,18 @@ def run_arguments(parser: ArgumentParser, default_output: str | None) -> None:
         "--output", type=str, required=default_output is None, default=default_output, help="folder of the run"
     )
     parser.add_argument("--resume", action="store_true", help="go on with what the folder holds")
+    parser.add_argument(
+        "--engine",
+        choices=["torchvision", "detectron2"],
+        default=None,
+        help="short for --model.engine, over which it wins",
+    )
     parser.add_class_arguments(RunConfig, None)
+
+
+def run_config(arguments: Namespace) -> RunConfig:
+    """The configuration out of :func:`run_arguments`."""
+    config = build(RunConfig, arguments)
+    if arguments.engine is not None:
+        config = replace(config, model=replace(config.model, engine=arguments.engine))
+    return config

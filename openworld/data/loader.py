@@ -2,7 +2,8 @@
 
 Epochs are permutations laid end to end: place ``p = step * batch_size + position`` holds image ``permutation(p // n)[p
 % n]`` of ``n`` images, of which those with rare classes may be repeats, augmented by a generator seeded with step and
-position. The number of worker processes changes nothing.
+position. The number of worker processes changes nothing; processes that train together take neighbouring positions
+of each batch.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -29,17 +30,28 @@ from openworld.data.repeat_factors import epoch_length, epoch_order, repeat_fact
 from openworld.data.splits import Sample
 from openworld.data.transforms import as_float, augment, prepare
 from openworld.errors import DataError, EnvironmentProblem
+from openworld.runtime import distributed
 from openworld.runtime.seeding import generator
 from openworld.structures import Target
 
-__all__ = ["EvalBatch", "TrainBatch", "TrainBatches", "eval_batches", "load_image", "load_record", "to_original"]
+__all__ = [
+    "EvalBatch",
+    "TrainBatch",
+    "TrainBatches",
+    "eval_batches",
+    "eval_target",
+    "load_image",
+    "load_record",
+    "own_batches",
+    "to_original",
+]
 
 log = logging.getLogger("openworld.data")
 
 TrainBatch = tuple[list[Tensor], list[Target]]
 """images (3, h, w) float32 in [0, 1], and their targets in pixels of these images."""
-EvalBatch = tuple[list[Tensor], list[Record], list[Tensor]]
-"""images (3, h, w) float32 in [0, 1], their records, and (4,) float32 scales for :func:`to_original`."""
+EvalBatch = tuple[list[Tensor], list[int], list[Tensor]]
+"""images (3, h, w) float32 in [0, 1], their positions among all, and (4,) float32 scales for :func:`to_original`."""
 
 
 def load_record(record: Record) -> Tensor:
@@ -63,9 +75,9 @@ def load_record(record: Record) -> Tensor:
     return image
 
 
-def to_original(boxes: Tensor, scale: Tensor, record: Record) -> Tensor:
+def to_original(boxes: Tensor, scale: Tensor, width: int, height: int) -> Tensor:
     """Boxes (N, 4) in pixels of an evaluation image -> pixels of the original image, clipped to it."""
-    limits = torch.tensor([record.width, record.height] * 2, dtype=boxes.dtype, device=boxes.device)
+    limits = torch.tensor([width, height] * 2, dtype=boxes.dtype, device=boxes.device)
     return (boxes / scale.to(boxes)).clamp(min=0).minimum(limits)
 
 
@@ -76,6 +88,11 @@ class _Step:
     images: list[Tensor] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
     broken: list[tuple[int, str]] = field(default_factory=list)
+
+    def pin_memory(self) -> _Step:
+        """For the thread of the ``DataLoader`` that pins what workers send."""
+        self.images = [image.pin_memory() for image in self.images]
+        return self
 
 
 class _PackedSamples:
@@ -125,10 +142,15 @@ class _TrainSteps:
     """Builds the batch of any step; lives in the training process or in each worker."""
 
     def __init__(
-        self, samples: Sequence[Sample], batch_size: int, seed_parts: tuple[int | str, ...], options: LoaderOptions
+        self,
+        samples: Sequence[Sample],
+        batch_size: int,
+        positions: range,
+        seed_parts: tuple[int | str, ...],
+        options: LoaderOptions,
     ) -> None:
         self.samples, self.batch_size, self.seed_parts = _PackedSamples(samples), batch_size, seed_parts
-        self.options = options
+        self.positions, self.options = positions, options
         keep = options.workers == 0 and 3 * self.samples.pixels < options.cache_mib * 2**20
         self._cache: dict[int, Tensor] | None = {} if keep else None
         self._broken: dict[int, str] = {}
@@ -138,11 +160,11 @@ class _TrainSteps:
 
     def __getitem__(self, step: int) -> _Step:
         batch = _Step()
-        for position in range(self.batch_size):
+        for position in self.positions:
             self._add(batch, step, position)
         if not batch.images:  # every image was broken: the first good one of those that come next
-            for position in range(self.batch_size, self.batch_size + len(self.samples)):
-                self._add(batch, step, position)
+            for place in range(self.batch_size, self.batch_size + len(self.samples)):
+                self._add(batch, step, place + self.positions.start)
                 if batch.images:
                     break
         return batch
@@ -187,11 +209,12 @@ class TrainBatches:
 
     Args:
         samples: a view that training may see.
-        batch_size: images a step.
+        batch_size: images a step, of all processes together.
         seed_parts: numbers and names that all order and augmentation are derived from.
         start_step: first step, counted from 0; a resumed run gives the step that it stopped before.
         total_steps: one past the last step.
         options: sizes, augmentation, workers.
+        positions: this process's part of each batch, which is all of it by default.
 
     Raises:
         DataError: no samples; or, while iterating, more than ``options.max_bad_fraction`` of the images are broken.
@@ -206,6 +229,7 @@ class TrainBatches:
         start_step: int,
         total_steps: int,
         options: LoaderOptions,
+        positions: range | None = None,
     ) -> None:
         if not samples:
             raise DataError(
@@ -217,7 +241,8 @@ class TrainBatches:
         self._samples = samples
         self._range = range(start_step, total_steps)
         self._options = options
-        self._steps = _TrainSteps(samples, batch_size, tuple(seed_parts), options)
+        own = range(batch_size) if positions is None else positions
+        self._steps = _TrainSteps(samples, batch_size, own, tuple(seed_parts), options)
 
     def __len__(self) -> int:
         return len(self._range)
@@ -249,35 +274,69 @@ class TrainBatches:
 
 
 def eval_batches(
-    samples: Sequence[Sample] | Sequence[Record], batch_size: int, options: LoaderOptions
+    samples: Sequence[Sample] | Sequence[Record],
+    batch_size: int,
+    options: LoaderOptions,
+    *,
+    numbers: range | None = None,
+    broken: Callable[[str], None] | None = None,
 ) -> Iterator[EvalBatch]:
-    """Every image once, in order, without augmentation.
+    """Every image once, in order, without augmentation; decoded ahead if there are workers.
+
+    Args:
+        samples: all images.
+        batch_size: images a batch.
+        options: sizes, workers.
+        numbers: which batches, counted from 0; all by default.
+        broken: is told of an image that cannot be read, which is then left out of its batch; the batch may be empty.
 
     Raises:
-        DataError: an image cannot be read. Evaluation does not leave images out: the numbers would not compare.
+        DataError: an image cannot be read and ``broken`` is not given.
     """
     records = [sample.record if isinstance(sample, Sample) else sample for sample in samples]
-    groups = [records[start : start + batch_size] for start in range(0, len(records), batch_size)]
-    prepared = _in_order(_EvalBatches(groups, options), range(len(groups)), options.workers)
-    for group, batch in zip(groups, prepared, strict=True):
-        if isinstance(batch, str):
-            raise DataError(batch)
-        images, scales = batch
-        yield images, group, scales
+    wanted = range(-(-len(records) // batch_size)) if numbers is None else numbers
+    prepared = _in_order(_EvalBatches(records, batch_size, options), wanted, options.workers)
+    for number, batch in zip(wanted, prepared, strict=True):
+        images, positions, scales = [], [], []
+        for position, found in enumerate(batch, start=number * batch_size):
+            if isinstance(found, str):
+                if broken is None:
+                    raise DataError(found)
+                broken(found)
+                continue
+            images.append(found[0])
+            positions.append(position)
+            scales.append(found[1])
+        yield images, positions, scales
+
+
+def own_batches(count: int, batch_size: int) -> range:
+    """Numbers of this process's share of the batches of so many images: whole batches, padded as in one process."""
+    share = distributed.share(-(-count // batch_size))
+    return range(share.start, share.stop)
+
+
+def eval_target(sample: Sample, scale: Tensor) -> Target:
+    """What is annotated on an image, in pixels of the image as evaluation feeds it."""
+    boxes, rows = torch.from_numpy(sample.boxes) * scale, torch.from_numpy(sample.labels)
+    return Target(boxes, rows, sample.record.image_id)
 
 
 class _EvalBatches:
-    """Images and scales of any batch; one that cannot be read gives the message instead (it must cross processes)."""
+    """Image and scale of each record of any batch; of one that cannot be read the message (it must cross processes)."""
 
-    def __init__(self, groups: list[list[Record]], options: LoaderOptions) -> None:
-        self.groups, self.options = groups, options
+    def __init__(self, records: list[Record], batch_size: int, options: LoaderOptions) -> None:
+        self.records, self.batch_size, self.options = records, batch_size, options
 
-    def __getitem__(self, number: int) -> tuple[list[Tensor], list[Tensor]] | str:
+    def __getitem__(self, number: int) -> list[tuple[Tensor, Tensor] | str]:
+        first = number * self.batch_size
+        return [self._prepared(record) for record in self.records[first : first + self.batch_size]]
+
+    def _prepared(self, record: Record) -> tuple[Tensor, Tensor] | str:
         try:
-            prepared = [prepare(load_record(record), self.options) for record in self.groups[number]]
+            return prepare(load_record(record), self.options)
         except DataError as error:
             return str(error)
-        return [image for image, _ in prepared], [scale for _, scale in prepared]
 
 
 Item = TypeVar("Item", covariant=True)
@@ -289,6 +348,8 @@ class _Indexed(Protocol[Item]):
 
 def _in_order(source: _Indexed[Item], numbers: range, workers: int) -> Iterator[Item]:
     """``source[n]`` for each number in order, computed ahead by worker processes if there are any.
+
+    Where there is a GPU a thread then moves them to pinned memory, from which the copy to the GPU waits for nothing.
 
     Raises:
         EnvironmentProblem: the system killed a worker.
@@ -304,6 +365,7 @@ def _in_order(source: _Indexed[Item], numbers: range, workers: int) -> Iterator[
         num_workers=min(workers, max(1, len(numbers))),
         generator=torch.Generator(),  # or the loader draws from the global one, and workers would change the run
         worker_init_fn=_enter_worker,
+        pin_memory=torch.cuda.is_available(),
     )
     try:
         yield from loader

@@ -141,7 +141,7 @@ def test_the_metrics_and_the_table_say_which_labels_were_used(
 ) -> None:
     run, _, detector = fitted(tmp_path, held_out, fit_on=fit_on)
     monkeypatch.setattr("openworld.tasks.restore_detector", lambda *_: detector)
-    monkeypatch.setattr("openworld.tasks.detect_images", lambda _, images, __: [Detections.empty()] * len(images))
+    monkeypatch.setattr("openworld.tasks.detect_prepared", lambda _, images, *__: [Detections.empty()] * len(images))
     metrics = evaluate_task(run, 1)
     told = fit_on == "annotated_unknown"
     assert metrics["uses_unknown_labels"] is told

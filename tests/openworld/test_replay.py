@@ -106,6 +106,8 @@ def config(**exemplars: Any) -> RunConfig:
 class FixedEngine:
     """Proposals that lie on the annotated boxes, with features and logits that depend on the images alone."""
 
+    feature_dim = 3
+
     def labelled_regions(self, images: Sequence[Tensor], targets: Sequence[Target], label_unknowns: Any) -> Regions:
         boxes = torch.cat([target.boxes for target in targets])
         index = torch.cat([torch.full((len(target),), place) for place, target in enumerate(targets)])

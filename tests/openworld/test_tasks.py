@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from openworld import tasks
-from openworld.config import RunConfig
+from openworld.data.options import LoaderOptions
 from openworld.data.records import Record
 from openworld.structures import Detections
 
@@ -29,12 +29,12 @@ def test_a_test_image_that_cannot_be_read_has_no_detections(
         records.append(record(tmp_path / f"{name}.png"))
     (tmp_path / "b.png").write_bytes(b"no image")
     one = Detections(torch.ones(1, 4), torch.ones(1), torch.zeros(1).long(), torch.zeros(1), torch.zeros(1).long())
-    monkeypatch.setattr(tasks, "detect_images", lambda detector, images, options: [one] * len(images))
+    monkeypatch.setattr(tasks, "detect_prepared", lambda detector, images, scales, sizes: [one] * len(images))
 
     def found(chosen: list[Record]) -> list[int]:
         partial = tmp_path / "partial"
         partial.unlink(missing_ok=True)
-        return [len(each) for each in tasks.detect_records(None, chosen, RunConfig(), partial, "test")]  # type: ignore[arg-type]
+        return [len(each) for each in tasks.detect_records(None, chosen, LoaderOptions(), partial, "test")]  # type: ignore[arg-type]
 
     assert found(records) == [1, 0, 1]
     assert "b.png" in caplog.text

@@ -171,17 +171,21 @@ def test_evaluation_sees_each_image_once_and_maps_back(tmp_path: Path) -> None:
     samples = [make_sample(tmp_path, number, size=(40 + number, 30)) for number in range(5)]
     whole = list(eval_batches(samples, 2, OPTIONS))
     assert [len(images) for images, _, _ in whole] == [2, 2, 1]
-    assert [record.image_id for _, records, _ in whole for record in records] == list(range(5))
-    for images, records, scales in whole:
-        for image, record, scale in zip(images, records, scales, strict=True):
+    assert [position for _, positions, _ in whole for position in positions] == list(range(5))
+    for images, positions, scales in whole:
+        for image, position, scale in zip(images, positions, scales, strict=True):
             full = torch.tensor([[0.0, 0.0, image.shape[2], image.shape[1]]])
-            back = to_original(full, scale, record)
+            record = samples[position].record
+            back = to_original(full, scale, record.width, record.height)
             assert torch.allclose(back, torch.tensor([[0.0, 0.0, record.width, record.height]]))
     parallel = eval_batches(
         [sample.record for sample in samples], 2, LoaderOptions(min_size=24, max_size=32, workers=2)
     )
     for (images, _, _), (others, _, _) in zip(whole, parallel, strict=True):
         assert all(torch.equal(image, other) for image, other in zip(images, others, strict=True))
+    some = list(eval_batches(samples, 2, OPTIONS, numbers=range(1, 3)))
+    assert [positions for _, positions, _ in some] == [[2, 3], [4]]
+    assert all(torch.equal(image, whole[2][0][0]) for image in some[1][0])
     assert list(eval_batches([], 2, OPTIONS)) == []
 
 
@@ -190,6 +194,39 @@ def test_evaluation_refuses_a_broken_image(samples: list[Sample], workers: int) 
     break_images(samples, [3])
     with pytest.raises(DataError, match=r"3\.png: file is empty"):
         list(eval_batches(samples, 2, LoaderOptions(min_size=24, max_size=32, workers=workers)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_evaluation_leaves_broken_images_out_if_somebody_is_told(samples: list[Sample], workers: int) -> None:
+    break_images(samples, [2, 3, 4])
+    options, told = LoaderOptions(min_size=24, max_size=32, workers=workers), list[str]()
+    found = [positions for _, positions, _ in eval_batches(samples, 2, options, broken=told.append)]
+    assert found == [[0, 1], [], [5], [6]]
+    assert len(told) == 3 and "2.png" in told[0] and "3.png" in told[1] and "4.png" in told[2]
+
+
+def test_processes_share_each_batch(samples: list[Sample]) -> None:
+    """Two shares of a batch, joined, are the batch; the third process of an uneven split has its own part too."""
+    whole = batches(samples, size=4)
+    shares = [
+        list(
+            TrainBatches(
+                samples,
+                batch_size=4,
+                seed_parts=(1, "train"),
+                start_step=0,
+                total_steps=9,
+                options=OPTIONS,
+                positions=positions,
+            )
+        )
+        for positions in (range(0, 1), range(1, 3), range(3, 4))
+    ]
+    joined = [
+        ([image for images, _ in parts for image in images], [target for _, targets in parts for target in targets])
+        for parts in zip(*shares, strict=True)
+    ]
+    assert_equal(joined, whole)
 
 
 def test_size_that_differs_from_the_annotation(samples: list[Sample]) -> None:
