@@ -349,7 +349,7 @@ class PirlOptions(BankOptions):
     _name: ClassVar[str] = "pirl"
 
     jigsaw_weight: float = 0.5
-    """lambda of equation 5: the share of the jigsaw's loss; the image's has the rest."""
+    """lambda: the share of the jigsaw's loss; the image's has the rest."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

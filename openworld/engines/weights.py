@@ -58,18 +58,18 @@ def load_backbone(engine: Engine, backbone: BackboneFile) -> dict[str, float]:
         The relative difference of each stage.
 
     Raises:
-        HandoverError: a stage differs by more than rounding, or the pretraining saw other channels or ranges than RGB
-            from 0 to 1.
+        HandoverError: a stage differs by more than rounding; or the network saw L*a*b*, or has layer norm.
     """
-    preprocess = backbone.preprocess
-    tensors = dict(backbone.state_dict)
-    statistics = [torch.tensor(preprocess[name]).view(3, 1, 1) / preprocess["range"] for name in ("mean", "std")]
-    if preprocess["order"] == "BGR":
-        tensors["conv1.weight"] = tensors["conv1.weight"].flip(1)
-        statistics = [statistic.flip(0) for statistic in statistics]
-    engine.load_backbone(tensors)
-    engine.pixel_mean.copy_(statistics[0])
-    engine.pixel_std.copy_(statistics[1])
+    if backbone.arch.norm == "layer":
+        raise HandoverError(
+            "the backbone has layer norm, as of CPC v2, and the detector batch norm",
+            where="model.weights",
+            remedy="pretrain with arch.norm: batch",
+        )
+    rgb = backbone.as_rgb()
+    engine.load_backbone(rgb.state_dict)
+    engine.pixel_mean.copy_(torch.tensor(rgb.preprocess["mean"]).view(3, 1, 1))
+    engine.pixel_std.copy_(torch.tensor(rgb.preprocess["std"]).view(3, 1, 1))
 
     def detector_stages(image: Tensor) -> dict[str, Tensor]:
         training = engine.training
@@ -79,4 +79,4 @@ def load_backbone(engine: Engine, backbone: BackboneFile) -> dict[str, float]:
         finally:
             engine.train(training)
 
-    return verify(stage_features(backbone.network(), preprocess), detector_stages, backbone=backbone)
+    return verify(stage_features(backbone.network(), backbone.preprocess), detector_stages, backbone=backbone)

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from openworld.errors import CheckpointError, ConfigError
+from openworld.errors import CheckpointError, ConfigError, HandoverError
 from openworld.runtime.files import sha256_of
 from openworld.runtime.pickles import read_pickle
 from ssl_backbones.handover.layouts import recognise
@@ -42,7 +42,17 @@ class BackboneFile(NamedTuple):
         return network
 
     def as_rgb(self) -> BackboneFile:
-        """The same network for RGB images in [0, 1]: channels of the first convolution turned round, numbers scaled."""
+        """The same network for RGB images in [0, 1]: channels of the first convolution turned round, numbers scaled.
+
+        Raises:
+            HandoverError: the network sees L*a*b*, which no linear layer makes of RGB.
+        """
+        if self.preprocess["order"] == "LAB":
+            raise HandoverError(
+                "the backbone sees L*a*b*, which no linear layer makes of RGB",
+                where="card",
+                remedy="pretrain CMC with the views cmc, whose colours are linear in RGB",
+            )
         order = slice(None, None, -1 if self.preprocess["order"] == "BGR" else 1)
         mean, std = ([x / self.preprocess["range"] for x in self.preprocess[name][order]] for name in ("mean", "std"))
         tensors = self.state_dict

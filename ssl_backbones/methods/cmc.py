@@ -53,7 +53,7 @@ class CMC(Method):
         )
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """NCE of luminance against the bank of colours plus the reverse (equation 4), of the same drawn images."""
+        """NCE of luminance against the bank of colours plus the reverse, with the same images drawn."""
         (view,) = batch.views
         luminance, colour = self.encoder(view).chunk(2, dim=1)
         luminance, colour = self.luminance_projector(luminance), self.colour_projector(colour)

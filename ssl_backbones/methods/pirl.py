@@ -45,7 +45,7 @@ class PIRL(Method):
         return projected
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Equation 5: a convex combination of the jigsaws' and the images' NCE, against the same negatives."""
+        """A convex combination of the jigsaws' and the images' NCE, against the same negatives."""
         images, jigsaws = batch.views
         sources = generators_of(batch.index)
         drawn, weight = self.bank.draw(sources), self.options.pirl.jigsaw_weight

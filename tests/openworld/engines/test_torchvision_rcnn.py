@@ -24,7 +24,7 @@ from openworld.ore.options import ClusteringOptions, UnknownLabelOptions
 from openworld.structures import Regions, Target
 from openworld.train import Detector
 from ssl_backbones.nets import ResNet
-from ssl_backbones.options import ArchOptions
+from ssl_backbones.options import IMAGENET_MEAN, IMAGENET_STD, ArchOptions, Preprocess
 
 SPACE = LabelSpace.of((("cat", "dog"), ("car",)), 1)
 FIXED = LabelSpace.of(SPACE.tasks, 1, "fixed")  # cat 0, dog 1, car 2 (not taught yet), unknown 3, background 4
@@ -601,6 +601,32 @@ def test_a_stride_in_the_other_convolution_is_noticed(tmp_path: Path) -> None:
     wrong = OpenWorldRCNN(SPACE, ResNet(replace(arch, stride_in_1x1=True)), options(arch=arch))
     with pytest.raises(HandoverError, match="C3"):
         load_backbone(wrong, backbone)
+
+
+def test_a_network_of_bgr_in_255_is_turned_and_one_of_lab_is_refused(tmp_path: Path) -> None:
+    from openworld.engines.weights import load_backbone
+    from ssl_backbones.handover import load_backbone_file
+
+    caffe: Preprocess = {"order": "BGR", "range": 255.0, "mean": [103.5, 116.3, 123.7], "std": [57.4, 57.1, 58.4]}
+    backbone = load_backbone_file(written_backbone(tmp_path), preprocess=caffe)
+    model = OpenWorldRCNN(SPACE, ResNet(TINY), options())
+    assert max(load_backbone(model, backbone).values()) < 1e-4
+    torch.testing.assert_close(model.pixel_mean.flatten() * 255, torch.tensor([123.7, 116.3, 103.5]))
+    assert torch.equal(model.features.body.conv1.weight, backbone.state_dict["conv1.weight"].flip(1))
+    with pytest.raises(HandoverError, match="L\\*a\\*b"):
+        load_backbone(model, backbone._replace(preprocess={**caffe, "order": "LAB"}))
+
+
+def test_layer_norm_is_refused() -> None:
+    from openworld.engines.weights import load_backbone
+    from ssl_backbones.handover import BackboneFile
+
+    arch = replace(TINY, norm="layer")
+    network = ResNet(arch)
+    preprocess: Preprocess = {"order": "RGB", "range": 1.0, "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+    backbone = BackboneFile(arch, preprocess, network.state_dict(), "card", ())
+    with pytest.raises(HandoverError, match="layer norm"):
+        load_backbone(OpenWorldRCNN(SPACE, ResNet(TINY), options()), backbone)
 
 
 def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
