@@ -1,8 +1,9 @@
-"""`openworld run` for people who look for tools/train_net.py."""
+"""Train or evaluate one task of a schedule with detectron2, by its own command line; see docs/detectron2.md.
 
-import sys
+python tools/train_net.py --config-file configs/detectron2/m_owodb/t1.yaml --num-gpus 8 [--resume] [--eval-only] [KEY …]
+"""
 
-from openworld.cli import main
+from openworld.detectron2.command import main
 
 if __name__ == "__main__":
-    main(["run", *sys.argv[1:]])
+    main()

@@ -1,0 +1,28 @@
+"""For people who train with detectron2: our schedules as its data sets, our scores as its evaluator, and a trainer.
+
+Needs detectron2; see docs/detectron2.md. The heads themselves are in :mod:`openworld.engines.detectron2_rcnn`.
+"""
+
+from __future__ import annotations
+
+from openworld.engines.detectron2_rcnn import add_ore_config  # first: it says what to do where detectron2 is missing
+
+# isort: split
+from openworld.detectron2.backbones import use_backbone, verify_backbone
+from openworld.detectron2.datasets import register_schedule
+from openworld.detectron2.energy import EnergyFit, fit_energy
+from openworld.detectron2.evaluator import OpenWorldEvaluator
+from openworld.detectron2.trainer import OpenWorldTrainer
+from openworld.detectron2.weights import grow_weights
+
+__all__ = [
+    "EnergyFit",
+    "OpenWorldEvaluator",
+    "OpenWorldTrainer",
+    "add_ore_config",
+    "fit_energy",
+    "grow_weights",
+    "register_schedule",
+    "use_backbone",
+    "verify_backbone",
+]
