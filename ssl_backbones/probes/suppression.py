@@ -33,7 +33,7 @@ from ssl_backbones.probes.linear import fit_ridge, topk_accuracy
 
 @dataclass(frozen=True, kw_only=True)
 class SuppressionOptions:
-    """One experiment. The defaults take a CPU core about half a minute for each network."""
+    """One experiment. The defaults take a CPU core about twenty seconds for each network."""
 
     temperatures: tuple[float, ...] = (0.05, 0.2)
     """Of NT-Xent, each trained by itself."""
