@@ -293,9 +293,10 @@ def tables(summary: dict[str, Any]) -> list[Table]:
     """A terminal table for each task."""
     result = []
     for task in next(iter(summary.values())):
-        heads = ("variant", *(title.replace(" ", "\n") for title in COLUMNS.values()))
+        shown = _columns(summary, task)
+        heads = ("variant", *(COLUMNS[metric].replace(" ", "\n") for metric in shown))
         rows = [
-            (name, *(_cell(metric, by_task[task][metric]).replace(" ± ", "\n± ") for metric in COLUMNS))
+            (name, *(_cell(metric, by_task[task][metric]).replace(" ± ", "\n± ") for metric in shown))
             for name, by_task in summary.items()
         ]
         title = f"after task {task}: mean ± standard deviation over seeds"
@@ -307,14 +308,23 @@ def as_markdown(summary: dict[str, Any]) -> str:
     """The same tables for a text file."""
     lines = []
     for task in next(iter(summary.values())):
-        lines += [f"After task {task}", "", "| variant | " + " | ".join(COLUMNS.values()) + " |"]
-        lines += ["|---" * (len(COLUMNS) + 1) + "|"]
+        shown = _columns(summary, task)
+        lines += [f"After task {task}", "", "| variant | " + " | ".join(COLUMNS[metric] for metric in shown) + " |"]
+        lines += ["|---" * (len(shown) + 1) + "|"]
         lines += [
-            f"| {name} | " + " | ".join(_cell(metric, by_task[task][metric]) for metric in COLUMNS) + " |"
+            f"| {name} | " + " | ".join(_cell(metric, by_task[task][metric]) for metric in shown) + " |"
             for name, by_task in summary.items()
         ]
         lines.append("")
     return "\n".join(lines)
+
+
+def _columns(summary: dict[str, Any], task: str) -> list[str]:
+    """The metrics that some variant has; where there are no previous classes, the current ones are the known."""
+    present = [
+        metric for metric in COLUMNS if any(by_task[task][metric]["mean"] is not None for by_task in summary.values())
+    ]
+    return present if "previous_ap50" in present else [metric for metric in present if metric != "current_ap50"]
 
 
 def _cell(metric: str, value: dict[str, Any]) -> str:

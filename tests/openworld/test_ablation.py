@@ -46,7 +46,9 @@ def test_means_and_spreads_by_hand() -> None:
     assert summary["full"]["1"]["known_ap50"]["mean"] == pytest.approx(0.6)
     assert summary["full"]["1"]["known_ap50"]["spread"] == pytest.approx(0.1414, abs=1e-4)
     assert summary["full"]["1"]["unknown_recall50"]["values"] == [0.1, None]
+    summary["full"]["1"]["previous_ap50"]["mean"] = summary["no energy"]["1"]["previous_ap50"]["mean"] = None
     text = as_markdown(summary)
+    assert "Previous" not in text and "Current" not in text  # without previous classes all are current
     assert "| full | 60.0 ± 14.1 |" in text and "| no energy | 20.0 |" in text
 
 
