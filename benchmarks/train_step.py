@@ -165,9 +165,7 @@ def compare_losses(side: int, images: int, device: torch.device) -> dict[str, li
     for model_part, name in ((stock.rpn, "_pre_nms_top_n"), (stock.rpn, "_post_nms_top_n")):
         setattr(model_part, name, {"training": 400, "testing": 400})
     stock.roi_heads.fg_bg_sampler.positive_fraction = 1.0
-    ours = own_model(stock, 512, "fp32").to(device).train()
-    ours.options.rpn.train_candidates = ours.options.rpn.train_proposals = 400
-    ours.options.roi.positive_fraction = 1.0
+    ours = sampling_all(own_model(stock, 512, "fp32")).to(device).train()
     for rpn in (stock.rpn, ours.rpn):  # the anchors are drawn alike
         rpn.register_forward_pre_hook(lambda *_: torch.manual_seed(2) and None)
     theirs = stock(batch, stock_targets(targets))
@@ -179,11 +177,33 @@ def compare_losses(side: int, images: int, device: torch.device) -> dict[str, li
         "loss_rpn_box_reg": "rpn_box",
     }
     losses = {own: [float(theirs[name].detach()), float(found[own].detach())] for name, own in names.items()}
+    return checked_losses(losses)
+
+
+def sampling_all(model: OpenWorldRCNN) -> OpenWorldRCNN:
+    """So few proposals that all of them are sampled, none by chance."""
+    model.options.rpn.train_candidates = model.options.rpn.train_proposals = 400
+    model.options.roi.positive_fraction = 1.0
+    return model
+
+
+def checked_losses(losses: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Pairs of losses with their sum.
+
+    Raises:
+        SystemExit: the sums differ by more than 1e-4 of the loss.
+    """
     losses["sum"] = [sum(pair[0] for pair in losses.values()), sum(pair[1] for pair in losses.values())]
     difference = abs(losses["sum"][0] - losses["sum"][1]) / losses["sum"][0]
     if not difference <= 1e-4:
         raise SystemExit(f"the losses differ: {losses}")
     return losses
+
+
+def print_losses(title: str, losses: dict[str, list[float]]) -> None:
+    print(f"\n{title}")
+    for name, (theirs, own) in losses.items():
+        print(f"  {name:16}{theirs:.6f}  {own:.6f}  {abs(theirs - own) / max(abs(theirs), 1e-9):.1e}")
 
 
 # -- what is timed ----------------------------------------------------------------------------------------------------
@@ -206,6 +226,30 @@ def training(model: nn.Module, losses_of: Callable[[], dict[str, Tensor]]) -> Ca
         return total.detach()
 
     return step
+
+
+def training_of(model: Any, batch: list[Tensor], targets: list[Target], ore: bool) -> Callable[[], Tensor]:
+    """A training step of an engine, with ORE or without."""
+    if not ore:
+        return training(model, lambda: model.training_step(batch, targets, nothing_unknown)[0])
+    unknown = UnknownLabelOptions(per_image=1, max_iou=0.3)
+    core = Ore(LABELS, model.feature_dim, ClusteringOptions(start_step=0), unknown).to(batch[0].device)
+    detector = Detector(model, core)
+    count = iter(range(10**9))
+    return training(detector, lambda: detector.losses(batch, targets, next(count)))
+
+
+def inference_of(model: Any, batch: list[Tensor]) -> Callable[[], Any]:
+    """Detections of an engine, each of which is decided known or unknown."""
+    decide = Ore(LABELS, model.feature_dim).to(batch[0].device).decide
+
+    def detect() -> Any:
+        model.eval()
+        found = model.detect(batch, decide)
+        model.train()
+        return found
+
+    return detect
 
 
 def variants(side: int, options: argparse.Namespace, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -243,24 +287,9 @@ def variants(side: int, options: argparse.Namespace, device: torch.device) -> tu
 
     def add_own(name: str, precision_name: str, ore: bool) -> None:
         model = own_model(reference, options.regions, precision_name).to(device)
-        if not ore:
-            train[name] = training(model, lambda: model.training_step(batch, targets, nothing_unknown)[0])
-        else:
-            unknown = UnknownLabelOptions(per_image=1, max_iou=0.3)
-            core = Ore(LABELS, model.feature_dim, ClusteringOptions(start_step=0), unknown).to(device)
-            detector = Detector(model, core)
-            count = iter(range(10**9))
-            train[name] = training(detector, lambda: detector.losses(batch, targets, next(count)))
-        decide = Ore(LABELS, model.feature_dim).to(device).decide
-
-        def detect() -> Any:
-            model.eval()
-            found = model.detect(batch, decide)
-            model.train()
-            return found
-
+        train[name] = training_of(model, batch, targets, ore)
         if not ore:  # what decides known or unknown is in both
-            infer[name] = detect
+            infer[name] = inference_of(model, batch)
 
     add_stock("torchvision fp32", False, torch.contiguous_format)
     if options.all:
@@ -394,49 +423,69 @@ def table(title: str, seconds: dict[str, Any], images: int, flops: int, peaks: d
         )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[320, 480], help="sides of the images, pixels")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the arithmetic on a CPU")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds that are timed, after one that is not")
-    parser.add_argument("--inner", type=int, default=0, help="calls a timing; 0 is 1 on a CPU and 20 on a GPU")
-    parser.add_argument("--batch", type=int, default=2, help="images")
-    parser.add_argument("--regions", type=int, default=512, help="sampled regions an image")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
-    parser.add_argument("--all", action="store_true", help="torchvision in bf16 too")
-    parser.add_argument("--json", type=Path, default=None, help="file for the numbers")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
-    inner = options.inner or (20 if device.type == "cuda" else 1)
-    where = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{options.threads} of {os.cpu_count()} CPUs"
-    )
-    print(f"{where}; torch {torch.__version__}, torchvision {torchvision.__version__}")
+class Bench:
+    """The command line, the machine, and what is measured on it."""
 
-    peaks = {"fp32": peak_flops(device, torch.float32), "bf16": peak_flops(device, torch.bfloat16)}
-    print("a large matrix product: " + ", ".join(f"{name} {peak / 1e9:.0f} GFLOP/s" for name, peak in peaks.items()))
-    result: dict[str, Any] = {"where": where, "torch": torch.__version__, "peak_flops": peaks, "sizes": {}}
-    result |= {"batch": options.batch, "regions": options.regions, "rounds": options.repeats}
-    for side in options.sizes:
-        losses = compare_losses(side, options.batch, device)
-        print(f"\n{side} px, the same sampled regions: loss of torchvision and ours")
-        for name, (theirs, own) in losses.items():
-            print(f"  {name:16}{theirs:.6f}  {own:.6f}  {abs(theirs - own) / max(abs(theirs), 1e-9):.1e}")
-        train, infer = variants(side, options, device)
-        train_flops, infer_flops = counted_flops(train["torchvision fp32"]), counted_flops(infer["torchvision fp32"])
-        train_s = timed(train, options.repeats, inner, device)
-        table(f"{side} px, a training step of {options.batch} images", train_s, options.batch, train_flops, peaks)
-        infer_s = timed(infer, options.repeats, inner, device)
-        table(f"{side} px, inference of {options.batch} images", infer_s, options.batch, infer_flops, peaks)
+    def __init__(self, description: str | None) -> None:
+        parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("--sizes", type=int, nargs="+", default=[320, 480], help="sides of the images, pixels")
+        parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the arithmetic on a CPU")
+        parser.add_argument("--repeats", type=int, default=5, help="rounds that are timed, after one that is not")
+        parser.add_argument("--inner", type=int, default=0, help="calls a timing; 0 is 1 on a CPU and 20 on a GPU")
+        parser.add_argument("--batch", type=int, default=2, help="images")
+        parser.add_argument("--regions", type=int, default=512, help="sampled regions an image")
+        parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
+        parser.add_argument("--json", type=Path, default=None, help="file for the numbers")
+        self.parser = parser
+
+    def start(self) -> argparse.Namespace:
+        """Parse the command line, and measure what the machine can do."""
+        self.options = options = self.parser.parse_args()
+        torch.set_num_threads(options.threads)
+        self.device = device = torch.device(options.device)
+        on_gpu = device.type == "cuda"
+        self.inner = options.inner or (20 if on_gpu else 1)
+        where = torch.cuda.get_device_name(device) if on_gpu else f"{options.threads} of {os.cpu_count()} CPUs"
+        print(f"{where}; torch {torch.__version__}, torchvision {torchvision.__version__}")
+        self.peaks = {"fp32": peak_flops(device, torch.float32), "bf16": peak_flops(device, torch.bfloat16)}
+        rates = ", ".join(f"{name} {peak / 1e9:.0f} GFLOP/s" for name, peak in self.peaks.items())
+        print(f"a large matrix product: {rates}")
+        self.result: dict[str, Any] = {"where": where, "torch": torch.__version__, "peak_flops": self.peaks}
+        self.result |= {"sizes": {}, "batch": options.batch, "regions": options.regions, "rounds": options.repeats}
+        return options
+
+    def measure(self, side: int, train: dict[str, Any], infer: dict[str, Any], **more: Any) -> None:
+        """Time and print; ``train`` has a variant "… + ORE" beside one without."""
+        images, rounds = self.options.batch, self.options.repeats
+        seconds: dict[str, dict[str, Any]] = {}
+        for title, work in (("training step", train), ("inference", infer)):
+            flops = counted_flops(work["torchvision fp32"])
+            seconds[title] = timed(work, rounds, self.inner, self.device)
+            table(f"{side} px, {title} of {images} images", seconds[title], images, flops, self.peaks)
+        steps = seconds["training step"]
         ore = {
-            name: train_s[f"ours {name} + ORE"]["median_s"] / train_s[f"ours {name}"]["median_s"] - 1
-            for name in ("fp32", "bf16")
+            name.removesuffix(" + ORE"): values["median_s"] / steps[name.removesuffix(" + ORE")]["median_s"] - 1
+            for name, values in steps.items()
+            if name.endswith(" + ORE")
         }
-        print("\nORE adds " + ", ".join(f"{share:.1%} in {name}" for name, share in ore.items()))
-        result["sizes"][side] = {"losses": losses, "train": train_s, "inference": infer_s, "ore_adds": ore}
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        print("\nORE adds " + ", ".join(f"{share:.1%} to {name}" for name, share in ore.items()))
+        self.result["sizes"][side] = {**more, "train": steps, "inference": seconds["inference"], "ore_adds": ore}
+
+    def write(self) -> None:
+        """The numbers, where they are asked for."""
+        if self.options.json:
+            self.options.json.write_text(json.dumps(self.result, indent=1) + "\n")
+
+
+def main() -> None:
+    bench = Bench(__doc__)
+    bench.parser.add_argument("--all", action="store_true", help="torchvision in bf16 too")
+    options = bench.start()
+    for side in options.sizes:
+        losses = compare_losses(side, options.batch, bench.device)
+        print_losses(f"{side} px, the same sampled regions: loss of torchvision and ours", losses)
+        bench.measure(side, *variants(side, options, bench.device), losses=losses)
+    bench.write()
 
 
 if __name__ == "__main__":

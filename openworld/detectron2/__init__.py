@@ -10,7 +10,7 @@ from openworld.engines.detectron2_rcnn import add_ore_config  # first: it says w
 # isort: split
 from openworld.detectron2.backbones import use_backbone, verify_backbone
 from openworld.detectron2.datasets import register_schedule
-from openworld.detectron2.energy import EnergyFit, fit_energy
+from openworld.detectron2.energy import EnergyFit, fit_energy, held_out_batches
 from openworld.detectron2.evaluator import OpenWorldEvaluator
 from openworld.detectron2.trainer import OpenWorldTrainer
 from openworld.detectron2.weights import grow_weights
@@ -22,6 +22,7 @@ __all__ = [
     "add_ore_config",
     "fit_energy",
     "grow_weights",
+    "held_out_batches",
     "register_schedule",
     "use_backbone",
     "verify_backbone",

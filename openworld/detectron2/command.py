@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from openworld.detectron2 import lazy
 from openworld.detectron2.backbones import use_backbone
 from openworld.detectron2.datasets import register_schedule
 from openworld.detectron2.trainer import OpenWorldTrainer
@@ -64,10 +66,10 @@ def run(arguments: Namespace) -> Any:
 
 
 def main() -> None:
-    """Parse, and start as many processes as there are GPUs to use."""
+    """Parse, and start as many processes as there are GPUs to use. A configuration in Python is a LazyConfig."""
     arguments = default_argument_parser().parse_args()
     launch(
-        run,
+        lazy.run if Path(arguments.config_file).suffix == ".py" else run,
         arguments.num_gpus,
         num_machines=arguments.num_machines,
         machine_rank=arguments.machine_rank,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +32,31 @@ def held_out_set(cfg: CfgNode) -> str:
     return name if name in DatasetCatalog.list() else ""
 
 
+def held_out_batches(cfg: CfgNode, dataset: str) -> Iterator[list[dict[str, Any]]]:
+    """The images of a registered data set as at test, with their annotations; several processes share them."""
+    mapper = DatasetMapper(cfg, is_train=True, augmentations=build_augmentation(cfg, is_train=False))
+    yield from build_detection_test_loader(cfg, dataset, mapper=mapper)
+
+
 @torch.no_grad()
-def fit_energy(cfg: CfgNode, model: GeneralizedRCNN, dataset: str) -> dict[str, Any]:
-    """Fit the two Weibull distributions on held-out images, which enter as at test.
+def fit_energy(model: GeneralizedRCNN, batches: Iterable[list[dict[str, Any]]], folder: str | Path) -> dict[str, Any]:
+    """Fit the two Weibull distributions on held-out images.
 
     Args:
-        cfg: of the training.
-        model: a ``GeneralizedRCNN`` with our heads; several processes share the images.
-        dataset: registered; annotations of classes that are not known are left out unless they are marked as unknown.
+        model: a ``GeneralizedRCNN`` with our heads.
+        batches: this process's share of the images, with ``instances``; those of classes that are not known must have
+            been left out or be marked as unknown.
+        folder: for ``energy.json``.
 
     Returns:
-        the record, see :meth:`openworld.ore.core.Ore.fit_energy`; it is written to ``OUTPUT_DIR/energy.json``.
+        the record, see :meth:`openworld.ore.core.Ore.fit_energy`; ``energy.json`` holds it.
     """
     model = model.module if isinstance(model, DistributedDataParallel) else model
     ore = model.roi_heads.box_predictor.ore
     known, unknown = [torch.zeros(0)], [torch.zeros(0)]
     if ore.energy.enabled:
-        mapper = DatasetMapper(cfg, is_train=True, augmentations=build_augmentation(cfg, is_train=False))
         with inference_context(model):
-            for batch in build_detection_test_loader(cfg, dataset, mapper=mapper):
+            for batch in batches:
                 images = model.preprocess_image(batch)
                 features = model.backbone(images.tensor)
                 proposals, _ = model.proposal_generator(images, features, None)
@@ -59,7 +66,7 @@ def fit_energy(cfg: CfgNode, model: GeneralizedRCNN, dataset: str) -> dict[str, 
                     samples.append(values.cpu())
     record: dict[str, Any] = ore.fit_energy(_of_all(known), _of_all(unknown))
     if comm.is_main_process():
-        write_json(Path(cfg.OUTPUT_DIR) / "energy.json", record)
+        write_json(Path(folder) / "energy.json", record)
     return record
 
 
@@ -69,15 +76,20 @@ def _of_all(parts: list[Tensor]) -> Tensor:
 
 
 class EnergyFit(HookBase):
-    """Fits the energy after the last step. It must come before the hook that saves the last checkpoint."""
+    """Fits the energy after the last step. It must come before the hook that saves the last checkpoint.
 
-    def __init__(self, cfg: CfgNode, dataset: str) -> None:
-        self.cfg = cfg
-        self.dataset = dataset
+    Args:
+        batches: as :func:`held_out_batches` gives them; opened after the last step.
+        folder: for ``energy.json``.
+    """
+
+    def __init__(self, batches: Iterable[list[dict[str, Any]]], folder: str | Path) -> None:
+        self.batches = batches
+        self.folder = folder
 
     def after_step(self) -> None:
         """Fit, after the last step."""
         if self.trainer.iter + 1 < self.trainer.max_iter:
             return
-        record = fit_energy(self.cfg, self.trainer.model, self.dataset)
-        logger.info("energy on %s: %s", self.dataset, record["status"] if not record["reason"] else record["reason"])
+        record = fit_energy(self.trainer.model, self.batches, self.folder)
+        logger.info("energy: %s", record["status"] if not record["reason"] else record["reason"])

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from openworld.detectron2.backbones import load_backbone
 from openworld.detectron2.datasets import registered
-from openworld.detectron2.energy import EnergyFit, held_out_set
+from openworld.detectron2.energy import EnergyFit, held_out_batches, held_out_set
 from openworld.detectron2.evaluator import OpenWorldEvaluator
 from openworld.engines.detectron2_rcnn.config import section
 from openworld.metrics.protocols import protocol_named
@@ -67,7 +67,7 @@ class OpenWorldTrainer(DefaultTrainer):
         if name := held_out_set(self.cfg):
             saving = [place for place, hook in enumerate(result) if isinstance(hook, hooks.PeriodicCheckpointer)]
             evaluating = [place for place, hook in enumerate(result) if isinstance(hook, hooks.EvalHook)]
-            result.insert((saving or evaluating)[0], EnergyFit(self.cfg, name))
+            result.insert((saving or evaluating)[0], EnergyFit(held_out_batches(self.cfg, name), self.cfg.OUTPUT_DIR))
         return result
 
     @classmethod

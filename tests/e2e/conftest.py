@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
+import torch
 
 TINY = """
 name: tiny
@@ -49,6 +55,34 @@ def openworld(*arguments: str | Path, check: bool = True) -> subprocess.Complete
     if check and result.returncode:
         raise AssertionError(f"openworld {arguments} exited with {result.returncode}\n{result.stdout}\n{result.stderr}")
     return result
+
+
+def killed_run(config: Path, folder: Path, *arguments: str, **wanted: Any) -> None:
+    """Start a run, and SIGKILL it when its log has an entry with such values, or after ten minutes."""
+    command = [sys.executable, "-m", "openworld", "run", "--config", str(config), "--output", str(folder), *arguments]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline and process.poll() is None:
+        log = (folder / "metrics.jsonl").read_text() if (folder / "metrics.jsonl").exists() else ""
+        entries = [json.loads(line) for line in log.splitlines() if line.endswith("}")]
+        if any(all(entry.get(key) == value for key, value in wanted.items()) for entry in entries):
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+def final_weights(run: Path, task: int = 2) -> dict[str, torch.Tensor]:
+    """The tensors that a task ended with."""
+    return safetensors.torch.load_file(run / f"task{task}" / "checkpoint" / "energy-000001" / "model.safetensors")
+
+
+def assert_same_bits(expected: dict[str, torch.Tensor], got: dict[str, torch.Tensor]) -> None:
+    """Every tensor; NaN stands for what is not fitted, and is not equal to itself."""
+    assert expected.keys() == got.keys()
+    assert [key for key in expected if not torch.equal(expected[key].nan_to_num(-7), got[key].nan_to_num(-7))] == []
 
 
 @pytest.fixture(scope="session")

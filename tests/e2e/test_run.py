@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
-import torch
 from PIL import Image
 
 from openworld.configfile import read_config
@@ -21,7 +14,7 @@ from openworld.data.splits import training_view
 from openworld.labels import LabelSpace
 from openworld.sources import open_sources
 
-from .conftest import openworld
+from .conftest import assert_same_bits, final_weights, killed_run, openworld
 
 METRICS = ("known_ap50", "previous_ap50", "current_ap50", "unknown_recall50", "unknown_ap50", "wi", "a_ose")
 
@@ -31,10 +24,6 @@ def lines(run: Path) -> list[dict]:  # type: ignore[type-arg]
     for entry in entries:
         entry.pop("seconds", None)
     return entries
-
-
-def final_weights(run: Path) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(run / "task2" / "checkpoint" / "energy-000001" / "model.safetensors")
 
 
 def test_a_run_leaves_every_artefact(tiny_run: Path) -> None:
@@ -108,27 +97,9 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(
     """SIGKILL when the log first shows the second step of a phase; the resumed run ends with the same weights."""
     stage, _, task = wait.partition(" ")
     folder = tmp_path / "killed"
-    command = [sys.executable, "-m", "openworld", "run", "--config", str(tiny_config), "--output", str(folder)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    wanted = {"event": "step", "stage": stage, "step": 2}
-    if task:
-        wanted["task"] = int(task)  # type: ignore[assignment]
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        log = (folder / "metrics.jsonl").read_text() if (folder / "metrics.jsonl").exists() else ""
-        entries = [json.loads(line) for line in log.splitlines() if line.endswith("}")]
-        if any(all(entry.get(key) == value for key, value in wanted.items()) for entry in entries):
-            break
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    killed_run(tiny_config, folder, event="step", stage=stage, step=2, **({"task": int(task)} if task else {}))
     openworld("run", "--config", tiny_config, "--output", folder, "--resume")
-    expected, got = final_weights(tiny_run), final_weights(folder)
-    assert expected.keys() == got.keys()
-    # NaN stands for what is not fitted, and is not equal to itself
-    assert [key for key in expected if not torch.equal(expected[key].nan_to_num(-7), got[key].nan_to_num(-7))] == []
+    assert_same_bits(final_weights(tiny_run), final_weights(folder))
     assert lines(folder) == lines(tiny_run)
     assert json.loads((folder / "task2" / "metrics.json").read_text()) == json.loads(
         (tiny_run / "task2" / "metrics.json").read_text()

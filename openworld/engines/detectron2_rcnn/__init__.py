@@ -17,7 +17,7 @@ if find_spec("detectron2") is None:
         remedy="install it from its repository (docs/detectron2.md says how), or use model.engine: torchvision",
     )
 
-from openworld.engines.detectron2_rcnn.config import add_ore_config, label_space, roi_options
+from openworld.engines.detectron2_rcnn.config import add_ore_config, label_space, labels_of_schedule, roi_options
 from openworld.engines.detectron2_rcnn.engine import Detectron2RCNN
 from openworld.engines.detectron2_rcnn.output_layers import OpenWorldOutputLayers
 from openworld.engines.detectron2_rcnn.roi_heads import OpenWorldRes5ROIHeads, OpenWorldStandardROIHeads
@@ -29,5 +29,6 @@ __all__ = [
     "OpenWorldStandardROIHeads",
     "add_ore_config",
     "label_space",
+    "labels_of_schedule",
     "roi_options",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 from detectron2.config import CfgNode
 
@@ -48,8 +48,14 @@ def label_space(cfg: CfgNode) -> LabelSpace:
             "the configuration names no schedule",
             remedy="set ORE.SCHEDULE to a name such as m_owodb or to a .yaml file, or list the classes in ORE.TASKS",
         )
-    tasks = ore.TASKS or read_schedule(ore.SCHEDULE).tasks
-    return LabelSpace.of(tasks, ore.TASK, ore.HEAD)
+    if ore.TASKS:
+        return LabelSpace.of(ore.TASKS, ore.TASK, ore.HEAD)
+    return labels_of_schedule(ore.SCHEDULE, ore.TASK, ore.HEAD)
+
+
+def labels_of_schedule(schedule: str, task: int, head: Literal["growing", "fixed"] = "growing") -> LabelSpace:
+    """The label space of a task (from 1) of a schedule, see :func:`openworld.data.schedules.read_schedule`."""
+    return LabelSpace.of(read_schedule(schedule).tasks, task, head)
 
 
 def roi_options(cfg: CfgNode) -> RoiOptions:

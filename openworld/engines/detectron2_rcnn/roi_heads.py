@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
+from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads, StandardROIHeads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
@@ -25,9 +26,27 @@ from openworld.structures import Regions, Target
 
 
 class OpenWorldHeads:
-    """What both kinds of heads do otherwise than detectron2's. They hold an :class:`OpenWorldOutputLayers`."""
+    """What both kinds of heads do otherwise than detectron2's.
+
+    Args:
+        box_predictor: its options say how regions are matched and sampled, so that detectron2's own arguments for that
+            (``num_classes``, ``batch_size_per_image``, …) need not be given, and are not heard.
+        parts: the other arguments of detectron2's heads.
+    """
 
     box_predictor: OpenWorldOutputLayers
+
+    @configurable
+    def __init__(self, *, box_predictor: OpenWorldOutputLayers, **parts: Any) -> None:
+        roi = box_predictor.roi
+        parts |= {
+            "num_classes": box_predictor.num_classes,
+            "batch_size_per_image": roi.sampled_regions,
+            "positive_fraction": roi.positive_fraction,
+            "proposal_matcher": Matcher([roi.foreground_iou], [0, 1], allow_low_quality_matches=False),
+            "proposal_append_gt": roi.append_annotated,
+        }
+        super().__init__(box_predictor=box_predictor, **parts)  # type: ignore[call-arg]
 
     def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
         """The proposals of the losses, some of them labelled unknown, as ``ORE.UNKNOWN_LABELS`` says."""
@@ -130,7 +149,7 @@ class OpenWorldRes5ROIHeads(OpenWorldHeads, Res5ROIHeads):
         arguments: dict[str, Any] = super().from_config(cfg, input_shape)
         channels = arguments["res5"][-1].out_channels
         predictor = OpenWorldOutputLayers(cfg, ShapeSpec(channels=channels, height=1, width=1))
-        return {**arguments, "box_predictor": predictor, "num_classes": predictor.num_classes}
+        return {**arguments, "box_predictor": predictor}
 
     @classmethod
     def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Sequential, int]:
@@ -150,12 +169,6 @@ class OpenWorldRes5ROIHeads(OpenWorldHeads, Res5ROIHeads):
 @ROI_HEADS_REGISTRY.register()
 class OpenWorldStandardROIHeads(OpenWorldHeads, StandardROIHeads):
     """FPN: regions from the level of their size, then ``MODEL.ROI_BOX_HEAD`` (detectron2's ``StandardROIHeads``)."""
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
-        """Arguments out of a configuration."""
-        arguments: dict[str, Any] = super().from_config(cfg, input_shape)
-        return {**arguments, "num_classes": arguments["box_predictor"].num_classes}
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:

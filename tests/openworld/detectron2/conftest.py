@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-CONFIGS = Path(__file__).parents[3] / "configs" / "detectron2"
+ROOT = Path(__file__).parents[3]
+CONFIGS = ROOT / "configs" / "detectron2"
 
 WORLD = """
 data:

@@ -30,11 +30,9 @@ from openworld.engines.options import RoiOptions
 from openworld.errors import ConfigError
 from openworld.metrics.protocols import PROTOCOLS
 
-from .conftest import CONFIGS
+from .conftest import CONFIGS, ROOT
 
 pytestmark = pytest.mark.detectron2
-
-ROOT = CONFIGS.parents[1]
 
 
 # -- data -------------------------------------------------------------------------------------------------------------
