@@ -34,7 +34,7 @@ from ssl_backbones.optim import build_optimizer, set_learning_rates
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.probes.labelled import LabelledCrops, LabelledSet, classes_of, from_crops, from_folder, from_pool
 from ssl_backbones.probes.table import Probes
-from ssl_backbones.ranks import mean_numbers, share_buffers, synchronise_batch_norm
+from ssl_backbones.ranks import join_batch_norms, mean_numbers, share_buffers
 from ssl_backbones.views import ViewRecipe, view_recipes
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def pretrain(
     method = method.to(memory_format=torch.channels_last) if options.channels_last else method
     untrained = copy.deepcopy(method.backbone())
     if options.sync_batch_norm:
-        synchronise_batch_norm(method)
+        join_batch_norms(method)
     optimizer = build_optimizer(method.param_groups(options.weight_decay), options)
     log, meter = log if is_first() else None, CollapseMeter(judging=not method.needs_labels)
     labelled = _labelled(options, pool, labelled_crops) if is_first() else None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from openworld.runtime.batch_norm import RankBatchNorm1d, RankBatchNorm2d
+from openworld.runtime.batch_norm import synchronise_batch_norm
 from openworld.runtime.distributed import from_first_rank, mean_over_ranks, purpose, world_size
 
 
@@ -35,15 +35,12 @@ def mean_numbers(numbers: Sequence[dict[str, float]]) -> dict[str, float]:
     return dict(zip(names, means.tolist(), strict=True))
 
 
-def synchronise_batch_norm(method: nn.Module) -> None:
+def join_batch_norms(method: nn.Module) -> None:
     """Let every batch norm, teachers' and heads' too, see the batch of all processes; names and values stay.
 
-    By torch's SyncBatchNorm on a GPU, which is all that this works on, and by the slower RankBatchNorm elsewhere.
+    By torch's SyncBatchNorm on a GPU, which is all that this works on, and by this project's slower one elsewhere.
     """
     if world_size() > 1 and next(method.parameters()).is_cuda:
         nn.SyncBatchNorm.convert_sync_batchnorm(method)
-        return
-    for module in method.modules():
-        for plain, joined in ((nn.BatchNorm1d, RankBatchNorm1d), (nn.BatchNorm2d, RankBatchNorm2d)):
-            if type(module) is plain:
-                module.__class__ = joined
+    else:
+        synchronise_batch_norm(method)

@@ -78,7 +78,7 @@ class LoaderOptions:
     every image once an epoch."""
     resize: Literal["float", "uint8"] = "float"
     """``float`` interpolates between exact brightnesses. ``uint8`` rounds the result to 256 levels, as Pillow and most
-    loaders do, and is several times faster where images are larger than a few hundred pixels."""
+    loaders do, and is faster where images are larger than a few hundred pixels (benchmarks/data.py)."""
     workers: int = 0
     """Processes that decode ahead. 0: in the training process, and small data sets are decoded only once."""
     cache_mib: int = 1024

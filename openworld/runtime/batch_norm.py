@@ -93,8 +93,17 @@ class _Normalise(torch.autograd.Function):
         return centred * scale_C[:, None, None], None, None, None
 
 
-def synchronise_batch_norm(model: nn.Module) -> None:
-    """Make every BatchNorm2d that is trained a :class:`RankBatchNorm2d`, in place; names and values stay."""
+def synchronise_batch_norm(model: nn.Module, *, only_trained: bool = False) -> None:
+    """Make every batch norm one over all processes, in place; names and values stay.
+
+    Args:
+        only_trained: leave those alone whose scale does not learn, as of frozen stages.
+    """
     for module in model.modules():
-        if type(module) is nn.BatchNorm2d and module.affine and module.weight.requires_grad:
-            module.__class__ = RankBatchNorm2d
+        for plain, joined in ((nn.BatchNorm1d, RankBatchNorm1d), (nn.BatchNorm2d, RankBatchNorm2d)):
+            if type(module) is plain and (_is_trained(module) or not only_trained):
+                module.__class__ = joined
+
+
+def _is_trained(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+    return norm.affine and norm.weight.requires_grad
