@@ -19,7 +19,11 @@ _STAGES = ("c2", "c3", "c4", "c5")
 
 
 class FpnFeatures(nn.Module):
-    """Pyramid levels and the two-layer box head. ``feature_dim`` is the width of the box head."""
+    """Pyramid levels and the two-layer box head. ``feature_dim`` is the width of the box head.
+
+    The first weights of the box head are Caffe2's "Xavier" (uniform, variance 1 / inputs, zero bias), as in Detectron,
+    detectron2 and ORE.
+    """
 
     strides_px = (4, 8, 16, 32)
     padding_px = 32
@@ -40,6 +44,9 @@ class FpnFeatures(nn.Module):
             aligned=options.roi.aligned,
         )
         self.head = TwoMLPHead(self.channels * 7 * 7, self.feature_dim)
+        for layer in (self.head.fc6, self.head.fc7):  # torchvision leaves torch's default, a third of this variance
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, H, W) → levels by stage name, each (B, channels, H/stride, W/stride), finest first."""

@@ -81,6 +81,16 @@ def test_losses_are_finite_and_box_losses_are_zero_without_objects(neck: str, ta
     assert regions.logits is not None and regions.logits.shape == (len(regions), SPACE.num_rows)
 
 
+def test_the_box_head_starts_from_caffe2_xavier() -> None:
+    """Uniform, of variance 1 / inputs, without bias: what detectron2's FastRCNNConvFCHead starts from."""
+    head = engine().features.head
+    for layer in (head.fc6, head.fc7):
+        bound = (3 / layer.in_features) ** 0.5
+        assert 0.99 * bound < layer.weight.abs().max() <= bound
+        torch.testing.assert_close(layer.weight.var(), torch.tensor(1 / layer.in_features), rtol=0.15, atol=0)
+        assert not layer.bias.any()
+
+
 def test_proposal_losses_equal_a_slow_loop() -> None:
     annotated = target((7, 9, 41, 44), labels=(1,))  # no IoU with an anchor lies on a threshold
     model = engine(rpn=RpnOptions(sampled_anchors=10**6)).train()  # every negative is sampled: nothing is random
