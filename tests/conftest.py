@@ -1,5 +1,18 @@
-"""No test touches the user's cache of annotations; the tests of the cache name a folder of their own."""
+"""What every test may use. None touches the user's cache of annotations; the tests of the cache name a folder of their own."""
 
 import os
+from collections.abc import Iterator
+
+import pytest
+import torch
 
 os.environ["OPENWORLD_CACHE"] = "off"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Arithmetic on one thread: tiny networks are quicker without handing work around."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -29,12 +29,9 @@ from ssl_backbones.probes.semi_supervised import (
 from ssl_backbones.probes.suppression import SuppressionOptions, multi_digits, rand_bits, random_crops
 from ssl_backbones.probes.transform import TRANSFORMS, TransformOptions, guess_accuracy, transformed
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ARCH = ArchOptions(width=1 / 16, stem="cifar3x3")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def crops(count: int, side: int = 12) -> tuple[list[torch.Tensor], list[str]]:

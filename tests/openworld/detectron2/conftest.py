@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs" / "detectron2"
@@ -31,11 +30,7 @@ SOLVER.BASE_LR 0.001 ORE.ENERGY.MIN_SAMPLES 3 ORE.CLUSTERING.START_STEP 1 SEED 1
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def every_test_on_one_thread(one_thread: None) -> None: ...
 
 
 @pytest.fixture(scope="session")

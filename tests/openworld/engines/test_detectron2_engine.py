@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from ssl_backbones.nets import ResNet
 from ssl_backbones.options import ArchOptions
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
-pytestmark = pytest.mark.detectron2
+pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("one_thread")]
 
 SPACE = LabelSpace.of((("cat", "dog"), ("car",)), 1)
 TINY = ArchOptions(arch="resnet18", width=0.125)
@@ -58,14 +57,6 @@ CASES = {
         roi=RoiOptions(box_regression="per_class", smooth_l1_beta=0, sampling_ratio=0, aligned=True, min_side_px=0),
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def images() -> list[Tensor]:
