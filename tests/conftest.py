@@ -1,4 +1,4 @@
-"""What every test may use. None touches the user's cache of annotations; the tests of the cache name a folder of their own."""
+"""What every test may use. None touches the user's cache of annotations; its own tests name a folder of their own."""
 
 import os
 from collections.abc import Iterator
