@@ -1,4 +1,4 @@
-"""What a pretraining leaves: ``backbone.safetensors`` and the card that vouches for it."""
+"""What a pretraining leaves: ``backbone.safetensors``, its head, and the card that vouches for both."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from torch import nn
 
 from openworld.runtime.files import sha256_of, write_atomic, write_json
-from ssl_backbones.checkpoints import identity, must_agree
+from ssl_backbones.checkpoints import difference, identity, must_agree
+from ssl_backbones.handover.projector import PROJECTOR_FILE, write_projector
 from ssl_backbones.methods import METHODS
 from ssl_backbones.nets import ResNet
 from ssl_backbones.options import PretrainOptions
@@ -30,17 +32,28 @@ class PretrainResult:
 
 
 def write_backbone(
-    output: Path, options: PretrainOptions, seed: int, images: int, network: ResNet, measured: dict[str, Any]
+    output: Path,
+    options: PretrainOptions,
+    seed: int,
+    images: int,
+    network: ResNet,
+    projector: nn.Module | None,
+    measured: dict[str, Any],
 ) -> PretrainResult:
-    """Weights first (torchvision's key names, no head), then the card.
+    """Weights first (torchvision's key names), then the head in a file of its own, then the card.
 
     Args:
         images: how many it was trained on.
+        projector: see :meth:`ssl_backbones.method.Method.projection`.
         measured: what the probes and meters found, entries of the card.
     """
     path = output / "backbone.safetensors"
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     write_atomic(path, safetensors.torch.save(tensors, {"format": "pt"}))
+    sha256, head = sha256_of(path), None
+    if projector is not None:
+        write_projector(output / PROJECTOR_FILE, projector, backbone_sha256=sha256)
+        head = {"file": PROJECTOR_FILE, "sha256": sha256_of(output / PROJECTOR_FILE)}
     card = {
         "method": options.method,
         "arch": dataclasses.asdict(options.arch),
@@ -52,7 +65,8 @@ def write_backbone(
         "steps": options.steps,
         "seed": seed,
         "preprocess": RECIPES[options.views][0].preprocess(),
-        "sha256": sha256_of(path),
+        "sha256": sha256,
+        "projector": head,
         **measured,
         "options": dataclasses.asdict(options),
     }
@@ -71,11 +85,11 @@ def finished(output: Path, options: PretrainOptions, seed: int, *, resume: bool)
         card = json.loads((output / "card.json").read_text())
         if card["sha256"] != sha256_of(path):
             return None
-        there = {**identity(PretrainOptions()), **card["options"], "seed": card["seed"]}
+        there = {**card["options"], "seed": card["seed"]}
     except (OSError, ValueError, KeyError, TypeError):
         return None
     wanted = {**identity(options), "seed": seed}
-    if not resume and any(there.get(key) != value for key, value in wanted.items()):
+    if not resume and difference(there, wanted) is not None:
         return None
     must_agree(there, wanted, path)
     logger.info("%s is finished already", path)

@@ -127,6 +127,15 @@ class Method(nn.Module, ABC):
         """The network to export: the encoder, unless a method says that its teacher is the better one."""
         return self.encoder
 
+    def projection(self) -> nn.Module | None:
+        """The head g on the features of :meth:`backbone`: linear layers, norms and ReLUs, one after the other.
+
+        None where a method has no such head: DINO's has GELUs and normalises in between, CLIP pools a map, and a
+        distilled student has that of its teacher's features or classes.
+        """
+        head = getattr(self, "projector", None)
+        return head if isinstance(head, nn.Linear | nn.Sequential) else None
+
 
 def _kinds_of_large_views(name: str) -> tuple[Literal["image", "patches", "frames"], ...]:
     return tuple(recipe.kind for recipe in RECIPES[name] if not recipe.local)

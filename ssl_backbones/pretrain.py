@@ -1,8 +1,9 @@
 """Self-supervised pretraining: the visible loop.
 
-``output/`` holds, when done, ``backbone.safetensors`` (torchvision's key names, no head) and ``card.json``; on the
-way there, ``checkpoints/``. The loop is the same for one process and for several that ``torchrun`` starts: they share
-each batch, average their gradients, and so take the steps that one process would.
+``output/`` holds, when done, ``backbone.safetensors`` (torchvision's key names), ``projector.safetensors`` (the head,
+of a method that has one) and ``card.json``; on the way there, ``checkpoints/``. The loop is the same for one process
+and for several that ``torchrun`` starts: they share each batch, average their gradients, and so take the steps that
+one process would.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ def pretrain(
         if neighbours_of:
             queries = probes.neighbours(network, neighbours_of, NEIGHBOURS)
             write_json(output / "neighbours.json", {"queries": queries})
-        result = write_backbone(output, options, seed, len(pool), network, measured)
+        result = write_backbone(output, options, seed, len(pool), network, method.projection(), measured)
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
         return result
 

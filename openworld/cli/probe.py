@@ -42,7 +42,7 @@ def add_verbs(verb: AddVerb) -> None:
     )
     _image_arguments(transform_verb)
     transform_verb.add_argument(
-        "--projector", type=str, default=None, help="a checkpoint with the head g; default: looked for in --backbone"
+        "--projector", type=str, default=None, help="a checkpoint with the head g; default: beside --backbone, or in it"
     )
 
     suppress_verb = verb("suppress", suppress, "what contrastive learning leaves out: RandBits and MultiDigits")
@@ -128,11 +128,12 @@ def transform(arguments: Namespace) -> None:
     import logging
 
     from openworld.errors import CheckpointError
-    from ssl_backbones.handover.projector import load_projector
+    from ssl_backbones.handover.projector import load_projector, projector_file
 
     probes = _frozen(arguments)
     try:
-        projector = load_projector(_head_file(arguments), probes.trained.dim)
+        head = Path(arguments.projector) if arguments.projector else projector_file(Path(arguments.backbone))
+        projector = load_projector(head, probes.trained.dim)
     except CheckpointError as error:
         if arguments.projector is not None:
             raise
@@ -202,16 +203,6 @@ def _frozen(arguments: Namespace) -> FrozenProbes:
     )
 
 
-def _head_file(arguments: Namespace) -> Path:
-    """Where the projector is looked for: in the file named, in the backbone's file, or beside it."""
-    if arguments.projector is not None:
-        return Path(arguments.projector)
-    path = Path(arguments.backbone)
-    path = path / "backbone.safetensors" if path.is_dir() else path
-    beside = path.with_name("projector.safetensors")
-    return beside if beside.is_file() else path
-
-
 def _two_rows(found: Any) -> list[list[str]]:
     return [[name, _percent(found[name]["top1"]), _percent(found[name]["top5"])] for name in ("trained", "untrained")]
 
@@ -229,9 +220,9 @@ def _show(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], found
     from openworld.runtime.files import write_json
 
     console = Console()
-    console.print(narrow_table(heads, rows, title, words=[heads[0]]))
+    console.print(narrow_table(heads, rows, f"{title} (%)", words=[heads[0]]))
     if isinstance(found.get("chance"), float):
-        console.print(f"chance: {_percent(found['chance'])}")
+        console.print(f"chance: {_percent(found['chance'])} %")
     if arguments.output:
         asked = {name: value for name, value in vars(arguments).items() if name != "output"}
         write_json(Path(arguments.output), {"probe": title, "asked": asked, **found})

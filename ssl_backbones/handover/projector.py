@@ -1,15 +1,23 @@
-"""The projector of a checkpoint: what a backbone file leaves out, and the probe of h against g(h) needs."""
+"""The projector of a pretraining: what a backbone file leaves out, and the probe of h against g(h) needs."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import safetensors
+import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from openworld.errors import CheckpointError
+from openworld.runtime.files import sha256_of, write_atomic
 from ssl_backbones.handover.layouts import flat_tensors
 from ssl_backbones.handover.read import read_tree
+
+PROJECTOR_FILE = "projector.safetensors"
+"""Where a pretraining of this project leaves its head, beside ``backbone.safetensors``."""
 
 # Prefix of the projector's keys in official checkpoints, of the network that is evaluated.
 _PREFIXES = (
@@ -25,6 +33,52 @@ _PREFIXES = (
     "head.",
     "module.fc.",  # InstDisc
 )
+
+
+def write_projector(path: Path, head: nn.Module, *, backbone_sha256: str) -> None:
+    """Write a head of linear layers, norms and ReLUs; the file remembers which backbone it belongs to.
+
+    The same head gives the same bytes: safetensors writes several entries of metadata in any order, here is one.
+    """
+    tensors = {f"projector.{key}": value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
+    write_atomic(path, safetensors.torch.save(tensors, {"backbone_sha256": backbone_sha256}))
+
+
+def projector_file(backbone: Path) -> Path:
+    """Where the head of a backbone is looked for: beside it, otherwise in its own file.
+
+    Args:
+        backbone: the file, or a folder that holds ``backbone.safetensors``.
+
+    Raises:
+        CheckpointError: its card says that the pretraining had no such head, or the head beside it is damaged or
+            another one's.
+    """
+    path = backbone / "backbone.safetensors" if backbone.is_dir() else backbone
+    beside, card = path.with_name(PROJECTOR_FILE), path.with_name("card.json")
+    if beside.is_file():
+        try:
+            with safetensors.safe_open(beside, "pt") as file:
+                owner = (file.metadata() or {}).get("backbone_sha256")
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"cannot be read ({error})", where=str(beside), remedy="pretrain again, or fetch the file again"
+            ) from error
+        if owner not in (None, sha256_of(path)):
+            raise CheckpointError(
+                f"is the projector of another backbone than {path.name}",
+                where=str(beside),
+                remedy="put it back beside its own, or name the right one with --projector",
+            )
+        return beside
+    found = json.loads(card.read_text()) if path.name == "backbone.safetensors" and card.is_file() else {}
+    if "projector" in found and found["projector"] is None:
+        raise CheckpointError(
+            f"was pretrained with {found['method']}, which leaves no projector of linear layers",
+            where=str(path),
+            remedy="take h alone, or name a head for it with --projector",
+        )
+    return path
 
 
 def load_projector(path: Path, dim: int) -> nn.Sequential:
@@ -45,14 +99,14 @@ def load_projector(path: Path, dim: int) -> nn.Sequential:
             if (head := _head(own)) is not None and head[0].in_features == dim:
                 return head.eval()
     raise CheckpointError(
-        f"has no projector of linear layers and batch norms for features of {dim} dimensions",
+        f"has no projector of linear layers and norms for features of {dim} dimensions",
         where=str(path),
-        remedy="give a checkpoint of the pretraining with its head; files of a backbone alone have none",
+        remedy="give a checkpoint of the pretraining with its head (--projector); files of a backbone alone have none",
     )
 
 
 def _head(tensors: Mapping[str, Tensor]) -> nn.Sequential | None:
-    """Linear layers, batch norms and ReLUs out of ``0.weight``, ``1.running_mean``, …; or of a single ``weight``."""
+    """Linear layers, norms and ReLUs out of ``0.weight``, ``1.running_mean``, …; or of a single ``weight``."""
     if "weight" in tensors:
         tensors = {f"0.{name}": value for name, value in tensors.items()}
     numbers = {key.split(".")[0] for key in tensors}
@@ -66,6 +120,8 @@ def _head(tensors: Mapping[str, Tensor]) -> nn.Sequential | None:
             head.append(nn.BatchNorm1d(len(mean), affine=weight is not None))
         elif weight is not None and weight.ndim == 2:
             head.append(nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None))
+        elif weight is not None and weight.ndim == 1:
+            head.append(nn.LayerNorm(len(weight)))
         elif weight is not None:
             return None
         else:

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from openworld.errors import CheckpointError, ConfigError, DataError, NumericsError
+from openworld.runtime.checkpoint import newest_valid, save_checkpoint
 from openworld.runtime.files import sha256_of
 from openworld.runtime.runlog import RunLog
 from ssl_backbones.images import find_images
@@ -161,6 +162,44 @@ def test_a_fresh_start_over_a_finished_run_can_be_resumed(
         with pytest.raises(Killed):
             pretrain(options(steps=2), paths, tmp_path, seed=0)
     assert pretrain(options(steps=2), paths, tmp_path, seed=0, resume=True).card["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda there, state: there["arch"].pop("norm"), None),  # it was left at its default
+        (lambda there, state: there.pop("queue_size"), "without the option queue_size, which is now 10\n.*4096"),
+        (lambda there, state: there["arch"].update(colour=3), r"option arch\.colour \(3\), which this version"),
+        (lambda there, state: there["arch"].update(width=0.5), r"with arch\.width 0\.5, now it is 0\.125"),
+        (lambda there, state: state.pop("meter"), "entry 'meter' is missing"),
+        (lambda there, state: state.update(optimizer={}), "entry .* is missing"),
+    ],
+)
+def test_a_checkpoint_of_another_version_is_refused_by_name(
+    paths: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[dict[str, Any], dict[str, Any]], Any],
+    message: str | None,
+) -> None:
+    def kill(self: object, step: int, steps: int) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimCLR, "after_step", kill)
+        with pytest.raises(Killed):
+            pretrain(options(steps=1), paths, tmp_path, seed=0)
+    found = newest_valid(tmp_path / "checkpoints")
+    assert found is not None
+    there, state = json.loads(found.state["identity"]), found.state
+    change(there, state)
+    state["identity"] = json.dumps(there)
+    save_checkpoint(found.path.parent, found.path.name, position=0, tensors=found.tensors, state=state)
+    if message is None:
+        assert pretrain(options(steps=1), paths, tmp_path, seed=0, resume=True).card["steps"] == 1
+        return
+    with pytest.raises(CheckpointError, match=f"pretrain-0000000: .*{message}"):
+        pretrain(options(steps=1), paths, tmp_path, seed=0, resume=True)
 
 
 def test_resume_with_other_images_is_refused(
