@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from openworld.errors import ConfigError
 from openworld.runtime.distributed import first_row, gather_rows_with_gradient
+from ssl_backbones.contexts import ColumnGRU, MaskedConvolutions
 from ssl_backbones.losses.numerics import cross_entropy, full_precision
 from ssl_backbones.method import Batch, Method, spread
-from ssl_backbones.options import CpcOptions, PretrainOptions
+from ssl_backbones.options import PretrainOptions
 from ssl_backbones.views import RECIPES, cut_patches
 
 
@@ -31,7 +32,8 @@ class CPC(Method):
 
     CPC v2 is: ``arch.norm: layer`` (batch norm lets patches see each other through its statistics), ``directions: 4``
     (the grid is also read from the other three sides, each with networks of its own), ``skipped_steps: 2``, and the
-    views ``cpc_v2`` with changes to each patch by itself.
+    views ``cpc_v2`` with changes to each patch by itself. Its pseudo-code (appendix) is all the code there is; it gives
+    the predictions a bias too, which W_k of CPC has not, nor this one.
     """
 
     view_kinds = ("patches",)
@@ -87,52 +89,3 @@ def predictive_info_nce(predicted_NRGP: Tensor, targets_MGGP: Tensor, temperatur
     place = torch.arange(targets_MGGP[..., 0].numel(), device=targets_MGGP.device).view(targets_MGGP.shape[:3])
     logits = predicted_NRGP.flatten(0, 2) @ targets_MGGP.flatten(0, 2).T / temperature
     return cross_entropy(logits, place[first : first + images, -rows:].flatten())
-
-
-class MaskedConvolutions(nn.Module):
-    """Five residual blocks of convolutions that see their own row and those above (CPC v2, pseudo-code).
-
-    (N, G, G, D) features -> (N, G, G, D) contexts: that of a row depends on the rows down to it.
-    """
-
-    def __init__(self, dim: int, options: CpcOptions) -> None:
-        super().__init__()
-        self.dim, hidden = dim, options.context_dim
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(dim, hidden, 1),
-                nn.ReLU(inplace=True),
-                nn.Conv2d(hidden, hidden, (1, 3), padding=(0, 1)),
-                nn.ZeroPad2d((0, 0, 1, 0)),
-                nn.Conv2d(hidden, hidden, (2, 1)),
-                nn.ReLU(inplace=True),
-                nn.Conv2d(hidden, dim, 1),
-            )
-            for _ in range(5)
-        )
-
-    def forward(self, z_NGGD: Tensor) -> Tensor:
-        """The contexts."""
-        x = z_NGGD.permute(0, 3, 1, 2)
-        for block in self.blocks:
-            x = x + block(x)
-        return x.relu().permute(0, 2, 3, 1)
-
-
-class ColumnGRU(nn.Module):
-    """A GRU that reads each column of the grid downwards.
-
-    (N, G, G, D) features -> (N, G, G, C) contexts: that of a patch depends on those above it and on itself.
-    """
-
-    def __init__(self, dim: int, options: CpcOptions) -> None:
-        super().__init__()
-        self.dim = options.context_dim
-        self.gru = nn.GRU(dim, self.dim, batch_first=True)
-
-    def forward(self, z_NGGD: Tensor) -> Tensor:
-        """The contexts."""
-        columns = z_NGGD.transpose(1, 2)
-        states, _ = self.gru(columns.flatten(0, 1))
-        contexts: Tensor = states.unflatten(0, columns.shape[:2])
-        return contexts.transpose(1, 2)

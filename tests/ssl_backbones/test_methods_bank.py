@@ -14,11 +14,12 @@ from openworld.errors import ConfigError
 from openworld.runtime.seeding import generator
 from ssl_backbones.method import Batch, Method
 from ssl_backbones.methods import METHODS
-from ssl_backbones.methods.cmc import CMC, YDBDR_FROM_RGB, TwinResNet
+from ssl_backbones.methods.cmc import CMC, YDBDR_FROM_RGB
 from ssl_backbones.methods.instdisc import ContrastBank, InstDisc, generators_of
 from ssl_backbones.methods.pirl import PIRL
 from ssl_backbones.nets import ResNet
 from ssl_backbones.options import ArchOptions, BankOptions, CmcOptions, InstDiscOptions, PirlOptions, PretrainOptions
+from ssl_backbones.twin_resnet import TwinResNet
 from ssl_backbones.views import RECIPES, sample_view
 
 HERE = ("instdisc", "cmc", "pirl")
@@ -295,6 +296,16 @@ def test_cmc_exports_both_encoders_as_one_plain_network(arch: str, width: float)
     merged = plain.layer2[0].conv1.weight  # type: ignore[index]
     inside = halves.shape[1]
     assert merged.shape[1] == 2 * inside and not merged[: len(merged) // 2, inside:].any()
+
+
+def test_cmc_leaves_both_heads_as_one_layer() -> None:
+    method: CMC = build("cmc").eval()
+    images, state = torch.randn(3, 3, 32, 32), torch.get_rng_state()
+    head = method.projection()
+    assert torch.equal(state, torch.get_rng_state())
+    luminance, colour = method.encoder(images).chunk(2, dim=1)
+    expected = torch.cat([method.luminance_projector(luminance), method.colour_projector(colour)], dim=1)
+    assert torch.allclose(head(method.backbone()(images)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_cmc_draws_its_encoders_at_their_own_width() -> None:

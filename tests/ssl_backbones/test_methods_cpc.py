@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from openworld.errors import ConfigError
 from openworld.runtime.seeding import generator
+from ssl_backbones.contexts import ColumnGRU, MaskedConvolutions
 from ssl_backbones.method import Batch
-from ssl_backbones.methods.cpc import CPC, ColumnGRU, MaskedConvolutions, predictive_info_nce
+from ssl_backbones.methods.cpc import CPC, predictive_info_nce
 from ssl_backbones.nets import ResNet
 from ssl_backbones.options import ArchOptions, CpcOptions, PretrainOptions
 from ssl_backbones.views import RECIPES, sample_view
