@@ -366,9 +366,9 @@ class CpcOptions:
     context_dim: int = 256
     """Width of the masked convolutions (CPC v2, pseudo-code), or of the GRU's state."""
     skipped_steps: int = 0
-    """Rows between the last one read and the first one predicted (CPC v2: 2)."""
+    """Rows between the last one read and the first one predicted (CPC v2, pseudo-code: 2)."""
     steps: int = 3
-    """Rows predicted, each by a matrix W_k of its own (CPC: 5; CPC v2: 3)."""
+    """Rows predicted, each by a matrix W_k of its own (CPC: 5; CPC v2: 1, the range(2, 3) of its pseudo-code)."""
     directions: Literal[1, 4] = 1
     """1: rows are predicted from those above (CPC). 4: from below, left and right as well (CPC v2)."""
 
@@ -383,14 +383,16 @@ class CpcOptions:
 
 @dataclass(kw_only=True)
 class SelaV2Options:
-    """SeLa-v2 (Caron et al. 2020, appendix): SeLa (Asano et al. 2020) with what SwAV added. It has no official code."""
+    """SeLa-v2 (Caron et al. 2020, appendix D): SeLa (Asano et al. 2020) with what SwAV added. It has no official code;
+    the appendix gives it SwAV's hyperparameters."""
 
     clusters: list[int] = field(default_factory=lambda: [32, 32, 32])
     """Numbers of prototypes, one head each (SwAV's paper: three times 3000)."""
     epsilon: float = 0.05
-    """Entropy regularisation of the assignment (SwAV's; SeLa has lambda = 25 of log-probabilities)."""
+    """Entropy regularisation of the assignment (SwAV's). SeLa's code raises the probabilities to lambda = 25, which at
+    a temperature of 0.1 is 0.1 / 25 = 0.004 here; which of them SeLa-v2 had is not published."""
     iterations: int = 20
-    """Rounds of Sinkhorn-Knopp over the whole set (SeLa: until it converges)."""
+    """Rounds of Sinkhorn-Knopp over the whole set (own choice; SeLa's code goes on until the scales stand still)."""
 
     def __post_init__(self) -> None:
         for count in self.clusters:

@@ -193,7 +193,7 @@ CPC = replace(
     patches=PatchGrid(view=256, count=7, cell=64, stride=32, crop=60, patch=64),
 )
 # CPC v2: larger patches, flipped and robbed of two channels one by one. (The authors also shear and warp them, and
-# change their colours in other ways than MoCo v2's, which are used here.)
+# change their colours in other ways than MoCo v2's, which are used here. How often channels are dropped: own choice.)
 CPC_V2 = replace(
     MOCO_V2,
     blur_p=0.0,

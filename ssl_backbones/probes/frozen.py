@@ -152,7 +152,7 @@ class FrozenProbes:
         torch.manual_seed(self.seed)
         head = copy.deepcopy(projector).train()
         for module in head.modules():
-            if isinstance(module, nn.Linear | nn.BatchNorm1d):
+            if isinstance(module, nn.Linear | nn.BatchNorm1d | nn.LayerNorm):
                 module.reset_parameters()
             if isinstance(module, nn.BatchNorm1d):
                 module.momentum = None

@@ -29,12 +29,13 @@ from ssl_backbones.views import ViewRecipe, evaluation_view, sample_view
 
 @dataclass(frozen=True, kw_only=True)
 class SemiProtocol:
-    """How a network is fine-tuned. The defaults are SwAV's for 1 % (eval_semisup.py and its README)."""
+    """How a network is fine-tuned. The defaults are SwAV's for 1 % (appendix A.4, eval_semisup.py and its README)."""
 
     share: float = 0.01
     """Part of each class's labels."""
     lr: float = 0.02
-    """Learning rate of the trunk at ``batch_size``; smaller sets scale it, and that of the head, linearly."""
+    """Learning rate of the trunk at ``batch_size``. With fewer images than that, it and the head's are scaled down
+    linearly (own choice: the papers have no such sets)."""
     head_lr: float = 5.0
     """Learning rate of the classifier."""
     batch_size: int = 256
@@ -58,7 +59,11 @@ PROTOCOLS: dict[str, SemiProtocol] = {
         share=0.1, lr=0.8, head_lr=0.8, batch_size=4096, epochs=30, milestones=None, nesterov=True
     ),
 }
-"""By paper and per cent of the labels. SwAV and Barlow Twins from the authors' code, SimCLR from its appendix B.5."""
+"""By paper and per cent of the labels.
+
+SwAV: appendix A.4 and eval_semisup.py. Barlow Twins: the command in the README (1 % alone; until June 2021 it had 0.002
+for the trunk) and evaluate.py, where the cosine moves once an epoch and not once a step as here. SimCLR: appendix B.5,
+and the cosine of the authors' model_util.py. They start the classifier from random numbers, see :func:`fine_tune`."""
 
 
 class SemiTable(TypedDict):
@@ -146,7 +151,8 @@ def fine_tune(
 ) -> tuple[ResNet, nn.Linear]:
     """Train a copy of the network and a new classifier on some images, cropped and flipped at random.
 
-    The classifier starts at zero; batch norms follow the images.
+    The classifier starts at zero (own choice; the authors start from small random numbers); batch norms follow the
+    images.
 
     Args:
         positions: of the images in ``data``, at least one.

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openworld.errors import ConfigError
+from openworld.runtime.runlog import StepBar, progress_bar
 from openworld.runtime.seeding import generator
 from ssl_backbones.losses import nt_xent
 from ssl_backbones.nets import ResNet, mlp
@@ -33,7 +34,8 @@ from ssl_backbones.probes.linear import fit_ridge, topk_accuracy
 
 @dataclass(frozen=True, kw_only=True)
 class SuppressionOptions:
-    """One experiment. The defaults take a CPU core about twenty seconds for each network."""
+    """One experiment. The defaults take a CPU core about twenty seconds for each network of RandBits; MultiDigits takes
+    longer, its pictures have sixteen times the area."""
 
     temperatures: tuple[float, ...] = (0.05, 0.2)
     """Of NT-Xent, each trained by itself."""
@@ -92,7 +94,8 @@ def rand_bits(bits: Sequence[int], options: SuppressionOptions) -> list[Suppress
     def network(setting: int) -> nn.Module:
         return _ConvNet(1 + setting, options.digit_size)
 
-    return [row for number in bits for row in _rows(number, pictures, None, network, options)]
+    with progress_bar("rand_bits", _networks(bits, options)) as bar:
+        return [row for number in bits for row in _rows(number, pictures, None, network, options, bar)]
 
 
 def multi_digits(numbers: Sequence[int], options: SuppressionOptions) -> list[SuppressionRow]:
@@ -122,11 +125,16 @@ def multi_digits(numbers: Sequence[int], options: SuppressionOptions) -> list[Su
         net = ResNet(ArchOptions(arch="resnet18", width=options.width))
         return nn.Sequential(_Colour(), net)
 
-    return [row for number in numbers for row in _rows(number, pictures, single, network, options)]
+    with progress_bar("multi_digits", _networks(numbers, options)) as bar:
+        return [row for number in numbers for row in _rows(number, pictures, single, network, options, bar)]
 
 
 Labelled = tuple[Tensor, Tensor]
 """Pictures (N, C, S, S) and the digit of each (N,)."""
+
+
+def _networks(settings: Sequence[int], options: SuppressionOptions) -> int:
+    return len(settings) * len(options.seeds) * len(options.temperatures)
 
 
 def _rows(
@@ -135,6 +143,7 @@ def _rows(
     single: Callable[[int], Labelled] | None,
     network: Callable[[int], nn.Module],
     options: SuppressionOptions,
+    bar: StepBar,
 ) -> list[SuppressionRow]:
     """All temperatures of one setting. ``single`` makes other pictures for the probe than the network learns from."""
     found: dict[float, list[tuple[float, float, float]]] = {temperature: [] for temperature in options.temperatures}
@@ -152,6 +161,7 @@ def _rows(
             )
             accuracy = _accuracy(trained, asked, asked_labels, options)
             found[temperature].append((accuracy, untrained, chance))
+            bar.advance(accuracy=accuracy)
     return [_row(setting, temperature, values) for temperature, values in found.items()]
 
 

@@ -12,8 +12,9 @@ from torch import nn
 
 from openworld.cli import main
 from openworld.errors import CheckpointError, ConfigError, DataError
+from openworld.runtime.files import sha256_of
 from ssl_backbones.handover import PREPROCESSES
-from ssl_backbones.handover.projector import load_projector
+from ssl_backbones.handover.projector import load_projector, projector_file, write_projector
 from ssl_backbones.nets import ResNet, mlp
 from ssl_backbones.options import ArchOptions
 from ssl_backbones.probes.digits import draw_digits, draw_many
@@ -63,6 +64,14 @@ def test_published_rates() -> None:
         (0.01, 0.02, 5, 20, (12, 16), 0.2),
         (0.1, 0.01, 0.2, 20, (12, 16), 0.2),
     ]
+    twins, *simclr = (PROTOCOLS[name] for name in ("barlow_twins_1", "simclr_1", "simclr_10"))
+    assert (twins.share, twins.lr, twins.head_lr, twins.epochs, twins.batch_size) == (0.01, 0.005, 0.5, 20, 256)
+    assert [(p.share, p.epochs, p.batch_size, p.nesterov) for p in simclr] == [
+        (0.01, 60, 4096, True),
+        (0.1, 30, 4096, True),
+    ]
+    assert all(p.lr == p.head_lr == pytest.approx(0.05 * p.batch_size / 256) for p in simclr)
+    assert all(p.milestones is None and p.weight_decay == 0 for p in (twins, *simclr))
 
 
 def test_a_step_of_fine_tuning_by_hand() -> None:
@@ -153,6 +162,7 @@ def test_h_against_g() -> None:
         ("module.encoder_q.fc.", nn.Linear(8, 4)),
         ("module.encoder.fc.", mlp([8, 8, 8, 8], hidden_norm=True, last_norm="plain", bias=False)),
         ("projector.", mlp([8, 6, 4], hidden_norm=True, last_norm="scale", bias=False)),
+        ("projector.", nn.Sequential(nn.Linear(8, 4), nn.LayerNorm(4))),
     ],
 )
 def test_projectors_of_checkpoints(prefix: str, head: nn.Module, tmp_path: Path) -> None:
@@ -164,6 +174,25 @@ def test_projectors_of_checkpoints(prefix: str, head: nn.Module, tmp_path: Path)
     assert torch.allclose(found(x), head.eval()(x))
     with pytest.raises(CheckpointError, match=r"no projector of linear layers .* 16 dimensions"):
         load_projector(tmp_path / "a.pth", 16)
+
+
+def test_where_the_head_of_a_backbone_is_looked_for(tmp_path: Path) -> None:
+    path = tmp_path / "backbone.safetensors"
+    path.write_bytes(b"weights")
+    assert projector_file(tmp_path) == path  # perhaps a checkpoint with its head
+    (tmp_path / "card.json").write_text(json.dumps({"method": "simclr"}))
+    assert projector_file(path) == path  # a card of a version that wrote no heads
+    (tmp_path / "card.json").write_text(json.dumps({"method": "dino", "projector": None}))
+    with pytest.raises(CheckpointError, match="pretrained with dino, which leaves no projector"):
+        projector_file(tmp_path)
+    write_projector(tmp_path / "projector.safetensors", nn.Linear(3, 2), backbone_sha256=sha256_of(path))
+    assert projector_file(tmp_path) == tmp_path / "projector.safetensors"
+    path.write_bytes(b"other weights")
+    with pytest.raises(CheckpointError, match=r"projector\.safetensors: is the projector of another backbone"):
+        projector_file(tmp_path)
+    (tmp_path / "projector.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        projector_file(tmp_path)
 
 
 # -- feature suppression ----------------------------------------------------------------------------------------------
@@ -249,3 +278,21 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         main(["probe", "semi", *common, "--protocol", "none"])
     assert "swav_10" in capsys.readouterr().err
+
+
+def test_a_head_from_its_pretraining_to_the_probe(tmp_path: Path) -> None:
+    for number, (image, name) in enumerate(zip(*crops(12), strict=True)):
+        folder = tmp_path / "images" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
+    images = ["--images", str(tmp_path / "images"), "--device", "cpu"]
+    small = ["--arch.width", "0.0625", "--view_size", "16", "--batch_size", "4", "--steps", "1", "--probe_every", "0"]
+    main(["pretrain", *images, "--output", str(tmp_path / "run"), *small, "--projection_dim", "5"])
+    card = json.loads((tmp_path / "run" / "card.json").read_text())
+    written = tmp_path / "run" / "projector.safetensors"
+    assert card["projector"] == {"file": written.name, "sha256": sha256_of(written)}
+    assert load_projector(projector_file(tmp_path / "run"), 32)[-1].num_features == 5
+    common = ["--backbone", str(tmp_path / "run"), *images, "--size", "16", "--output", str(tmp_path / "out.json")]
+    main(["probe", "transform", *common])
+    rows = json.loads((tmp_path / "out.json").read_text())
+    assert all(rows[question][which]["g"] is not None for question in TRANSFORMS for which in ("trained", "untrained"))
