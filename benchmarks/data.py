@@ -43,6 +43,7 @@ from openworld.data.loader import TrainBatches
 from openworld.data.options import LoaderOptions
 from openworld.data.records import Dataset
 from openworld.data.splits import Sample
+from openworld.data.transforms import as_float
 from openworld.data.voc import read_voc
 
 BATCH = 4
@@ -192,7 +193,7 @@ def own_batches(dataset: Dataset, sides: tuple[int, int], workers: int, resize: 
         cache_mib=0,
         resize="uint8" if resize == "uint8" else "float",
     )
-    yield from TrainBatches(
+    batches = TrainBatches(
         samples,
         batch_size=BATCH,
         seed_parts=(0,),
@@ -200,6 +201,8 @@ def own_batches(dataset: Dataset, sides: tuple[int, int], workers: int, resize: 
         total_steps=len(samples) // BATCH,
         options=options,
     )
+    for images, targets in batches:  # with uint8 an engine makes them float32, the peer's loader here
+        yield [as_float(image) for image in images], targets
 
 
 def rate(batches: Iterator[Any]) -> float:

@@ -109,7 +109,7 @@ def detect_prepared(
     """Detections in pixels of the original images, on the CPU.
 
     Args:
-        images: (3, h, w) float32 in [0, 1], as they enter the model; there may be none.
+        images: (3, h, w) as :func:`openworld.data.transforms.prepare` gives them; there may be none.
         scales: (4,) float32 of each, see :func:`openworld.data.transforms.prepare`.
         sizes: width and height of each original image.
     """

@@ -28,7 +28,7 @@ from openworld.data.options import LoaderOptions
 from openworld.data.records import Record
 from openworld.data.repeat_factors import epoch_length, epoch_order, repeat_factors
 from openworld.data.splits import Sample
-from openworld.data.transforms import as_float, augment, prepare
+from openworld.data.transforms import augment, prepare
 from openworld.errors import DataError, EnvironmentProblem
 from openworld.runtime import distributed
 from openworld.runtime.seeding import generator
@@ -49,9 +49,10 @@ __all__ = [
 log = logging.getLogger("openworld.data")
 
 TrainBatch = tuple[list[Tensor], list[Target]]
-"""images (3, h, w) float32 in [0, 1], and their targets in pixels of these images."""
+"""images (3, h, w) as :func:`openworld.data.transforms.augment` gives them, and their targets in their pixels."""
 EvalBatch = tuple[list[Tensor], list[int], list[Tensor]]
-"""images (3, h, w) float32 in [0, 1], their positions among all, and (4,) float32 scales for :func:`to_original`."""
+"""images (3, h, w) as :func:`openworld.data.transforms.prepare` gives them, their positions among all, and (4,) float32
+scales for :func:`to_original`."""
 
 
 def load_record(record: Record) -> Tensor:
@@ -255,7 +256,7 @@ class TrainBatches:
                     f"none of {len(self._samples)} images can be read; the last: {batch.broken[-1][1]}",
                     remedy="check the folder of the images",
                 )
-            yield [as_float(image) for image in batch.images], batch.targets
+            yield batch.images, batch.targets
 
     def _report(self, broken: list[tuple[int, str]]) -> None:
         for index, message in broken:

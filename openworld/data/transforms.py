@@ -56,12 +56,13 @@ def prepare(image: Tensor, options: LoaderOptions) -> tuple[Tensor, Tensor]:
         image: (3, H, W) uint8.
 
     Returns:
-        (3, h, w) float32 in [0, 1], and the (4,) float32 scale: boxes of the original image times the scale are boxes
-        of the result, detections divided by it are in original pixels.
+        (3, h, w) float32 in [0, 1], or uint8 with ``options.resize == "uint8"`` (a quarter of the memory to hand from
+        process to process and to a GPU; an engine takes both, see :func:`as_float`), and the (4,) float32 scale: boxes
+        of the original image times the scale are boxes of the result, detections divided by it are in original pixels.
     """
     old = (image.shape[-2], image.shape[-1])
     new = resized_size(*old, options.min_size, options.max_size)
-    return as_float(_resized(image, new, options)), box_scale(old, new)
+    return _resized(image, new, options), box_scale(old, new)
 
 
 def augment(image: Tensor, boxes: Tensor, options: LoaderOptions, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -73,8 +74,7 @@ def augment(image: Tensor, boxes: Tensor, options: LoaderOptions, generator: tor
         generator: all randomness; two numbers are drawn whatever the options are.
 
     Returns:
-        (3, h, w) float32 in [0, 1], with ``options.resize == "uint8"`` uint8 (a quarter of the memory to hand from
-        process to process; :func:`as_float` makes it what the model takes), and boxes (N, 4) float32 in its pixels.
+        (3, h, w) of the type that :func:`prepare` gives, and boxes (N, 4) float32 in its pixels.
     """
     draw_scale, draw_flip = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
     low, high = options.scale_jitter

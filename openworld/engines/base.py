@@ -19,7 +19,10 @@ Decide = Callable[[Tensor, Tensor, Tensor], Decision]
 
 
 class Engine(Protocol):
-    """A two-stage detector whose regions can be seen. Every engine is a ``torch.nn.Module``."""
+    """A two-stage detector whose regions can be seen. Every engine is a ``torch.nn.Module``.
+
+    Images are (3, H, W) RGB, uint8 or float32 in [0, 1], on any device.
+    """
 
     training: bool
 
@@ -74,7 +77,7 @@ class Engine(Protocol):
         """Copy the weights of the ResNet, by torchvision's names; the first convolution reads RGB."""
 
     def backbone_stages(self, image: Tensor) -> dict[str, Tensor]:
-        """An image (3, H, W) float32 in [0, 1], RGB → ``c2``…``c5`` (1, C, h, w) after the engine's preprocessing."""
+        """An image (3, H, W) → ``c2``…``c5`` (1, C, h, w) after the engine's preprocessing."""
 
     def parts(self) -> list[tuple[str, nn.Module]]:
         """What a profile tells apart in a forward pass, by name; a module within another counts for itself."""

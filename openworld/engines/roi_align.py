@@ -60,7 +60,7 @@ class RoIAlign(nn.Module):
             In the dtype of the levels; on a CPU the channels lie last in memory.
         """
         boxes_R4 = torch.cat(list(boxes))
-        image_R = torch.cat([torch.full((len(part),), index) for index, part in enumerate(boxes)]).to(boxes_R4.device)
+        image_R = torch.cat([torch.full((len(part),), index, device=part.device) for index, part in enumerate(boxes)])
         level_R = self.level_of(boxes_R4)
         if boxes_R4.device.type == "cpu" and self.sampling_ratio:
             return table_roi_align(
@@ -128,7 +128,9 @@ def table_roi_align(
     weights = row_weights_RST[:, :, None, :, None] * column_weights_RST[:, None, :, None, :] / ratio**2
     used = weights != 0
     taps_of_bin = used.flatten(3).sum(3).flatten()
-    sums: Tensor = _WeightedSums.apply(table, index[used], weights[used].to(table.dtype), taps_of_bin)  # type: ignore[no-untyped-call]
+    taps = torch.where(used.flatten())[0]
+    chosen = index.flatten()[taps], weights.flatten()[taps].to(table.dtype)
+    sums: Tensor = _WeightedSums.apply(table, *chosen, taps_of_bin)  # type: ignore[no-untyped-call]
     return sums.reshape(count, bins, bins, channels).permute(0, 3, 1, 2)
 
 

@@ -35,9 +35,9 @@ def masked_logits(logits: Tensor, masked_rows: Sequence[int]) -> Tensor:
     """
     if not masked_rows:
         return logits
-    masked_K = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+    masked_K = torch.zeros(logits.shape[1], dtype=torch.bool)
     masked_K[list(masked_rows)] = True
-    return logits.masked_fill(masked_K, -torch.inf)
+    return logits.masked_fill(masked_K.to(logits.device, non_blocking=True), -torch.inf)
 
 
 def classification_loss(logits: Tensor, labels: Tensor, masked_rows: Sequence[int] = ()) -> Tensor:
@@ -120,7 +120,7 @@ def box_head_losses(
     regressed = labels.is_known(regions.labels)
     if roi.unknown_box_loss == "included":
         regressed = regressed | (regions.labels == labels.unknown)
-    weight = distributed.share_of_mean(torch.tensor(len(regions), device=logits.device))
+    weight = distributed.share_of_mean(torch.full((), len(regions), device=logits.device))
     return (
         weight * classification_loss(logits, regions.labels, masked),
         weight * box_loss(deltas, regions.boxes, goals, regions.labels, regressed, beta=roi.smooth_l1_beta),

@@ -1,6 +1,10 @@
 """Region proposal network out of torchvision's parts, in a forward of our own that keeps the objectness.
 
-B images, A anchors of one image over all levels, P proposals.
+The head runs over all cells without a gradient, to propose. The losses see a few hundred anchors, and so the head runs
+a second time, with a gradient, on the cells that those see: the same losses and gradients up to rounding, without a
+backward pass over all cells.
+
+B images, A anchors of one image over all levels, P proposals, S sampled anchors of all images, C channels.
 """
 
 from __future__ import annotations
@@ -51,7 +55,7 @@ class ProposalNetwork(nn.Module):
         Args:
             images: padded batch with the true sizes.
             levels: feature maps (B, C, h, w) floating, finest first. Under autocast the head computes in its dtype, and
-                everything behind it in float32.
+                everything behind it in float32. The proposals have no gradient, the losses do.
             targets: annotated boxes, or None at test.
 
         Returns:
@@ -59,20 +63,18 @@ class ProposalNetwork(nn.Module):
             objectness: for each image (P,) float32 logits.
             losses: ``objectness`` and ``rpn_box``, or nothing.
         """
-        objectness_maps, delta_maps = self.head(levels)
-        with torch.autocast(levels[0].device.type, enabled=False):
-            per_level = [scores[0].numel() for scores in objectness_maps]
-            objectness_BA = torch.cat([_flatten(scores, 1)[..., 0] for scores in objectness_maps], dim=1).float()
-            deltas_BA4 = torch.cat([_flatten(deltas, 4) for deltas in delta_maps], dim=1).float()
-            anchors_A4 = self._anchors(levels)
-            with torch.no_grad():
+        with torch.no_grad():
+            objectness_maps, delta_maps = self.head(levels)
+            with torch.autocast(levels[0].device.type, enabled=False):
+                per_level = [scores[0].numel() for scores in objectness_maps]
+                objectness_BA = torch.cat([_flatten(scores, 1)[..., 0] for scores in objectness_maps], dim=1).float()
+                deltas_BA4 = torch.cat([_flatten(deltas, 4) for deltas in delta_maps], dim=1).float()
+                anchors_A4 = self._anchors(levels)
                 proposals = [
                     self._select(anchors_A4, deltas_A4, scores_A, per_level, size)
-                    for deltas_A4, scores_A, size in zip(
-                        deltas_BA4.detach(), objectness_BA.detach(), images.image_sizes, strict=True
-                    )
+                    for deltas_A4, scores_A, size in zip(deltas_BA4, objectness_BA, images.image_sizes, strict=True)
                 ]
-            losses = {} if targets is None else self._losses(anchors_A4, objectness_BA, deltas_BA4, targets)
+        losses = {} if targets is None else self._losses(levels, anchors_A4, targets)
         return [boxes for boxes, _ in proposals], [scores for _, scores in proposals], losses
 
     def _anchors(self, levels: list[Tensor]) -> Tensor:
@@ -104,34 +106,79 @@ class ProposalNetwork(nn.Module):
         kept = box_ops.batched_nms(boxes, scores, level_index, self.options.nms_iou)[:keep_most]
         return boxes[kept], scores[kept]
 
-    def _losses(
-        self, anchors_A4: Tensor, objectness_BA: Tensor, deltas_BA4: Tensor, targets: Sequence[Target]
-    ) -> dict[str, Tensor]:
+    def _losses(self, levels: list[Tensor], anchors_A4: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Binary cross-entropy and smooth L1 over sampled anchors (Faster R-CNN, eq. 1)."""
-        labels_B, goals_B = [], []
+        with torch.autocast(levels[0].device.type, enabled=False):
+            labels_BA, matched_BA = self._match(anchors_A4, targets)
+        positive_BA, negative_BA = sample_anchors(labels_BA, self.options.sampled_anchors)
+        image_S, anchor_S = torch.where(positive_BA | negative_BA)
+        weight = distributed.share_of_mean(torch.full((), len(image_S), device=anchors_A4.device))
+        sampled = max(len(image_S), 1)
+        objectness_S, deltas_S4 = self._sampled_outputs(levels, image_S, anchor_S)
+        with torch.autocast(levels[0].device.type, enabled=False):
+            labels_S = labels_BA[image_S, anchor_S]
+            positive = torch.where(labels_S == 1)[0]
+            image_P, anchor_P = image_S[positive], anchor_S[positive]
+            boxes_P4 = torch.cat([target.boxes for target in targets])[matched_BA[image_P, anchor_P]]
+            goals_P4 = self.coder.encode_single(boxes_P4, anchors_A4[anchor_P])
+            beta = self.options.smooth_l1_beta
+            box = functional.smooth_l1_loss(deltas_S4[positive].float(), goals_P4, beta=beta, reduction="sum")
+            objectness = functional.binary_cross_entropy_with_logits(objectness_S.float(), labels_S, reduction="sum")
+        return {"objectness": weight * (objectness / sampled), "rpn_box": weight * (box / sampled)}
+
+    def _match(self, anchors_A4: Tensor, targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
+        """(B, A) float32 labels, 1 positive, 0 negative, -1 in between, and (B, A) int64 positions of the boxes that
+        positive anchors belong to, among the boxes of all images; of other anchors they say nothing."""
+        labels_B, matched_B, first = [], [], 0
         for target in targets:
             if len(target) == 0:
                 labels_B.append(torch.zeros(len(anchors_A4), device=anchors_A4.device))
-                goals_B.append(torch.zeros_like(anchors_A4))
+                matched_B.append(torch.zeros(len(anchors_A4), dtype=torch.int64, device=anchors_A4.device))
                 continue
             matched_A = self.matcher(box_ops.box_iou(target.boxes, anchors_A4))
             labels = (matched_A >= 0).float()
             labels[matched_A == Matcher.BETWEEN_THRESHOLDS] = -1.0
             labels_B.append(labels)
-            goals_B.append(self.coder.encode_single(target.boxes[matched_A.clamp(min=0)], anchors_A4))
-        labels_BA, goals_BA4 = torch.stack(labels_B), torch.stack(goals_B)
-        positive_BA, negative_BA = sample_anchors(labels_BA, self.options.sampled_anchors)
-        sampled_BA = positive_BA | negative_BA
-        sampled = sampled_BA.sum()
-        weight = distributed.share_of_mean(sampled)
-        sampled = sampled.clamp(min=1)
-        box = functional.smooth_l1_loss(
-            deltas_BA4[positive_BA], goals_BA4[positive_BA], beta=self.options.smooth_l1_beta, reduction="sum"
-        )
-        objectness = functional.binary_cross_entropy_with_logits(
-            objectness_BA[sampled_BA], labels_BA[sampled_BA], reduction="sum"
-        )
-        return {"objectness": weight * (objectness / sampled), "rpn_box": weight * (box / sampled)}
+            matched_B.append(matched_A + first)
+            first += len(target)
+        return torch.stack(labels_B), torch.stack(matched_B)
+
+    def _sampled_outputs(self, levels: list[Tensor], image_S: Tensor, anchor_S: Tensor) -> tuple[Tensor, Tensor]:
+        """Objectness (S,) and deltas (S, 4) of some anchors: the head on the 3 by 3 cells that each sees.
+
+        Args:
+            levels: as :meth:`forward`.
+            image_S: (S,) int64 position in the batch.
+            anchor_S: (S,) int64 position among the anchors of one image.
+        """
+        channels, anchors = levels[0].shape[1], self.head.cls_logits.out_channels
+        table = torch.cat([level.permute(0, 2, 3, 1).reshape(-1, channels) for level in levels])
+        shapes = torch.tensor([level.shape[-2:] for level in levels])
+        cells = shapes.prod(1)
+        first = cells.cumsum(0) - cells  # of an image's cells, level by level
+        facts = torch.cat([shapes, cells[:, None], first[:, None]], dim=1).to(image_S.device, non_blocking=True)
+        cell_S, slot_S = anchor_S // anchors, anchor_S % anchors
+        level_S = (cell_S[:, None] >= facts[1:, 3]).sum(1)
+        height_S, width_S, cells_S, first_S = facts[level_S].unbind(1)
+        row_S, column_S = (cell_S - first_S) // width_S, (cell_S - first_S) % width_S
+        step = torch.arange(-1, 2, device=image_S.device)
+        rows_S33 = row_S[:, None, None] + step[:, None]
+        columns_S33 = column_S[:, None, None] + step
+        inside_S33 = (rows_S33 >= 0) & (rows_S33 < height_S[:, None, None])
+        inside_S33 = inside_S33 & (columns_S33 >= 0) & (columns_S33 < width_S[:, None, None])
+        start_S = len(levels[0]) * first_S + image_S * cells_S  # in the table, level by level, then image by image
+        index_S33 = start_S[:, None, None] + rows_S33 * width_S[:, None, None] + columns_S33
+        index_S33 = index_S33.where(inside_S33, 0)
+        # An embedding, for the gradient of an index adds in no fixed order on several threads.
+        seen_S33C = functional.embedding(index_S33, table) * inside_S33[..., None]
+        convolution = self.head.conv[0][0]
+        seen_weight = convolution.weight.permute(0, 2, 3, 1).flatten(1)
+        hidden_SC = functional.linear(seen_S33C.flatten(1), seen_weight, convolution.bias).relu()
+        last = self.head.cls_logits, self.head.bbox_pred
+        weight, bias = torch.cat([layer.weight for layer in last]), torch.cat([layer.bias for layer in last])
+        found = functional.linear(hidden_SC, weight.flatten(1), bias)
+        position = torch.arange(len(found), device=found.device)
+        return found[position, slot_S], found[:, anchors:].reshape(-1, anchors, 4)[position, slot_S]
 
 
 def _flatten(maps: Tensor, channels: int) -> Tensor:

@@ -48,7 +48,7 @@ def training_regions(
     )
     if among == "all_proposals":
         regions = replace(regions, labels=label_unknowns(regions, image_sizes))
-    sampled = sample_regions(regions, labels, roi)
+    sampled = sample_regions(regions, len(proposals), labels, roi)
     regions, goals = regions[sampled], goals[sampled]
     if among == "sampled":
         regions = replace(regions, labels=label_unknowns(regions, image_sizes))
@@ -119,11 +119,12 @@ def sample_anchors(labels: Tensor, per_image: int, positive_fraction: float = 0.
     return positive, negative
 
 
-def sample_regions(regions: Regions, labels: LabelSpace, roi: RoiOptions) -> Tensor:
+def sample_regions(regions: Regions, images: int, labels: LabelSpace, roi: RoiOptions) -> Tensor:
     """Positions (S,) int64 of the regions in the loss: foreground up to its share or shares, background for the rest.
 
     Args:
         regions: of all images, image after image.
+        images: B; an image may have no region.
         labels: of the task.
         roi: ``sampled_regions``, ``positive_fraction`` and ``unknown_share``.
     """
@@ -132,7 +133,7 @@ def sample_regions(regions: Regions, labels: LabelSpace, roi: RoiOptions) -> Ten
     most = int(total * roi.positive_fraction)
     known, unknown = labels.is_known(regions.labels), regions.labels == labels.unknown
     shares = [known, unknown] if roi.unknown_share == "separate" else [known | unknown]
-    for image in range(int(regions.image_index.max()) + 1 if len(regions) else 0):
+    for image in range(images):
         here = regions.image_index == image
         foreground = [torch.where(here & share)[0] for share in shares]
         room = max(total - sum(min(len(pool), most) for pool in foreground), 0)

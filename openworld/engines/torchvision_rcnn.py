@@ -19,6 +19,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import boxes as box_ops
 
+from openworld.data.transforms import as_float
 from openworld.engines.backbone import FpnFeatures, build_features
 from openworld.engines.base import Decide, LabelUnknowns
 from openworld.engines.head_rows import grown_classifier, grown_deltas
@@ -26,7 +27,7 @@ from openworld.engines.options import ModelOptions
 from openworld.engines.roi_inference import detections_of_image
 from openworld.engines.roi_losses import BOX_WEIGHTS, box_head_losses
 from openworld.engines.rpn import ProposalNetwork
-from openworld.engines.sampling import boxes_by_image, match_regions, sample_regions, training_regions
+from openworld.engines.sampling import boxes_by_image, match_regions, training_regions
 from openworld.errors import ConfigError
 from openworld.labels import LabelSpace
 from openworld.runtime import distributed
@@ -114,7 +115,7 @@ class OpenWorldRCNN(nn.Module):
         return self
 
     def normalise(self, images: Sequence[Tensor]) -> ImageList:
-        """Images (3, h, w) float32 in [0, 1], RGB → one padded batch with the backbone's own pixel statistics."""
+        """Images (3, h, w), RGB, uint8 or float32 in [0, 1] → one padded batch with the backbone's pixel statistics."""
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         multiple = self.features.padding_px
         largest = [max(size[0] for size in sizes), max(size[1] for size in sizes)]
@@ -124,9 +125,8 @@ class OpenWorldRCNN(nn.Module):
         height, width = (-(-side // multiple) * multiple for side in largest)
         batch = self.pixel_mean.new_zeros(len(images), 3, height, width)
         for row, image in zip(batch, images, strict=True):
-            row[:, : image.shape[-2], : image.shape[-1]] = (
-                image.to(self.pixel_mean.device, non_blocking=True) - self.pixel_mean
-            ) / self.pixel_std
+            pixels = as_float(image.to(self.pixel_mean.device, non_blocking=True))
+            row[:, : image.shape[-2], : image.shape[-1]] = (pixels - self.pixel_mean) / self.pixel_std
         return ImageList(batch.contiguous(memory_format=torch.channels_last), sizes)
 
     def _sizes(self, batch: ImageList) -> Tensor:
@@ -170,10 +170,6 @@ class OpenWorldRCNN(nn.Module):
             logits_RK, deltas_RC, regions, matched_boxes, self.labels, roi
         )
         return losses, replace(regions, features=features_RD, logits=logits_RK)
-
-    def _sample(self, regions: Regions) -> Tensor:
-        """See :func:`sample_regions`."""
-        return sample_regions(regions, self.labels, self.options.roi)
 
     # -- test ---------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+from openworld.data.transforms import as_float
 from openworld.engines.base import Decide, LabelUnknowns
 from openworld.engines.detectron2_names import model_keys
 from openworld.engines.detectron2_rcnn.backbone import backbone_stages, load_trunk
@@ -103,8 +104,9 @@ class Detectron2RCNN(nn.Module):
         return [*trunk, ("RPN", self.model.proposal_generator), *(("RoI head", module) for module in box_head)]
 
     def normalise(self, images: Sequence[Tensor]) -> ImageList:
-        """Images (3, h, w) float32 in [0, 1], RGB → one padded batch with the backbone's own pixel statistics."""
-        batch = self.model.preprocess_image([{"image": image} for image in images])
+        """Images (3, h, w), RGB, uint8 or float32 in [0, 1] → one padded batch with the backbone's pixel statistics."""
+        moved = [image.to(self.pixel_mean.device, non_blocking=True) for image in images]
+        batch = self.model.preprocess_image([{"image": as_float(image)} for image in moved])
         batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last)
         return batch
 

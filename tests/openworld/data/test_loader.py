@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from openworld.data.loader import TrainBatch, TrainBatches, _PackedSamples, eval
 from openworld.data.options import LoaderOptions
 from openworld.data.records import Record
 from openworld.data.splits import Sample
+from openworld.data.transforms import as_float
 from openworld.errors import DataError
 
 OPTIONS = LoaderOptions(min_size=24, max_size=32)
@@ -267,23 +269,39 @@ def test_workers_do_not_hold_many_objects_of_the_parent(samples: list[Sample]) -
     assert not any(isinstance(item, Sample) for item in gc.get_referents(*[steps.__dict__, steps.samples.__dict__]))
 
 
-def test_uint8_resizing_is_close_to_float_and_reaches_both_kinds_of_batches(samples: list[Sample]) -> None:
-    fast = LoaderOptions(min_size=24, max_size=32, resize="uint8", scale_jitter=[0.5, 0.7])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_uint8_resizing_is_close_to_float_and_reaches_both_kinds_of_batches(
+    samples: list[Sample], workers: int
+) -> None:
+    """As bytes up to the engine, from a worker too, which then makes of each byte its 255th."""
+    fast = LoaderOptions(min_size=24, max_size=32, resize="uint8", scale_jitter=[0.5, 0.7], workers=workers)
     plain = LoaderOptions(min_size=24, max_size=32, scale_jitter=[0.5, 0.7])
     for (images, targets), (others, other_targets) in zip(
         batches(samples, options=fast), batches(samples, options=plain), strict=True
     ):
         for image, other, target, other_target in zip(images, others, targets, other_targets, strict=True):
-            assert image.dtype == torch.float32 and image.shape == other.shape
-            assert 0 < (image - other).abs().max() <= 1.5 / 255
+            assert (image.dtype, other.dtype) == (torch.uint8, torch.float32) and image.shape == other.shape
+            assert 0 < (as_float(image) - other).abs().max() <= 1.5 / 255
             assert torch.equal(target.boxes, other_target.boxes)
-            assert torch.equal((image * 255).round() / 255, image)
-    small = LoaderOptions(min_size=16, max_size=16, resize="uint8")
+            assert torch.equal(as_float(image), torch.tensor(image.numpy().astype(np.float32) / np.float32(255)))
+    small = LoaderOptions(min_size=16, max_size=16, resize="uint8", workers=workers)
     for (images, _, scales), (others, _, other_scales) in zip(
         eval_batches(samples, 2, small), eval_batches(samples, 2, LoaderOptions(min_size=16, max_size=16)), strict=True
     ):
-        assert all((image - other).abs().max() <= 1.5 / 255 for image, other in zip(images, others, strict=True))
+        for image, other in zip(images, others, strict=True):
+            assert (image.dtype, other.dtype) == (torch.uint8, torch.float32)
+            assert (as_float(image) - other).abs().max() <= 1.5 / 255
         assert all(torch.equal(scale, other) for scale, other in zip(scales, other_scales, strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("resize", ["float", "uint8"])
+def test_what_workers_send_lies_in_pinned_memory(samples: list[Sample], resize: Literal["float", "uint8"]) -> None:
+    options = LoaderOptions(min_size=24, max_size=32, resize=resize, workers=1)
+    trained = [image for images, _ in batches(samples, stop=2, options=options) for image in images]
+    evaluated = [image for images, _, _ in eval_batches(samples, 2, options) for image in images]
+    dtype = torch.uint8 if resize == "uint8" else torch.float32
+    assert all(image.is_pinned() and image.dtype == dtype for image in trained + evaluated)
 
 
 def test_collector_of_a_worker_leaves_inherited_objects_alone(

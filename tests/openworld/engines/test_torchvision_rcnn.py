@@ -14,6 +14,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import boxes as box_ops
 
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
+from openworld.engines.sampling import sample_regions
 from openworld.engines.torchvision_rcnn import OpenWorldRCNN
 from openworld.engines.weights import build_engine
 from openworld.errors import CheckpointError, ConfigError, HandoverError
@@ -131,6 +132,55 @@ def test_proposal_losses_equal_a_slow_loop() -> None:
     assert float(losses["rpn_box"].detach()) == pytest.approx(box / count, rel=1e-4)
 
 
+@pytest.mark.parametrize("neck", ["fpn", "c4"])
+def test_sampled_anchors_have_the_outputs_and_gradients_of_the_head_over_all_cells(neck: str) -> None:
+    """Every anchor of every image, those at the edges too, against torchvision's head on whole levels."""
+    rpn = engine(neck=neck, rpn=RpnOptions(anchor_sizes=[32.0, 64.0, 128.0, 256.0])).rpn.double()
+    channels = rpn.head.cls_logits.in_channels
+    torch.manual_seed(1)
+    sides = [(6, 5), (3, 3), (2, 1), (1, 1)] if neck == "fpn" else [(6, 5)]
+    levels = [torch.randn(3, channels, *side, dtype=torch.float64, requires_grad=True) for side in sides]
+    scores, deltas = rpn.head(levels)
+    expected = (
+        torch.cat([level.permute(0, 2, 3, 1).flatten(1) for level in scores], dim=1).flatten(),
+        torch.cat([level.permute(0, 2, 3, 1).reshape(3, -1, 4) for level in deltas], dim=1).flatten(0, 1),
+    )
+    image_S, anchor_S = torch.where(torch.ones(3, len(expected[0]) // 3, dtype=torch.bool))
+    found = rpn._sampled_outputs(levels, image_S, anchor_S)
+    inputs = [*levels, *rpn.head.parameters()]
+    factors = [torch.randn_like(output) for output in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    for ours, theirs in zip(
+        *(torch.autograd.grad(outputs, inputs, factors) for outputs in (found, expected)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_proposal_losses_teach_their_head_in_bf16() -> None:
+    """Autocast keeps the weights that it has cast, and those of the pass that proposes have no gradient."""
+    gradients = []
+    for precision in ("fp32", "bf16"):
+        model = engine(precision=precision, rpn=RpnOptions(sampled_anchors=10**6)).train()
+        batch = model.normalise(images((64, 64)))
+        with model.autocast():
+            losses = model.rpn(batch, list(model.features(batch.tensors).values()), [ONE])[2]
+            assert all(loss.dtype == torch.float32 for loss in losses.values())
+        gradients.append(torch.autograd.grad(sum(losses.values()), list(model.rpn.parameters())))  # type: ignore[arg-type]
+    for exact, rounded in zip(*gradients, strict=True):
+        assert (rounded - exact).norm() < 0.15 * exact.norm()
+
+
+@pytest.mark.parametrize("side", [(64, 64), (50, 70)])
+def test_images_as_bytes_are_those_as_fractions(side: tuple[int, int]) -> None:
+    """What a float image of so many 255ths gives, bit for bit."""
+    pixels = torch.randint(0, 256, (3, *side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    model = engine()
+    found = model.normalise([pixels, pixels.flip(2)])
+    expected = model.normalise([pixels.float() / 255, (pixels.float() / 255).flip(2)])
+    assert found.image_sizes == expected.image_sizes and torch.equal(found.tensors, expected.tensors)
+
+
 def test_proposals_equal_stock_torchvision() -> None:
     """Same weights, same image: boxes of our RPN are those of torchvision's, in the same order."""
     torch.manual_seed(0)
@@ -194,10 +244,19 @@ def test_every_unknown_region_is_sampled() -> None:
     regions = Regions(
         torch.rand(count, 4), torch.zeros(count, dtype=torch.int64), torch.zeros(count), torch.zeros(count), labels
     )
-    chosen = model._sample(regions)
+    chosen = sample_regions(regions, 1, space, model.options.roi)
     assert {3, 50, 59, 0, 1, 2} <= set(chosen.tolist())
     assert len(chosen) == model.options.roi.sampled_regions
     assert len(set(chosen.tolist())) == len(chosen)
+
+
+def test_an_image_without_regions_has_none_in_the_sample() -> None:
+    labels = torch.tensor([0, SPACE.background, 1])
+    regions = Regions(torch.zeros(3, 4), torch.tensor([0, 0, 2]), torch.zeros(3), torch.zeros(3), labels)
+    assert sorted(sample_regions(regions, 4, SPACE, roi()).tolist()) == [0, 1, 2]
+    nothing = regions[torch.zeros(0, dtype=torch.int64)]
+    chosen = sample_regions(nothing, 4, SPACE, roi())
+    assert chosen.shape == (0,) and chosen.dtype == torch.int64
 
 
 def test_growth_keeps_old_rows_bit_for_bit() -> None:
@@ -329,7 +388,7 @@ def test_shares_of_the_sample(head: str, share: str, known: int, unknown: int) -
     drawn: set[int] = set()
     for seed in range(20):
         torch.manual_seed(seed)
-        chosen = model._sample(regions)
+        chosen = sample_regions(regions, 1, space, model.options.roi)
         taken = labels[chosen]
         assert len(set(chosen.tolist())) == 16
         foreground = int((taken == 1).sum()), int((taken == space.unknown).sum())
@@ -337,7 +396,7 @@ def test_shares_of_the_sample(head: str, share: str, known: int, unknown: int) -
         drawn |= set(chosen.tolist())
     assert len(drawn) > 70
     few = regions[torch.tensor([0, 1, 15, 70])]  # less than its share: all
-    assert sorted(model._sample(few).tolist()) == [0, 1, 2, 3]
+    assert sorted(sample_regions(few, 1, space, model.options.roi).tolist()) == [0, 1, 2, 3]
 
 
 def test_annotated_boxes_are_regions_or_not() -> None:
@@ -475,7 +534,8 @@ def test_the_configuration_of_the_reference_code_can_be_said() -> None:
     labels = torch.full((2100,), FIXED.background)
     labels[:300] = 1
     none = torch.zeros(2100)
-    sampled = labels[model._sample(Regions(torch.zeros(2100, 4), none.long(), none, none, labels))]
+    regions = Regions(torch.zeros(2100, 4), none.long(), none, none, labels)
+    sampled = labels[sample_regions(regions, 1, FIXED, model.options.roi)]
     assert int((sampled == 1).sum()) == 128 and len(sampled) == 512
     (found,) = model.eval().detect(images((128, 128)), ore.decide)
     assert len(found) <= 50
