@@ -33,11 +33,10 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def follow(self, student: nn.Module, momentum: float) -> None:
-        """One exact step t = m t + (1 - m) s; at t = s it may move by a rounding error, as the formula does."""
+        """One step t = m t + (1 - m) s, as t + (1 - m) (s - t): one pass over the memory, and t = s stays."""
         mine: list[Tensor] = list(self.network.parameters())
         theirs: list[Tensor] = list(student.parameters())
-        torch._foreach_mul_(mine, momentum)
-        torch._foreach_add_(mine, list(torch._foreach_mul(theirs, 1 - momentum)))
+        torch._foreach_lerp_(mine, theirs, 1 - momentum)
 
     @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Tensor:

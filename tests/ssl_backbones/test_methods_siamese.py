@@ -250,7 +250,7 @@ def test_no_gradient_reaches_the_teacher(name: str) -> None:
         ("moco_v1", "before_step", 0.96),
     ],
 )
-def test_the_teacher_follows_exactly(name: str, when: str, momentum: float) -> None:
+def test_the_teacher_follows(name: str, when: str, momentum: float) -> None:
     method = METHODS[name](options(teacher_momentum=0.96)).train()
     teacher, student = method.get_submodule("teacher.network"), [method.encoder, method.get_submodule("projector")]
     method.loss(batch())  # each moves the statistics of its own batch norms
@@ -262,9 +262,10 @@ def test_the_teacher_follows_exactly(name: str, when: str, momentum: float) -> N
     buffers = [b.clone() for b in teacher.buffers()]
     for other in {"before_step", "after_step"} - {when}:
         getattr(method, other)(2, 8)
-        assert not any(torch.equal(t, e) for t, e in zip(teacher.parameters(), expected, strict=True) if t.ndim == 4)
+        pairs = zip(teacher.parameters(), expected, strict=True)
+        assert not any(torch.allclose(t, e, atol=1e-4) for t, e in pairs if t.ndim == 4)
     getattr(method, when)(2, 8)
-    assert all(torch.equal(t, e) for t, e in zip(teacher.parameters(), expected, strict=True))
+    torch.testing.assert_close(list(teacher.parameters()), expected, rtol=1e-6, atol=1e-6)
     assert all(torch.equal(b, c) for b, c in zip(teacher.buffers(), buffers, strict=True))
 
 

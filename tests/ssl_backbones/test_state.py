@@ -13,9 +13,9 @@ from openworld.errors import ConfigError
 from ssl_backbones.state import Bank, Center, Clusters, Prototypes, Queue, Teacher
 
 
-def test_teacher_follows_exactly() -> None:
+def test_teacher_follows() -> None:
     torch.manual_seed(0)
-    student = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    student = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double()
     teacher = Teacher(student)
     before = [p.clone() for p in teacher.parameters()]
     with torch.no_grad():
@@ -23,8 +23,16 @@ def test_teacher_follows_exactly() -> None:
             p.add_(torch.randn_like(p))
     teacher.follow(student, 0.99)
     for old, now, s in zip(before, teacher.parameters(), student.parameters(), strict=True):
-        assert torch.equal(now, 0.99 * old + (1 - 0.99) * s)
+        torch.testing.assert_close(now, 0.99 * old + (1 - 0.99) * s, rtol=1e-14, atol=1e-15)
         assert not now.requires_grad
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.3, 0.99, 1.0])
+def test_a_teacher_that_has_arrived_stays(momentum: float) -> None:
+    student = nn.Linear(7, 5)
+    teacher = Teacher(student)
+    teacher.follow(student, momentum)
+    assert torch.equal(teacher.network.weight, student.weight)  # type: ignore[arg-type]
 
 
 def test_teachers_buffers_are_its_own() -> None:
