@@ -409,17 +409,18 @@ def counted_flops(run: Callable[[], Any]) -> int:
     return int(counter.get_total_flops())
 
 
-def table(title: str, seconds: dict[str, Any], images: int, flops: int, peaks: dict[str, float]) -> None:
+def table(title: str, seconds: dict[str, Any], images: int, flops: dict[str, int], peaks: dict[str, float]) -> None:
+    """Print, and add to ``seconds``, what follows from the times; ``flops`` by variant."""
     first = seconds["torchvision fp32"]["median_s"]
-    print(f"\n{title}: {flops / 1e9:.0f} GFLOP")
-    print(f"{'':34}{'median s':>10}{'smallest':>10}{'largest':>10}{'images/s':>10}{'x':>7}{'of peak':>9}")
+    print(f"\n{title}")
+    print(f"{'':34}{'median s':>10}{'smallest':>10}{'largest':>10}{'images/s':>10}{'x':>7}{'GFLOP':>8}{'of peak':>9}")
     for name, values in seconds.items():
         median, peak = values["median_s"], peaks["bf16" if "bf16" in name else "fp32"]
         values["images_per_s"], values["speedup"] = images / median, first / median
-        values["share_of_peak"] = flops / median / peak
+        values["flops"], values["share_of_peak"] = flops[name], flops[name] / median / peak
         print(
             f"{name:34}{median:10.4f}{values['min_s']:10.4f}{values['max_s']:10.4f}{images / median:10.2f}"
-            f"{first / median:7.2f}{values['share_of_peak']:9.1%}"
+            f"{first / median:7.2f}{flops[name] / 1e9:8.0f}{values['share_of_peak']:9.1%}"
         )
 
 
@@ -459,7 +460,7 @@ class Bench:
         images, rounds = self.options.batch, self.options.repeats
         seconds: dict[str, dict[str, Any]] = {}
         for title, work in (("training step", train), ("inference", infer)):
-            flops = counted_flops(work["torchvision fp32"])
+            flops = {name: counted_flops(run) for name, run in work.items()}
             seconds[title] = timed(work, rounds, self.inner, self.device)
             table(f"{side} px, {title} of {images} images", seconds[title], images, flops, self.peaks)
         steps = seconds["training step"]
