@@ -8,7 +8,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from openworld.engines.options import RoiOptions
 from openworld.errors import ConfigError, OpenWorldError
 from openworld.ore.options import EnergyOptions
 from openworld.runtime.console import narrow_table
+from openworld.runtime.dotted import leaves
 from openworld.runtime.files import write_atomic, write_json
 from openworld.tasks import run_backbone
 from ssl_backbones.handover import load_backbone_file
@@ -65,18 +66,18 @@ def switched_one_by_one(config: RunConfig, options: Mapping[str, Any]) -> dict[s
     Raises:
         ConfigError: a key that the configuration does not have.
     """
-    leaves = {key: value for key, value in _leaves(options) if _leaf(config, key) != value}
+    changed = {key: value for key, value in leaves(options) if _leaf(config, key) != value}
 
     def switch(*keys: str) -> Change:
         def change(base: RunConfig) -> RunConfig:
             for key in keys:
-                base = _with_leaf(base, key.split("."), leaves[key])
+                base = _with_leaf(base, key.split("."), changed[key])
             return base
 
         return change
 
-    variants = {f"{key}={value}": switch(key) for key, value in leaves.items()}
-    return {"full": VARIANTS["full"], **variants, "all of them": switch(*leaves)}
+    variants = {f"{key}={value}": switch(key) for key, value in changed.items()}
+    return {"full": VARIANTS["full"], **variants, "all of them": switch(*changed)}
 
 
 def from_backbones(config: RunConfig, files: Mapping[str, Path]) -> dict[str, Change]:
@@ -109,14 +110,6 @@ def from_backbones(config: RunConfig, files: Mapping[str, Path]) -> dict[str, Ch
 
     starts = {name: start_from(str(path.resolve()), config.model.arch) for name, path in files.items()}
     return {"random": start_from(None, found[first]), **starts}
-
-
-def _leaves(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _leaf(config: RunConfig, key: str) -> Any:

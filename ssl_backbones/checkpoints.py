@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from openworld.errors import CheckpointError
 from openworld.runtime.checkpoint import Checkpoint, newest_valid, save_checkpoint
 from openworld.runtime.distributed import is_first, objects_of_all, rank, world_size
+from openworld.runtime.dotted import leaves
 from openworld.runtime.runlog import RunLog
 from openworld.runtime.seeding import rng_state, set_rng_state
 from ssl_backbones.handover.projector import PROJECTOR_FILE
@@ -123,11 +124,11 @@ def difference(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str
     An option that is not there, because the version that wrote it had none, counts as left at its default.
     """
     other_version = "finish it with the version that began it, or start afresh without resuming"
-    had, has = (dict(_flat({key: entries[key] for key in entries if key not in FREE})) for entries in (there, wanted))
+    had, has = (dict(leaves({key: entries[key] for key in entries if key not in FREE})) for entries in (there, wanted))
     for name in had:
         if name not in has:
             return f"was made with the option {name} ({had[name]!r}), which this version does not have", other_version
-    usual = dict(_flat(identity(PretrainOptions())))
+    usual = dict(leaves(identity(PretrainOptions())))
     for name, value in has.items():
         if name not in had and (name not in usual or usual[name] != value):
             return (
@@ -140,12 +141,3 @@ def difference(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str
                 "choose another output folder, or start afresh without resuming",
             )
     return None
-
-
-def _flat(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The options with those of a method and of the network under names like ``arch.width``."""
-    for key, value in entries.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -68,6 +68,20 @@ class Killed(Exception):
     """Stands for the power cut."""
 
 
+def kill_in_the_first_step(
+    monkeypatch: pytest.MonkeyPatch, paths: list[Path], output: Path, chosen: PretrainOptions
+) -> None:
+    """Leave the checkpoint that a pretraining with SimCLR begins with."""
+
+    def kill(self: object, step: int, steps: int) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimCLR, "after_step", kill)
+        with pytest.raises(Killed):
+            pretrain(chosen, paths, output, seed=0)
+
+
 RESUMED_HERE = ("simclr", "moco_v1", "moco_v2", "moco_v3", "byol", "simsiam", "barlow_twins", "sup_con")
 
 
@@ -182,13 +196,7 @@ def test_a_checkpoint_of_another_version_is_refused_by_name(
     change: Callable[[dict[str, Any], dict[str, Any]], Any],
     message: str | None,
 ) -> None:
-    def kill(self: object, step: int, steps: int) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SimCLR, "after_step", kill)
-        with pytest.raises(Killed):
-            pretrain(options(steps=1), paths, tmp_path, seed=0)
+    kill_in_the_first_step(monkeypatch, paths, tmp_path, options(steps=1))
     found = newest_valid(tmp_path / "checkpoints")
     assert found is not None
     there, state = json.loads(found.state["identity"]), found.state
@@ -205,13 +213,7 @@ def test_a_checkpoint_of_another_version_is_refused_by_name(
 def test_resume_with_other_images_is_refused(
     paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def kill(self: object, step: int, steps: int) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SimCLR, "after_step", kill)
-        with pytest.raises(Killed):
-            pretrain(options(), paths, tmp_path, seed=0)
+    kill_in_the_first_step(monkeypatch, paths, tmp_path, options())
     with pytest.raises(CheckpointError, match="number of images 9, now it is 8"):
         pretrain(options(), paths[1:], tmp_path, seed=0, resume=True)
 

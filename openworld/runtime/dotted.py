@@ -1,0 +1,15 @@
+"""Nested mappings under dotted names, as options are given on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``{"arch": {"width": 1}}`` → ``("arch.width", 1)``: what is no mapping, in order. Empty mappings have no leaf."""
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
