@@ -68,10 +68,18 @@ class _DenseConv3x3(torch.autograd.Function):
 class DenseConv2d(nn.Conv2d):
     """A 3x3 convolution with stride and padding 1 and no bias that takes the product above where it is the faster one.
 
-    That is on the CPU in float32 and without groups; elsewhere, and for larger maps, it is the convolution that it was.
+    That is on the CPU in float32; elsewhere, and for larger maps, it is the convolution that it was.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        tiny = max(x.shape[2:]) <= LARGEST_SIDE and self.groups == 1
+        tiny = max(x.shape[2:]) <= LARGEST_SIDE
         full = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         return dense_conv3x3(x, self.weight) if tiny and full else super().forward(x)
+
+
+def densify(stage: nn.Module) -> None:
+    """Let the 3x3 convolutions of a stage be such ones, in place; their parameters and names stay."""
+    for module in stage.modules():
+        fits = type(module) is nn.Conv2d and module.kernel_size == (3, 3) and module.stride == (1, 1)
+        if fits and module.groups == 1 and module.bias is None:
+            module.__class__ = DenseConv2d

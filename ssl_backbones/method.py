@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openworld.errors import ConfigError
+from ssl_backbones.dense_conv import densify
 from ssl_backbones.nets import ResNet
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.views import RECIPES
@@ -79,6 +80,7 @@ class Method(nn.Module, ABC):
             )
         self.options = options
         self.encoder = ResNet(options.arch)
+        densify(self.encoder.get_submodule("layer4"))
 
     def allocate(self, images: int) -> None:
         """Called once, before the first step and before a checkpoint is read: make what is kept for each image.

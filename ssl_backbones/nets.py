@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
-from ssl_backbones.dense_conv import DenseConv2d
 from ssl_backbones.options import ArchOptions
 
 BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
@@ -73,7 +72,6 @@ class ResNet(nn.Module):
             inplanes = planes * block.expansion
             self.channels[f"c{stage + 2}"] = inplanes
         self.dim = inplanes
-        _densify(self.get_submodule("layer4"))
         if options.conv_padding == "end":
             _pad_at_end(self)
         self._initialise(options.zero_init_residual)
@@ -192,13 +190,6 @@ def _pad_at_end(network: nn.Module) -> None:
     for module in network.modules():
         if type(module) is nn.Conv2d and module.stride[0] > 1 and module.kernel_size[0] > 1:
             module.__class__ = _EndPaddedConv2d
-
-
-def _densify(stage: nn.Module) -> None:
-    """Let the 3x3 convolutions of a stage be matrix products where its maps are tiny."""
-    for module in stage.modules():
-        if type(module) is nn.Conv2d and module.kernel_size == (3, 3) and module.stride == (1, 1):
-            module.__class__ = DenseConv2d
 
 
 def mlp(
