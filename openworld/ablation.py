@@ -57,7 +57,7 @@ COLUMNS: dict[str, str] = {
 
 
 def switched_one_by_one(config: RunConfig, options: Mapping[str, Any]) -> dict[str, Change]:
-    """One variant for each leaf of a tree of options that the configuration does not have, and one with all of them.
+    """One variant for each leaf of a tree of options that the configuration does not have, and one with all of several.
 
     Args:
         config: the full configuration.
@@ -77,7 +77,8 @@ def switched_one_by_one(config: RunConfig, options: Mapping[str, Any]) -> dict[s
         return change
 
     variants = {f"{key}={value}": switch(key) for key, value in changed.items()}
-    return {"full": VARIANTS["full"], **variants, "all of them": switch(*changed)}
+    together = {"all of them": switch(*changed)} if len(changed) > 1 else {}
+    return {"full": VARIANTS["full"], **variants, **together}
 
 
 def from_backbones(config: RunConfig, files: Mapping[str, Path]) -> dict[str, Change]:

@@ -77,9 +77,9 @@ class DenseConv2d(nn.Conv2d):
         return dense_conv3x3(x, self.weight) if tiny and full else super().forward(x)
 
 
-def densify(stage: nn.Module) -> None:
-    """Let the 3x3 convolutions of a stage be such ones, in place; their parameters and names stay."""
-    for module in stage.modules():
+def densify(network: nn.Module) -> None:
+    """Let the 3x3 convolutions of a network be such ones, in place; their parameters and names stay."""
+    for module in network.modules():
         fits = type(module) is nn.Conv2d and module.kernel_size == (3, 3) and module.stride == (1, 1)
         if fits and module.groups == 1 and module.bias is None:
             module.__class__ = DenseConv2d

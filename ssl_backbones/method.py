@@ -80,7 +80,7 @@ class Method(nn.Module, ABC):
             )
         self.options = options
         self.encoder = ResNet(options.arch)
-        densify(self.encoder.get_submodule("layer4"))
+        densify(self.encoder)
 
     def allocate(self, images: int) -> None:
         """Called once, before the first step and before a checkpoint is read: make what is kept for each image.

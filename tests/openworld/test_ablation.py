@@ -69,6 +69,7 @@ def test_options_are_switched_one_by_one() -> None:
     assert changed["model.head=fixed"] == ["model.head: 'growing' → 'fixed'"]
     assert all(len(lines) == 1 for lines in changed.values())
     assert "ore.clustering.items_per_class=20" not in changed  # as it was
+    assert list(switched_one_by_one(config, {"model": {"head": "fixed"}})) == ["full", "model.head=fixed"]
     with pytest.raises(ConfigError, match=r"no option 'ore\.clustering\.margins'"):
         switched_one_by_one(config, {"ore": {"clustering": {"margins": 2}}})
 

@@ -50,10 +50,10 @@ def test_where_it_is_taken(side: int, autocast: bool, dense: bool, monkeypatch: 
     assert bool(taken) is dense
 
 
-def test_the_last_stage_of_an_encoder_has_it() -> None:
+def test_an_encoder_has_it() -> None:
     network = SimCLR(PretrainOptions(arch=ArchOptions(arch="resnet18", width=0.1))).encoder
     dense = [name for name, module in network.named_modules() if isinstance(module, DenseConv2d)]
-    assert dense == ["layer4.0.conv2", "layer4.1.conv1", "layer4.1.conv2"]
+    assert [name for name in dense if "layer4" in name] == ["layer4.0.conv2", "layer4.1.conv1", "layer4.1.conv2"]
     plain = ResNet(network.options)
     plain.load_state_dict(network.state_dict())
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
