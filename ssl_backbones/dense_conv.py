@@ -78,8 +78,8 @@ class DenseConv2d(nn.Conv2d):
 
 
 def densify(network: nn.Module) -> None:
-    """Let the 3x3 convolutions of a network be such ones, in place; their parameters and names stay."""
+    """Let the convolutions of a network that can be such ones be them, in place; parameters and names stay."""
     for module in network.modules():
-        fits = type(module) is nn.Conv2d and module.kernel_size == (3, 3) and module.stride == (1, 1)
-        if fits and module.groups == 1 and module.bias is None:
+        plain = type(module) is nn.Conv2d and module.bias is None and module.groups == 1
+        if plain and module.kernel_size == (3, 3) and module.stride == module.padding == module.dilation == (1, 1):
             module.__class__ = DenseConv2d

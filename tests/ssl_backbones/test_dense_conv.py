@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from ssl_backbones.dense_conv import DenseConv2d, dense_conv3x3
+from ssl_backbones.dense_conv import DenseConv2d, dense_conv3x3, densify
 from ssl_backbones.methods.simclr import SimCLR
 from ssl_backbones.nets import ResNet
 from ssl_backbones.options import ArchOptions, PretrainOptions
@@ -58,3 +59,10 @@ def test_an_encoder_has_it() -> None:
     plain.load_state_dict(network.state_dict())
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(network(images), plain(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("other", [{"padding": 0}, {"dilation": 2}, {"stride": 2}, {"groups": 2}, {"bias": True}, {}])
+def test_other_convolutions_stay(other: dict[str, int]) -> None:
+    layer = nn.Conv2d(4, 4, 3, **{"padding": 1, "bias": False, **other})  # type: ignore[arg-type]
+    densify(layer)
+    assert (type(layer) is DenseConv2d) is (other == {})
