@@ -82,7 +82,9 @@ def check(arguments: Namespace) -> None:
     from rich.console import Console
 
     from openworld.data.check import check_data
+    from openworld.engines.anchor_fit import anchor_findings, anchor_fit
     from openworld.report.data_check import print_check, write_check
+    from openworld.runtime.findings import by_gravity
     from openworld.sources import open_split
 
     sets, tasks = open_split(
@@ -92,6 +94,10 @@ def check(arguments: Namespace) -> None:
         complete=False,
     )
     result = check_data(sets, tasks, max_distance=arguments.alike, workers=arguments.workers)
+    if arguments.config is not None and "train" in sets:
+        config = read_config(Path(arguments.config))
+        result["anchors"] = anchor_fit(sets["train"], config.model, config.data.loader)
+        result["findings"] = by_gravity([*result["findings"], *anchor_findings(result["anchors"])])
     console = Console()
     print_check(result, console)
     if arguments.output:

@@ -6,6 +6,9 @@ stride 16, the last stage of the ResNet as box head, its mean-pooled output as t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.ops import FeaturePyramidNetwork
@@ -34,7 +37,6 @@ class FpnFeatures(nn.Module):
         self.body = body
         self.channels = options.fpn_channels
         self.feature_dim = options.roi.hidden_dim
-        self.anchor_sizes = [[size] for size in options.rpn.anchor_sizes]
         self.fpn = FeaturePyramidNetwork([body.channels[stage] for stage in _STAGES], self.channels)
         self.roi_align = RoIAlign(
             self.strides_px,
@@ -71,7 +73,6 @@ class C4Features(nn.Module):
         self.body = body
         self.channels = body.channels["c4"]
         self.feature_dim = body.channels["c5"]
-        self.anchor_sizes = [list(options.rpn.anchor_sizes)]
         self.roi_align = RoIAlign(
             self.strides_px,
             output_size=14,
@@ -88,6 +89,13 @@ class C4Features(nn.Module):
         """Features (R, feature_dim) of the boxes of all images: res5 of the aligned regions, averaged over space."""
         regions: Tensor = self.body.get_submodule("layer4")(self.roi_align(list(levels.values()), boxes))
         return regions.mean(dim=(2, 3))
+
+
+def anchor_form(neck: Literal["fpn", "c4"], sizes: Sequence[float]) -> tuple[list[list[float]], tuple[int, ...], int]:
+    """Sizes of the anchors of each level, the levels' strides, and the multiple to which images are padded, in pixels."""
+    if neck == "fpn":
+        return [[size] for size in sizes], FpnFeatures.strides_px, FpnFeatures.padding_px
+    return [list(sizes)], C4Features.strides_px, C4Features.padding_px
 
 
 def build_features(body: ResNet, options: ModelOptions) -> FpnFeatures | C4Features:

@@ -20,7 +20,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import boxes as box_ops
 
 from openworld.data.transforms import as_float
-from openworld.engines.backbone import FpnFeatures, build_features
+from openworld.engines.backbone import FpnFeatures, anchor_form, build_features
 from openworld.engines.base import Decide, LabelUnknowns
 from openworld.engines.head_rows import grown_classifier, grown_deltas
 from openworld.engines.options import ModelOptions
@@ -64,9 +64,8 @@ class OpenWorldRCNN(nn.Module):
         self.options = options
         self.features = build_features(body, options)
         self.feature_dim = self.features.feature_dim
-        self.rpn = ProposalNetwork(
-            self.features.channels, self.features.anchor_sizes, self.features.strides_px, options.rpn
-        )
+        anchor_sizes, strides_px, _ = anchor_form(options.neck, options.rpn.anchor_sizes)
+        self.rpn = ProposalNetwork(self.features.channels, anchor_sizes, strides_px, options.rpn)
         self.coder = BoxCoder(weights=BOX_WEIGHTS)
         self.classify = nn.Linear(self.feature_dim, labels.num_rows)
         self.refine = nn.Linear(self.feature_dim, 4 * (labels.background if self.per_class else 1))
