@@ -92,7 +92,7 @@ class C4Features(nn.Module):
 
 
 def anchor_form(neck: Literal["fpn", "c4"], sizes: Sequence[float]) -> tuple[list[list[float]], tuple[int, ...], int]:
-    """Sizes of the anchors of each level, the levels' strides, and the multiple to which images are padded, in pixels."""
+    """Anchor sizes of each level, the levels' strides, and the multiple to which images are padded; in pixels."""
     if neck == "fpn":
         return [[size] for size in sizes], FpnFeatures.strides_px, FpnFeatures.padding_px
     return [list(sizes)], C4Features.strides_px, C4Features.padding_px
