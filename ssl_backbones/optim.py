@@ -39,7 +39,9 @@ class LARS(Optimizer):
                     size, slope = weight.norm(), gradient.norm()
                     rate = group["trust"] * size / slope
                     gradient = gradient * torch.where((size > 0) & (slope > 0), rate, torch.ones_like(rate))
-                velocity = self.state[weight].setdefault("velocity", torch.zeros_like(weight))
+                if not self.state[weight]:
+                    self.state[weight]["velocity"] = torch.zeros_like(weight)
+                velocity = self.state[weight]["velocity"]
                 velocity.mul_(group["momentum"]).add_(gradient)
                 weight.sub_(velocity, alpha=group["lr"])
         return value
