@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 ROWS = 256
 """Most features of a step that are looked at: the cost does not grow with the batch."""
-LEAST_SHARE = 0.25
+LEAST_SHARE = 1 / 6
 """Features count as collapsed where they fill less than this share of the directions that they filled at first,
 whatever the images are. SimSiam without its stop-gradient falls from 45 to 6 directions in 100 steps of 32 images; with
-it 28 remain."""
+it 28 remain. Methods that learn well fall to a fifth or more (docs/pretraining.md)."""
 LEAST_RANK = 1.2
 """... or next to one direction only, whatever they filled before."""
 LEAST_SPREAD = 0.01
