@@ -69,8 +69,8 @@ def anchor_findings(fit: dict[str, Any]) -> list[dict[str, str]]:
     low, middle, high = fit["sides"]
     finding = (
         f"An anchor of the model fits {_percent(fit['fitting'])} of {counted(fit['boxes'], 'box', 'boxes')} of train "
-        f"(IoU {FITS:g}), and {_percent(fit['missed'])} have none that is near: in the model's input 80 % of them have "
-        f"sides of {low:g} to {high:g} px (median {middle:g}), the anchors of {_row(fit['sizes'])} px."
+        f"(IoU {FITS:g}), and {_percent(fit['missed'])} have none that is near: in the model's input 80 % of all boxes "
+        f"have sides of {low:g} to {high:g} px (median {middle:g}), the anchors of {_row(fit['sizes'])} px."
     )
     remedy = (
         f"Set model.rpn.anchor_sizes to [{_row(fit['better_sizes'])}], which fit {_percent(fit['better_fitting'])}, or "

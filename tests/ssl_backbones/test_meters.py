@@ -83,6 +83,8 @@ def test_what_counts_as_collapsed() -> None:
 
     assert at_last({"spread": 0.001})  # a method's own outputs, where its features are not seen
     assert not at_last({}) and not at_last({"spread": 0.1})
+    for rank, first_rank, collapsed in ((10.2, 151.7, True), (6.0, 45.0, True), (30.0, 151.7, False)):  # measured
+        assert at_last({"effective_rank": rank}, first_rank=first_rank) is collapsed
     assert at_last({"effective_rank": 6.9}, first_rank=42) and not at_last({"effective_rank": 7.1}, first_rank=42)
     assert at_last({"effective_rank": 1.1}, first_rank=1.5) and not at_last({"effective_rank": 1.3}, first_rank=1.5)
     assert not at_last({"effective_rank": 1.0, "feature_std": 0.0}, first_rank=40, judging=False)
