@@ -36,15 +36,15 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
-from openworld.data import cache as annotation_cache
-from openworld.data.cache import AnnotationCache
-from openworld.data.coco import read_coco
+from openworld.data.formats import cache as annotation_cache
+from openworld.data.formats.cache import AnnotationCache
+from openworld.data.formats.coco import read_coco
+from openworld.data.formats.voc import read_voc
 from openworld.data.loader import TrainBatches
 from openworld.data.options import LoaderOptions
 from openworld.data.records import Dataset
 from openworld.data.splits import Sample
 from openworld.data.transforms import as_float
-from openworld.data.voc import read_voc
 
 BATCH = 4
 NAMES = ["cat", "dog", "bird", "car"]

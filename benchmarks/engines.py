@@ -31,8 +31,8 @@ from train_step import (
     training_of,
 )
 
-from openworld.engines.detectron2_names import detectron2_name
-from openworld.engines.detectron2_rcnn import Detectron2RCNN
+from openworld.engines.detectron2.names import detectron2_name
+from openworld.engines.detectron2.parts import Detectron2RCNN
 from openworld.engines.torchvision_rcnn import OpenWorldRCNN
 from ssl_backbones.options import ArchOptions
 

@@ -33,8 +33,8 @@ from torch.nn import functional
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
 from openworld.engines.torchvision_rcnn import OpenWorldRCNN
 from openworld.labels import LabelSpace
-from openworld.ore.core import Ore
-from openworld.ore.options import ClusteringOptions
+from openworld.methods.ore.method import Ore
+from openworld.methods.ore.options import ClusteringOptions
 from openworld.structures import Regions, Target
 from ssl_backbones.nets import ResNet
 from ssl_backbones.options import ArchOptions

@@ -38,13 +38,13 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
+from openworld.detector import Detector
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
 from openworld.engines.torchvision_rcnn import OpenWorldRCNN
 from openworld.labels import LabelSpace
-from openworld.ore.core import Ore
-from openworld.ore.options import ClusteringOptions, UnknownLabelOptions
+from openworld.methods.ore.method import Ore
+from openworld.methods.ore.options import ClusteringOptions, UnknownLabelOptions
 from openworld.structures import Regions, Target
-from openworld.train import Detector
 from ssl_backbones.nets import ResNet
 from ssl_backbones.options import ArchOptions
 

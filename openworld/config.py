@@ -1,6 +1,6 @@
 """The configuration of a run: one tree of dataclasses, whose defaults are the demo.
 
-Each branch lives beside its owner (``openworld.data.options``, ``openworld.ore.options``, …). A YAML file, then
+Each branch lives beside its owner (``openworld.data.options``, ``openworld.methods.ore.options``, …). A YAML file, then
 ``--key value`` on the command line, change single leaves; an unknown key is an error. Standard library only, so that
 ``openworld --help`` does not wait for torch.
 """
@@ -13,7 +13,7 @@ from typing import Literal
 from openworld.data.options import DataOptions
 from openworld.engines.options import ModelOptions
 from openworld.errors import ConfigError
-from openworld.ore.options import ClusteringOptions, EnergyOptions, ExemplarOptions, UnknownLabelOptions
+from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, ExemplarOptions, UnknownLabelOptions
 from ssl_backbones.options import PretrainOptions
 
 

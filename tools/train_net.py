@@ -4,7 +4,7 @@ python tools/train_net.py --config-file configs/detectron2/m_owodb/t1.yaml --num
 python tools/train_net.py --config-file configs/detectron2/demo.py --num-gpus 0 [--resume] [--eval-only] [key=value …]
 """
 
-from openworld.detectron2.command import main
+from openworld.plugins.detectron2.command import main
 
 if __name__ == "__main__":
     main()

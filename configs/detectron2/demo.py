@@ -27,10 +27,10 @@ from detectron2.solver import WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import CosineParamScheduler
 
-from openworld.engines.detectron2_rcnn import OpenWorldOutputLayers, OpenWorldStandardROIHeads, labels_of_schedule
+from openworld.engines.detectron2.parts import OpenWorldOutputLayers, OpenWorldStandardROIHeads, labels_of_schedule
 from openworld.engines.options import RoiOptions
-from openworld.ore.core import Ore
-from openworld.ore.options import ClusteringOptions, EnergyOptions, UnknownLabelOptions
+from openworld.methods.ore.method import Ore
+from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, UnknownLabelOptions
 
 WIDTH, CHANNELS, HIDDEN = 32, 64, 256
 LEVELS = ["p2", "p3", "p4", "p5"]

@@ -60,9 +60,9 @@ def audit(arguments: Namespace) -> None:
     """Findings about a split, and the ceilings of a perfect detector."""
     from rich.console import Console
 
-    from openworld.audit import audit_split, print_audit
+    from openworld.audit.split import audit_split, print_audit
+    from openworld.run.sources import open_split
     from openworld.runtime.files import write_json
-    from openworld.sources import open_split
 
     sets, tasks = open_split(
         {name: (arguments[name], arguments[f"{name}_set"]) for name in ("train", "val", "test")},
@@ -81,11 +81,11 @@ def check(arguments: Namespace) -> None:
     """What is in annotated images, and what looks wrong in them."""
     from rich.console import Console
 
-    from openworld.data.check import check_data
-    from openworld.engines.anchor_fit import anchor_findings, anchor_fit
-    from openworld.report.data_check import print_check, write_check
-    from openworld.runtime.findings import by_gravity
-    from openworld.sources import open_split
+    from openworld.audit.anchors import anchor_findings, anchor_fit
+    from openworld.audit.findings import by_gravity
+    from openworld.audit.images_and_boxes import check_data
+    from openworld.audit.sheets import print_check, write_check
+    from openworld.run.sources import open_split
 
     sets, tasks = open_split(
         {name: (arguments[name], arguments[f"{name}_set"]) for name in ("train", "val", "test")},
@@ -111,8 +111,14 @@ def prepare(arguments: Namespace) -> None:
     from rich.console import Console
 
     from openworld.data.benchmarks.lists import benchmark_named
+    from openworld.data.benchmarks.prepare import (
+        check_parts,
+        download_parts,
+        missing_archives,
+        print_parts,
+        write_lists,
+    )
     from openworld.data.options import BenchmarkOptions
-    from openworld.data.prepare import check_parts, download_parts, missing_archives, print_parts, write_lists
     from openworld.errors import ConfigError, DataError
 
     if (arguments.config is None) == (arguments.benchmark is None):
@@ -146,10 +152,10 @@ def propose_tasks(arguments: Namespace) -> None:
     """A schedule out of the numbers of objects, or out of groups of classes."""
     from rich.console import Console
 
-    from openworld.data.check import class_counts
-    from openworld.data.grouping import propose, schedule_text
+    from openworld.audit.images_and_boxes import class_counts
+    from openworld.audit.proposed_tasks import propose, schedule_text
+    from openworld.run.sources import open_split
     from openworld.runtime.files import write_atomic
-    from openworld.sources import open_split
 
     named = {"train": (arguments.train, arguments.train_set)}
     counts = class_counts(open_split(named, schedule=None, config=None, complete=False)[0]["train"])

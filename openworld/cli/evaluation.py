@@ -68,11 +68,11 @@ def evaluate(arguments: Namespace) -> None:
     from rich.console import Console
 
     from openworld.data.records import Repairs
-    from openworld.evaluate import evaluate_protocols, print_details, print_table
-    from openworld.external_predictions import open_predictions
     from openworld.metrics.protocols import PROTOCOLS, protocol_named, with_rules
+    from openworld.predictions.foreign import open_predictions
+    from openworld.predictions.score import evaluate_protocols, print_details, print_table
     from openworld.report.evaluation import write_results
-    from openworld.sources import open_ground_truth
+    from openworld.run.sources import open_ground_truth
 
     chosen = list(PROTOCOLS) if arguments.protocol == "all" else [arguments.protocol]
     protocols = [with_rules(protocol_named(name), arguments.rules) for name in chosen]

@@ -107,13 +107,13 @@ def run(arguments: Namespace) -> None:
     """A schedule from its configuration. One process, or torchrun's."""
     from rich.console import Console
 
-    from openworld.evaluate import print_table
+    from openworld.predictions.score import print_table
     from openworld.report.build import build_report
     from openworld.report.profile import print_profile
+    from openworld.run.schedule import run_schedule
+    from openworld.run.sources import open_sources
     from openworld.runtime.distributed import is_first, session
     from openworld.runtime.environment import select_device
-    from openworld.sources import open_sources
-    from openworld.tasks import run_schedule
 
     config = run_config(arguments)
     folder = Path(arguments.output)
@@ -132,11 +132,11 @@ def pretrain(arguments: Namespace) -> None:
     from rich.console import Console
 
     from openworld.report.pretrain import build_pretrain_report, probe_rows
+    from openworld.run.sources import pretraining_world
     from openworld.runtime.console import narrow_table
     from openworld.runtime.distributed import first_goes_ahead, is_first, session
     from openworld.runtime.environment import select_device
     from openworld.runtime.runlog import RunLog
-    from openworld.sources import pretraining_world
     from ssl_backbones.images import find_images
     from ssl_backbones.pretrain import pretrain as run_pretraining
 
@@ -171,7 +171,7 @@ def predict(arguments: Namespace) -> None:
     """Drawings and predictions.json of a person's own images."""
     from rich.console import Console
 
-    from openworld.report.gallery import predict_folder
+    from openworld.run.predict import predict_folder
 
     run_folder = Path(arguments.run)
     config = read_config(run_folder / "config.yaml")
@@ -191,8 +191,8 @@ def convert(arguments: Namespace) -> None:
     """A published detector as a run, or a run in the other engine."""
     from rich.console import Console
 
-    from openworld.converted_engine import convert_engine
-    from openworld.converted_run import convert_run
+    from openworld.convert.between_engines import convert_engine
+    from openworld.convert.published_run import convert_run
     from openworld.errors import ConfigError
 
     energy, config = (Path(path) if path else None for path in (arguments.energy, arguments.config))
@@ -212,7 +212,7 @@ def report(arguments: Namespace) -> None:
     """report.html of a run, from its folder and its test images; or of a pretraining."""
     from openworld.report.build import build_report
     from openworld.report.pretrain import build_pretrain_report
-    from openworld.sources import open_sources
+    from openworld.run.sources import open_sources
 
     folder = Path(arguments.run)
     if (folder / "card.json").is_file() and not (folder / "config.yaml").exists():
@@ -225,7 +225,7 @@ def ablate(arguments: Namespace) -> None:
     """A table of what each part brings."""
     from rich.console import Console
 
-    from openworld.ablation import run_ablation
+    from openworld.run.ablation import run_ablation
 
     config = run_config(arguments)
     run_ablation(

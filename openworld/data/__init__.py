@@ -1,0 +1,1 @@
+"""Annotated images: formats, benchmarks, task schedules, and batches."""

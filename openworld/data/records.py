@@ -213,10 +213,10 @@ def read_dataset(
     Raises:
         DataError: files that are missing or cannot be used; the readers' docstrings say what is repaired instead.
     """
-    from openworld.data.cache import AnnotationCache  # these build on this module
-    from openworld.data.coco import read_coco
-    from openworld.data.voc import read_voc
-    from openworld.data.yolo import is_yolo, read_yolo
+    from openworld.data.formats.cache import AnnotationCache  # these build on this module
+    from openworld.data.formats.coco import read_coco
+    from openworld.data.formats.voc import read_voc
+    from openworld.data.formats.yolo import is_yolo, read_yolo
 
     if source.annotations is None:
         raise DataError("no annotations given", remedy="name a COCO .json file, a VOC folder or a YOLO data.yaml")

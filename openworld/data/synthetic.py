@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from scipy.ndimage import distance_transform_edt
 
-from openworld.data.coco import write_coco
+from openworld.data.formats.coco import write_coco
 from openworld.data.options import SourceOptions, SyntheticOptions, default_tasks
 from openworld.data.records import Dataset, Record
 from openworld.runtime.files import write_json

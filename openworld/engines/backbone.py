@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.ops import FeaturePyramidNetwork
 
-from openworld.engines.frozen_norm import fold_frozen_norms
+from openworld.engines.kernels.frozen_norm import fold_frozen_norms
+from openworld.engines.kernels.roi_align import RoIAlign
 from openworld.engines.options import ModelOptions
-from openworld.engines.roi_align import RoIAlign
 from ssl_backbones.nets import ResNet
 
 _STAGES = ("c2", "c3", "c4", "c5")

@@ -39,7 +39,7 @@ def build_engine(labels: LabelSpace, options: ModelOptions, weights: Path | None
         )
     engine: Engine
     if options.engine == "detectron2":
-        from openworld.engines.detectron2_rcnn import Detectron2RCNN  # an optional dependency
+        from openworld.engines.detectron2.parts import Detectron2RCNN  # an optional dependency
 
         engine = Detectron2RCNN(labels, arch, options)
     else:

@@ -1,7 +1,8 @@
 """Plots of an evaluation: precision against recall, unknown recall against detections, wilderness impact.
 
-Each public function takes results as :func:`openworld.evaluate.evaluate_predictions` makes them (or as metrics.json
-holds them) in the order to be drawn, and returns inline SVG, or None where the results hold nothing to draw.
+Each public function takes results as :func:`openworld.predictions.score.evaluate_predictions` makes them (or as
+metrics.json holds them) in the order to be drawn, and returns inline SVG, or None where the results hold nothing to
+draw.
 :func:`pictures` gives the same plots as PNG. Lines differ in dashes and markers as well as in colour.
 """
 

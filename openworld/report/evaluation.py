@@ -38,7 +38,7 @@ def write_results(results: Results, output: Path) -> list[Path]:
     removed, so that the folder never shows another evaluation's curves.
 
     Args:
-        results: of :func:`openworld.evaluate.evaluate_predictions`, in the order of the rows.
+        results: of :func:`openworld.predictions.score.evaluate_predictions`, in the order of the rows.
         output: ``*.json``, ``*.csv``, ``*.md`` or ``*.tex``; anything else is a folder.
 
     Returns:

@@ -1,6 +1,7 @@
 """Results as text for other programs: CSV at full precision, a Markdown table, LaTeX rows.
 
-The two tables show the columns of the terminal, :data:`openworld.evaluate.COLUMNS`; CSV holds every scalar metric.
+The two tables show the columns of the terminal, :data:`openworld.predictions.score.COLUMNS`; CSV holds every scalar
+metric.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from openworld.evaluate import ABSENT, USES_UNKNOWN_LABELS, protocols_of, result_table
+from openworld.predictions.score import ABSENT, USES_UNKNOWN_LABELS, protocols_of, result_table
 from openworld.report.run_folder import flatten
 
 NOT_SCALAR = ("rules", "classes", "curves", "wi_classes_below_recall")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from openworld.errors import CheckpointError
-from openworld.runtime.pickles import Husk
 from ssl_backbones.handover.names import from_caffe2, from_detectron2
+from ssl_backbones.handover.pickles import Husk
 from ssl_backbones.options import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 PREPROCESSES: dict[str, Preprocess] = {

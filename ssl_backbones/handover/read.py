@@ -16,8 +16,8 @@ from torch import Tensor
 
 from openworld.errors import CheckpointError, ConfigError, HandoverError
 from openworld.runtime.files import sha256_of
-from openworld.runtime.pickles import read_pickle
 from ssl_backbones.handover.layouts import recognise
+from ssl_backbones.handover.pickles import read_pickle
 from ssl_backbones.nets import BLOCKS, ResNet
 from ssl_backbones.options import ArchOptions, Preprocess
 

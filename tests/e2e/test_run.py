@@ -12,7 +12,7 @@ from PIL import Image
 from openworld.configfile import read_config
 from openworld.data.splits import training_view
 from openworld.labels import LabelSpace
-from openworld.sources import open_sources
+from openworld.run.sources import open_sources
 
 from .conftest import assert_same_bits, final_weights, killed_run, openworld
 

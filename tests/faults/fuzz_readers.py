@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from openworld.data.coco import read_coco
+from openworld.data.formats.coco import read_coco
+from openworld.data.formats.voc import read_voc
 from openworld.data.records import MIN_SIDE, Dataset
 from openworld.data.splits import training_view
-from openworld.data.voc import read_voc
 from openworld.errors import OpenWorldError
 from openworld.labels import LabelSpace
 from openworld.structures import Target

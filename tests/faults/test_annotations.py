@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openworld.data.coco import read_coco
+from openworld.data.formats.coco import read_coco
+from openworld.data.formats.voc import read_voc
 from openworld.data.records import Dataset
-from openworld.data.voc import read_voc
 from openworld.errors import AnnotationError, DataError
 
 CONTENT: dict[str, Any] = {

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from openworld.data.coco import read_coco
+from openworld.data.formats.coco import read_coco
 from openworld.data.records import MIN_SIDE
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ import pytest
 from openworld.config import OreOptions, PhaseOptions, RunConfig, scaled
 from openworld.configfile import CONFIGS, build, make_parser, read_options
 from openworld.errors import ConfigError
-from openworld.ore.options import ClusteringOptions, EnergyOptions, ExemplarOptions, UnknownLabelOptions
+from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, ExemplarOptions, UnknownLabelOptions
 
 
 def stacked(*names: str) -> RunConfig:

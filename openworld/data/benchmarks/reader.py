@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from openworld.data.benchmarks.lists import benchmark_named, read_list
-from openworld.data.cache import AnnotationCache
-from openworld.data.coco import read_coco
+from openworld.data.formats.cache import AnnotationCache
+from openworld.data.formats.coco import read_coco
+from openworld.data.formats.voc import read_voc
 from openworld.data.options import BenchmarkOptions
 from openworld.data.records import Dataset, Record, Repairs, check_files
-from openworld.data.voc import read_voc
 from openworld.errors import AnnotationError, ConfigError
 
 SOURCES = ("voc2007", "voc2012", "train2017", "val2017")

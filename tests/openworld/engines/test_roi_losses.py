@@ -14,8 +14,8 @@ from torch import Tensor
 
 from openworld.engines.roi_losses import box_loss, classification_loss, masked_logits
 from openworld.labels import LabelSpace
-from openworld.ore.core import Ore
-from openworld.ore.options import ClusteringOptions
+from openworld.methods.ore.method import Ore
+from openworld.methods.ore.options import ClusteringOptions
 
 ORACLES = Path(os.environ.get("OPENWORLD_ORACLES", Path(__file__).parents[2] / "oracles")) / "losses"
 

@@ -13,17 +13,17 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import boxes as box_ops
 
+from openworld.detector import Detector
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
 from openworld.engines.sampling import sample_regions
 from openworld.engines.torchvision_rcnn import OpenWorldRCNN
 from openworld.engines.weights import build_engine
 from openworld.errors import CheckpointError, ConfigError, HandoverError
 from openworld.labels import LabelSpace
-from openworld.ore import clustering, core
-from openworld.ore.core import Ore
-from openworld.ore.options import ClusteringOptions, UnknownLabelOptions
+from openworld.methods.ore import clustering, method
+from openworld.methods.ore.method import Ore
+from openworld.methods.ore.options import ClusteringOptions, UnknownLabelOptions
 from openworld.structures import Regions, Target
-from openworld.train import Detector
 from ssl_backbones.nets import ResNet
 from ssl_backbones.options import IMAGENET_MEAN, IMAGENET_STD, ArchOptions, Preprocess
 
@@ -601,7 +601,7 @@ def test_bf16_is_for_convolutions_and_linear_layers_only(neck: str, monkeypatch:
         (box_ops, ("batched_nms", "box_iou", "clip_boxes_to_image")),
         (functional, ("smooth_l1_loss", "binary_cross_entropy_with_logits", "cross_entropy")),
         (clustering, ("minkowski_distances",)),
-        (core, ("free_energy",)),
+        (method, ("free_energy",)),
         (BoxCoder, ("decode_single", "encode_single")),
     ):
         for name in names:

@@ -104,7 +104,7 @@ def made_result(
     current: tuple[str, ...] = ("ball", "cube"),
     unknown: bool = True,
 ) -> dict[str, Any]:
-    """A made-up result with every entry that openworld.evaluate writes.
+    """A made-up result with every entry that openworld.predictions.score writes.
 
     ``cube`` and ``gear`` never reach recall 0.8; ``ghost`` has no objects.
     """

@@ -7,7 +7,7 @@ import io
 import re
 from typing import Any
 
-from openworld.evaluate import COLUMNS, USES_UNKNOWN_LABELS
+from openworld.predictions.score import COLUMNS, USES_UNKNOWN_LABELS
 from openworld.report.tables import as_csv, as_latex, as_markdown, scalars
 
 Results = list[dict[str, Any]]

@@ -17,9 +17,9 @@ from rich.console import Console
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from openworld.cli import main
-from openworld.data import prepare
+from openworld.data.benchmarks import prepare
 from openworld.data.benchmarks.lists import read_list
-from openworld.data.prepare import (
+from openworld.data.benchmarks.prepare import (
     ARCHIVES,
     Archive,
     check_parts,

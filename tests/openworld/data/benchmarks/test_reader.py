@@ -20,13 +20,13 @@ from openworld.data.benchmarks.reader import (
     read_training,
     read_validation,
 )
-from openworld.data.coco import read_coco, widen_to_pixels
+from openworld.data.formats.coco import read_coco, widen_to_pixels
 from openworld.data.options import BenchmarkOptions, DataOptions, SourceOptions, SyntheticOptions
 from openworld.data.records import Dataset
 from openworld.data.schedules import SCHEDULES
 from openworld.data.splits import held_out_view, replay_view, test_view, training_view
 from openworld.errors import ConfigError, DataError
-from openworld.sources import open_ground_truth, open_sources, open_split
+from openworld.run.sources import open_ground_truth, open_sources, open_split
 
 SCHEDULE = SCHEDULES["m_owodb"]
 RENAME = SCHEDULE.rename

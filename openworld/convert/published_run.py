@@ -1,0 +1,151 @@
+"""A published detector as a run: its weights in the folder form that `openworld predict` and `evaluate` read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import safetensors.torch
+
+from openworld.config import OreOptions, PhaseOptions, RunConfig
+from openworld.configfile import read_config
+from openworld.convert.published_weights import convert_detectron2, read_detectron2, read_energy, reference_options
+from openworld.data.options import DataOptions, LoaderOptions, SourceOptions
+from openworld.data.schedules import SCHEDULES, Schedule, read_schedule
+from openworld.detector import Detector
+from openworld.errors import ConfigError
+from openworld.labels import LabelSpace
+from openworld.methods.ore.method import Ore
+from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, UnknownLabelOptions
+from openworld.run.schedule import claim, locked
+from openworld.run.train import Phase, save_progress
+from openworld.runtime.environment import describe
+from openworld.runtime.files import sha256_of, write_json
+from openworld.runtime.runlog import RunLog
+
+TEST_SETTINGS = {1: (0.4, 50), 2: (0.5, 50), 3: (0.4, 100), 4: (0.4, 100)}
+"""IoU of the suppression and detections an image for each task of m_owodb (JosephKJ/OWOD, configs/OWOD/t*/t*_test.yaml;
+for other schedules detectron2's 0.5 and 100)."""
+
+NOT_GIVEN = "not given: name the data in a configuration, and convert with --config"
+"""Stands for the annotations of a detector that was converted without data."""
+
+
+def convert_run(
+    weights: Path,
+    folder: Path,
+    *,
+    task: int,
+    schedule: str | None = None,
+    energy: Path | None = None,
+    config: Path | None = None,
+) -> RunConfig:
+    """Write the run of a detectron2 checkpoint of ORE: config.yaml, its backbone, and the finished task.
+
+    The model and ORE are configured as the reference code; exemplars, training phases and data are those of ``config``.
+    The feature store and the prototypes are not in such a checkpoint: both start empty.
+
+    Args:
+        weights: .pth or .pkl, see :func:`openworld.convert.published_weights.read_detectron2`.
+        folder: of the new run.
+        task: up to which the detector was trained, from 1.
+        schedule: see :func:`openworld.data.schedules.read_schedule`; None takes that of ``config``.
+        energy: energy_dist_<n>.pkl of the reference code; None lets the classifier decide alone.
+        config: a run's .yaml that names the data.
+
+    Returns:
+        The configuration that was written.
+
+    Raises:
+        ConfigError: no schedule, two that differ, a task outside it, or a folder that holds a run already.
+        CheckpointError: files that cannot be read or do not fit.
+    """
+    if schedule is None and config is None:
+        raise ConfigError("no schedule is given", remedy="name it with --schedule, such as m_owodb, or with --config")
+    found = read_schedule(str(config) if schedule is None else schedule)
+    base = _without_data(found) if config is None else read_config(config)
+    if base.schedule != found.tasks:
+        raise ConfigError(
+            f"its data.tasks are not the schedule {found.name}",
+            where=str(config),
+            remedy="give one of --schedule and --config, or the same tasks in both",
+        )
+    labels = LabelSpace.of(found.tasks, task, "fixed")
+    tensors = read_detectron2(weights)
+    nms_iou, most = TEST_SETTINGS[task] if found.tasks == SCHEDULES["m_owodb"].tasks else (0.5, 100)
+    options = reference_options(tensors, str(weights), nms_iou=nms_iou, detections_per_image=most)
+    engine = convert_detectron2(tensors, labels, options, str(weights))
+    backbone = folder.resolve() / "backbone" / "backbone.safetensors"
+    converted = replace(
+        base,
+        pretrain=None,
+        model=replace(options, weights=str(backbone), device=base.model.device, precision=base.model.precision),
+        ore=replace(reference_ore(energy=energy is not None), exemplars=base.ore.exemplars),
+    )
+    ore = Ore(labels, engine.feature_dim, converted.ore.clustering, converted.ore.unknown_labels, converted.ore.energy)
+    if energy is not None:
+        refused = ore.energy_model.take(*read_energy(energy, labels.num_known))
+        assert refused is None  # the window rule needs nothing but the two distributions
+    files = {"weights": weights} if energy is None else {"weights": weights, "energy": energy}
+    with locked(folder):
+        claim(converted, folder, resume=False)
+        write_json(folder / "env.json", describe())
+        write_json(
+            folder / "converted.json",
+            {
+                "task": task,
+                "from": {kind: {"file": path.name, "sha256": sha256_of(path)} for kind, path in files.items()},
+            },
+        )
+        backbone.parent.mkdir(exist_ok=True)
+        body = {name: value.contiguous() for name, value in engine.features.body.state_dict().items()}
+        safetensors.torch.save_file(body, backbone)
+        phase = Phase(
+            task=task,
+            stage="energy",
+            options=PhaseOptions(steps=1, lr=1.0),
+            folder=folder / f"task{task}" / "checkpoint",
+            position=0,
+            first_step=0,
+        )
+        log = RunLog(folder / "metrics.jsonl")
+        save_progress(Detector(engine, ore), None, phase, 1, log, {"known": list(labels.known)})
+    return converted
+
+
+def reference_ore(*, energy: bool) -> OreOptions:
+    """ORE as the reference code has it (configs/Base-RCNN-C4-OWOD.yaml); without ``energy`` the classifier decides."""
+    return OreOptions(
+        unknown_labels=UnknownLabelOptions(among="sampled", foreground="logit_minus_one"),
+        clustering=ClusteringOptions(
+            margin=2.0,
+            distance_order=10.0,
+            absent="zero",
+            reduction="all",
+            background_prototype=True,
+            during_replay=False,
+            memory="per_rank",
+            averaged_over="rank",
+        ),
+        energy=EnergyOptions(
+            enabled=energy,
+            temperature=1.5,
+            test_temperature=1.0,
+            fit_on="annotated_and_auto",
+            decision="window",
+            window_sum="riemann",
+            unknown_contradiction="drop",
+            nms_after_decision=False,
+        ),
+    )
+
+
+def _without_data(schedule: Schedule) -> RunConfig:
+    """A configuration of the schedule with detectron2's image sizes and no data."""
+    nothing = SourceOptions(annotations=NOT_GIVEN)
+    loader = LoaderOptions(min_size=800, max_size=1333, scale_jitter=[0.6, 1.0])
+    tasks = [list(names) for names in schedule.tasks]
+    data = DataOptions(
+        tasks=tasks, synthetic=None, train=nothing, test=nothing, rename=dict(schedule.rename), loader=loader
+    )
+    return RunConfig(name="converted", pretrain=None, data=data)

@@ -1,0 +1,198 @@
+"""detectron2's Faster R-CNN as an engine of this project, made of the same parts that its own trainers use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from openworld.data.transforms import as_float
+from openworld.engines.base import Decide, LabelUnknowns
+from openworld.engines.detectron2.backbone import backbone_stages, load_trunk
+from openworld.engines.detectron2.config import add_ore_config, set_keys
+from openworld.engines.detectron2.names import model_keys
+from openworld.engines.detectron2.output_layers import OpenWorldOutputLayers, regions_of
+from openworld.engines.options import ModelOptions
+from openworld.labels import LabelSpace
+from openworld.structures import Detections, Regions, Target
+from ssl_backbones.options import IMAGENET_MEAN, IMAGENET_STD, ArchOptions
+
+LOSSES = {
+    "loss_rpn_cls": "objectness",
+    "loss_rpn_loc": "rpn_box",
+    "loss_cls": "classification",
+    "loss_box_reg": "box",
+}
+"""detectron2's names of the losses, and the engine's."""
+
+
+class Detectron2RCNN(nn.Module):
+    """The engine ``detectron2``; with the same weights it computes what :class:`OpenWorldRCNN` computes.
+
+    The proposals' losses are detectron2's: divided by ``rpn.sampled_anchors`` an image, also where an image has fewer.
+
+    Args:
+        labels: label space whose rows the head has.
+        arch: the ResNet; its weights come by :func:`openworld.engines.weights.load_backbone`.
+        options: as of the other engine.
+    """
+
+    def __init__(self, labels: LabelSpace, arch: ArchOptions, options: ModelOptions) -> None:
+        super().__init__()
+        self.options = options
+        cfg = get_cfg()
+        add_ore_config(cfg)
+        set_keys(cfg, {**model_keys(options, arch, labels), "MODEL.DEVICE": "cpu"})
+        self.model = build_model(cfg)
+        self.model.roi_heads.box_predictor.ore = None  # the detector of a run has its own
+        for name, values in (("pixel_mean", IMAGENET_MEAN), ("pixel_std", IMAGENET_STD)):
+            self.model.register_buffer(name, torch.tensor(values).view(3, 1, 1))  # saved, unlike detectron2's
+
+    # -- the parts ----------------------------------------------------------------------------------------------------
+
+    @property
+    def predictor(self) -> OpenWorldOutputLayers:
+        """The two last layers."""
+        predictor: OpenWorldOutputLayers = self.model.roi_heads.box_predictor
+        return predictor
+
+    @property
+    def labels(self) -> LabelSpace:
+        """Of the current task."""
+        return self.predictor.labels
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of the regions' features."""
+        return self.predictor.feature_dim
+
+    @property
+    def pixel_mean(self) -> Tensor:
+        """(3, 1, 1) float32, RGB in [0, 1]."""
+        mean: Tensor = self.model.pixel_mean
+        return mean
+
+    @property
+    def pixel_std(self) -> Tensor:
+        """(3, 1, 1) float32, RGB in [0, 1]."""
+        std: Tensor = self.model.pixel_std
+        return std
+
+    @property
+    def backbone(self) -> nn.Module:
+        """See :class:`openworld.engines.base.Engine`: with C4 the trunk and res5."""
+        if self.options.neck == "c4":
+            return nn.ModuleList([self.model.backbone, self.model.roi_heads.res5])
+        trunk: nn.Module = self.model.backbone.bottom_up
+        return trunk
+
+    def parts(self) -> list[tuple[str, nn.Module]]:
+        """See :class:`openworld.engines.base.Engine`."""
+        backbone, heads = self.model.backbone, self.model.roi_heads
+        trunk = (
+            [("trunk", backbone)] if self.options.neck == "c4" else [("FPN", backbone), ("trunk", backbone.bottom_up)]
+        )
+        head = [heads.pooler, heads.res5] if self.options.neck == "c4" else [heads.box_pooler, heads.box_head]
+        box_head = [*head, heads.box_predictor]
+        return [*trunk, ("RPN", self.model.proposal_generator), *(("RoI head", module) for module in box_head)]
+
+    def normalise(self, images: Sequence[Tensor]) -> ImageList:
+        """Images (3, h, w), RGB, uint8 or float32 in [0, 1] → one padded batch with the backbone's pixel statistics."""
+        moved = [image.to(self.pixel_mean.device, non_blocking=True) for image in images]
+        batch = self.model.preprocess_image([{"image": as_float(image)} for image in moved])
+        batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last)
+        return batch
+
+    def autocast(self) -> torch.autocast:
+        """bf16 for convolutions and linear layers where the options ask for it."""
+        enabled = self.options.precision == "bf16"
+        return torch.autocast(self.pixel_mean.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def _levels(self, batch: ImageList) -> dict[str, Tensor]:
+        with self.autocast():
+            levels = self.model.backbone(batch.tensor)
+        return {name: level.float() for name, level in levels.items()}
+
+    def _instances(self, targets: Sequence[Target], batch: ImageList) -> list[Instances]:
+        targets = [target.to(self.pixel_mean.device) for target in targets]
+        return [
+            Instances(size, gt_boxes=Boxes(target.boxes), gt_classes=target.labels)
+            for size, target in zip(batch.image_sizes, targets, strict=True)
+        ]
+
+    def _predict(self, levels: Mapping[str, Tensor], proposals: Sequence[Instances]) -> tuple[Tensor, Tensor, Tensor]:
+        with self.autocast():
+            features = self.model.roi_heads.region_features(levels, [each.proposal_boxes for each in proposals])
+        predictions: tuple[Tensor, Tensor, Tensor] = self.predictor(features)
+        return predictions
+
+    # -- the engine ---------------------------------------------------------------------------------------------------
+
+    def training_step(
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[Target],
+        label_unknowns: LabelUnknowns,
+        among: Literal["all_proposals", "sampled"] = "all_proposals",
+    ) -> tuple[dict[str, Tensor], Regions]:
+        """See :class:`openworld.engines.base.Engine`."""
+        batch = self.normalise(images)
+        levels, annotated = self._levels(batch), self._instances(targets, batch)
+        with EventStorage():  # detectron2's parts log what they do; the run has a log of its own
+            proposals, losses = self.model.proposal_generator(batch, levels, annotated)
+            sampled = self.model.roi_heads.sampled_proposals(proposals, annotated, label_unknowns, among)
+            predictions = self._predict(levels, sampled)
+            losses = {**losses, **self.predictor.box_losses(predictions, sampled)}
+        regions, _ = regions_of(sampled)
+        logits_RK, _, features_RD = predictions
+        renamed = {LOSSES[name]: loss for name, loss in losses.items()}
+        return renamed, replace(regions, features=features_RD, logits=logits_RK)
+
+    @torch.no_grad()
+    def labelled_regions(
+        self, images: Sequence[Tensor], targets: Sequence[Target], label_unknowns: LabelUnknowns
+    ) -> Regions:
+        """See :class:`openworld.engines.base.Engine`."""
+        batch = self.normalise(images)
+        levels = self._levels(batch)
+        proposals, _ = self.model.proposal_generator(batch, levels, None)
+        with self.autocast():
+            regions: Regions = self.model.roi_heads.labelled_regions(
+                levels, proposals, self._instances(targets, batch), label_unknowns
+            )
+        return regions
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[Tensor], decide: Decide, *, nms_after_decision: bool = True) -> list[Detections]:
+        """See :class:`openworld.engines.base.Engine`."""
+        batch = self.normalise(images)
+        levels = self._levels(batch)
+        proposals, _ = self.model.proposal_generator(batch, levels, None)
+        if not sum(map(len, proposals)):
+            return [Detections.empty() for _ in images]
+        found = self.predictor.detections(
+            self._predict(levels, proposals), proposals, decide, nms_after_decision=nms_after_decision
+        )
+        return [detections for detections, _ in found]
+
+    def grow(self, labels: LabelSpace) -> None:
+        """See :class:`openworld.engines.base.Engine`."""
+        self.predictor.grow(labels)
+        self.model.roi_heads.num_classes = labels.background
+
+    # -- weights ------------------------------------------------------------------------------------------------------
+
+    def load_backbone(self, tensors: Mapping[str, Tensor]) -> None:
+        """See :class:`openworld.engines.base.Engine`."""
+        load_trunk(self.model, tensors)
+
+    def backbone_stages(self, image: Tensor) -> dict[str, Tensor]:
+        """See :class:`openworld.engines.base.Engine`."""
+        return backbone_stages(self.model, image)

@@ -1,0 +1,219 @@
+"""What tensors and options of the engine are called in detectron2. Needs no detectron2.
+
+A detector of this project and its twin in detectron2 are the same network. :func:`detectron2_name` names each tensor of
+the one in the other, :func:`model_keys` each option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, Literal, NamedTuple
+
+from openworld.engines.options import ModelOptions, RoiOptions
+from openworld.errors import ConfigError
+from openworld.labels import LabelSpace
+from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, UnknownLabelOptions
+from ssl_backbones.handover.names import detectron2_name as trunk_name
+from ssl_backbones.options import ArchOptions
+
+# -- tensors ----------------------------------------------------------------------------------------------------------
+
+PREDICTOR = "roi_heads.box_predictor"
+"""The two last layers, and beside them the buffers of ORE."""
+
+_MODULES = {
+    "classify": f"{PREDICTOR}.cls_score",
+    "refine": f"{PREDICTOR}.bbox_pred",
+    "rpn.head.conv.0.0": "proposal_generator.rpn_head.conv",
+    "rpn.head.cls_logits": "proposal_generator.rpn_head.objectness_logits",
+    "rpn.head.bbox_pred": "proposal_generator.rpn_head.anchor_deltas",
+    "features.head.fc6": "roi_heads.box_head.fc1",
+    "features.head.fc7": "roi_heads.box_head.fc2",
+    **{f"features.fpn.inner_blocks.{level}.0": f"backbone.fpn_lateral{level + 2}" for level in range(4)},
+    **{f"features.fpn.layer_blocks.{level}.0": f"backbone.fpn_output{level + 2}" for level in range(4)},
+}
+
+
+def detectron2_name(name: str, neck: Literal["c4", "fpn"] = "c4") -> str:
+    """The name that a tensor of the engine has in detectron2: ``rpn.head.conv.0.0.bias`` →
+    ``proposal_generator.rpn_head.conv.bias``.
+
+    Args:
+        name: in the state dict of :class:`openworld.engines.torchvision_rcnn.OpenWorldRCNN`.
+        neck: with ``c4`` res5 is a part of the box head, with ``fpn`` of the backbone, which is below the pyramid.
+    """
+    module, _, kind = name.rpartition(".")
+    if module in _MODULES:
+        return f"{_MODULES[module]}.{kind}"
+    body = trunk_name(name.removeprefix("features.body."))
+    if not name.startswith("features.body.") or body is None:
+        return name
+    if neck == "c4":
+        return f"roi_heads.{body}" if body.startswith("res5.") else f"backbone.{body}"
+    return f"backbone.bottom_up.{body}"
+
+
+# -- options ----------------------------------------------------------------------------------------------------------
+
+
+class Key(NamedTuple):
+    """A key of detectron2, and how values go there and come back."""
+
+    name: str
+    there: Callable[[Any], Any] = lambda value: value
+    back: Callable[[Any], Any] = lambda value: value
+
+
+def _at(position: int) -> Callable[[Any], Any]:
+    return lambda values: values[position]
+
+
+ROI_KEYS: Mapping[str, Key] = {
+    "sampled_regions": Key("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"),
+    "positive_fraction": Key("MODEL.ROI_HEADS.POSITIVE_FRACTION"),
+    "foreground_iou": Key("MODEL.ROI_HEADS.IOU_THRESHOLDS", lambda value: [value], _at(0)),
+    "append_annotated": Key("MODEL.ROI_HEADS.PROPOSAL_APPEND_GT"),
+    "box_regression": Key(
+        "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG",
+        lambda value: value == "agnostic",
+        lambda value: "agnostic" if value else "per_class",
+    ),
+    "smooth_l1_beta": Key("MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", float),
+    "hidden_dim": Key("MODEL.ROI_BOX_HEAD.FC_DIM"),
+    "sampling_ratio": Key("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO"),
+    "aligned": Key(
+        "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
+        lambda value: "ROIAlignV2" if value else "ROIAlign",
+        lambda value: value == "ROIAlignV2",
+    ),
+    "score_threshold": Key("MODEL.ROI_HEADS.SCORE_THRESH_TEST"),
+    "nms_iou": Key("MODEL.ROI_HEADS.NMS_THRESH_TEST"),
+    "detections_per_image": Key("TEST.DETECTIONS_PER_IMAGE"),
+}
+"""Options of the box head for which detectron2 has a key. The others are below ``ORE.ROI``."""
+
+SECTIONS: Mapping[str, type] = {
+    "UNKNOWN_LABELS": UnknownLabelOptions,
+    "CLUSTERING": ClusteringOptions,
+    "ENERGY": EnergyOptions,
+}
+"""Nodes below ``ORE`` and the options that each holds, in capitals and with their defaults."""
+
+CANONICAL_SIZE_PX = 224
+"""``ORE.ROI.CANONICAL_SIZE_PX``: detectron2's own, which our heads must not change unasked (poolers.py)."""
+
+BACKBONES = {"c4": "build_openworld_resnet_backbone", "fpn": "build_openworld_resnet_fpn_backbone"}
+HEADS = {"c4": "OpenWorldRes5ROIHeads", "fpn": "OpenWorldStandardROIHeads"}
+"""Names in detectron2's registries (:mod:`openworld.engines.detectron2`)."""
+
+
+def own_roi_fields() -> list[str]:
+    """Options of the box head that stand below ``ORE.ROI``."""
+    return [field.name for field in fields(RoiOptions) if field.name not in ROI_KEYS]
+
+
+def ore_defaults() -> dict[str, Any]:
+    """The node ``ORE`` of detectron2's configuration, with the defaults of our options.
+
+    ``SCHEDULE`` is a name or a file for :func:`openworld.data.schedules.read_schedule`, or else ``TASKS`` lists the
+    classes of each task; ``TASK`` is the current one, from 1; ``HEAD`` the layout of the rows. ``STAGE`` is ``train``,
+    or ``replay`` for the fine-tuning on exemplars; ``FIRST_STEP`` the steps that the task had before this training.
+    ``POOL_PADDING`` is that of the stem, for our own builders of backbones. ``BACKBONE`` is a pretrained backbone in a
+    layout that :mod:`ssl_backbones.handover` reads; ``HELD_OUT`` the data set that the energy is fitted on, by default
+    that of the schedule; ``PROTOCOL`` the rules of scoring.
+    """
+    roi = RoiOptions()
+    return {
+        "SCHEDULE": "",
+        "TASKS": [],
+        "TASK": 1,
+        "HEAD": ModelOptions().head,
+        "STAGE": "train",
+        "FIRST_STEP": 0,
+        "BACKBONE": "",
+        "HELD_OUT": "",
+        "PROTOCOL": "unique",
+        "POOL_PADDING": ArchOptions().pool_padding,
+        "ROI": {name.upper(): getattr(roi, name) for name in own_roi_fields()}
+        | {"CANONICAL_SIZE_PX": CANONICAL_SIZE_PX},
+        **{name: section_keys(options()) for name, options in SECTIONS.items()},
+    }
+
+
+def section_keys(options: object) -> dict[str, Any]:
+    """The fields of an options dataclass in capitals."""
+    return {field.name.upper(): getattr(options, field.name) for field in fields(options)}  # type: ignore[arg-type]
+
+
+def arch_keys(arch: ArchOptions) -> dict[str, Any]:
+    """Keys of detectron2's configuration for a ResNet, by their dotted names.
+
+    Raises:
+        ConfigError: a network that detectron2 has no parts for.
+    """
+    if arch.stem != "imagenet7x7":
+        raise ConfigError(f"detectron2 has no stem {arch.stem!r}", remedy="use a network with the stem imagenet7x7")
+    width = max(1, round(64 * arch.width))
+    return {
+        "MODEL.RESNETS.DEPTH": int(arch.arch.removeprefix("resnet")),
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": arch.stem_width or width,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": width,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": width * (4 if arch.arch == "resnet50" else 1),
+        "MODEL.RESNETS.STRIDE_IN_1X1": arch.stride_in_1x1,
+        "ORE.POOL_PADDING": arch.pool_padding,
+    }
+
+
+def model_keys(options: ModelOptions, arch: ArchOptions, labels: LabelSpace) -> dict[str, Any]:
+    """Keys of detectron2's configuration under which its network is ours, by their dotted names.
+
+    Values have the types of detectron2's defaults, since yacs takes no others from a file; only a part of a pixel in
+    ``rpn.min_side_px`` has no whole number to stand for it.
+
+    Args:
+        options: of the detector.
+        arch: of the backbone.
+        labels: of the task.
+
+    Raises:
+        ConfigError: a network that detectron2 has no parts for.
+    """
+    rpn, fpn = options.rpn, options.neck == "fpn"
+    levels = [f"p{level}" for level in range(2, 6)] if fpn else ["res4"]
+    keys: dict[str, Any] = {
+        "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
+        "MODEL.BACKBONE.NAME": BACKBONES[options.neck],
+        "MODEL.BACKBONE.FREEZE_AT": options.freeze_stages,
+        **arch_keys(arch),
+        "MODEL.RESNETS.NORM": "FrozenBN" if options.norm == "frozen" else "BN",
+        "MODEL.RESNETS.OUT_FEATURES": [f"res{stage}" for stage in range(2, 6)] if fpn else ["res4"],
+        "MODEL.FPN.IN_FEATURES": [f"res{stage}" for stage in range(2, 6)] if fpn else [],
+        "MODEL.FPN.OUT_CHANNELS": options.fpn_channels,
+        "MODEL.ANCHOR_GENERATOR.NAME": "RoundedAnchorGenerator",
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[size] for size in rpn.anchor_sizes] if fpn else [list(rpn.anchor_sizes)],
+        "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [list(rpn.anchor_ratios)],
+        "MODEL.RPN.IN_FEATURES": levels,
+        "MODEL.RPN.IOU_THRESHOLDS": [rpn.background_iou, rpn.foreground_iou],
+        "MODEL.RPN.BATCH_SIZE_PER_IMAGE": rpn.sampled_anchors,
+        "MODEL.RPN.PRE_NMS_TOPK_TRAIN": rpn.train_candidates,
+        "MODEL.RPN.POST_NMS_TOPK_TRAIN": rpn.train_proposals,
+        "MODEL.RPN.PRE_NMS_TOPK_TEST": rpn.test_candidates,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": rpn.test_proposals,
+        "MODEL.RPN.NMS_THRESH": rpn.nms_iou,
+        "MODEL.RPN.SMOOTH_L1_BETA": float(rpn.smooth_l1_beta),
+        "MODEL.PROPOSAL_GENERATOR.MIN_SIZE": int(side) if (side := rpn.min_side_px) == int(side) else side,
+        "MODEL.ROI_HEADS.NAME": HEADS[options.neck],
+        "MODEL.ROI_HEADS.NUM_CLASSES": labels.background,
+        "MODEL.ROI_HEADS.IN_FEATURES": levels,
+        "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead" if fpn else "",
+        "MODEL.ROI_BOX_HEAD.NUM_FC": 2 if fpn else 0,
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7 if fpn else 14,
+        "ORE.TASKS": [list(names) for names in labels.tasks],
+        "ORE.TASK": labels.task,
+        "ORE.HEAD": labels.layout,
+        **{f"ORE.ROI.{name.upper()}": getattr(options.roi, name) for name in own_roi_fields()},
+    }
+    for name, key in ROI_KEYS.items():
+        keys[key.name] = key.there(getattr(options.roi, name))
+    return keys

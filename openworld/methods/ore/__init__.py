@@ -1,0 +1,1 @@
+"""ORE: Towards Open World Object Detection (Joseph et al., CVPR 2021)."""

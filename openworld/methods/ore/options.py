@@ -1,0 +1,328 @@
+"""Options of the ORE parts. The defaults are the paper's values; each field names its source.
+
+"Paper" is *Towards Open World Object Detection* (Joseph et al., CVPR 2021); "reference code" is JosephKJ/OWOD.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from openworld.errors import ConfigError
+
+
+def _check(good: bool, name: str, value: object, wanted: str) -> None:
+    if not good:
+        raise ConfigError(f"{name} = {value!r} is out of range", remedy=f"choose {wanted}")
+
+
+@dataclass(kw_only=True)
+class ClusteringOptions:
+    """Contrastive clustering of region features around one prototype a class (paper, section 4.1).
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    enabled: bool = True
+    """Add the clustering loss to the detection losses (paper, eq. 1 and algorithm 1)."""
+
+    weight: float = 0.1
+    """Factor of the loss in the total. The paper prints none; 0.1 is the constant of the reference code, which dates
+    from before the paper's runs."""
+
+    items_per_class: int = 20
+    """Q, features remembered for each class, first in first out (paper, section 5.2)."""
+
+    start_step: int = 1000
+    """I_b, step at which the prototypes become the class means and the loss begins (paper, algorithm 1)."""
+
+    later_start_step: int | None = None
+    """I_b of the tasks after the first, counted from the task's own first step; None: ``start_step``. The reference
+    code's ``START_ITER`` is the last iteration of the task before, which is 0 here."""
+
+    update_every: int = 3000
+    """I_p, steps between two momentum updates of the prototypes (paper, algorithm 1)."""
+
+    momentum: float = 0.99
+    """Eta, share of the old prototype in an update (paper, algorithm 1)."""
+
+    margin: float = 10.0
+    """Delta, distance beyond which another class's prototype no longer repels (paper, section 5.2). The reference code
+    has 2 here and gives its "margin" of 10 to the distance as its order."""
+
+    distance_order: float = 2.0
+    """Order of the Minkowski distance: 2 is the Euclidean distance of the paper's eq. 1, 10 the reference code's."""
+
+    absent: Literal["masked", "zero"] = "masked"
+    """A class that has no feature yet: ``masked`` has no prototype and takes its first class mean whole (paper: the sum
+    is over the prototypes there are); ``zero`` is a zero vector that repels and moves by momentum (reference code)."""
+
+    reduction: Literal["region", "all"] = "region"
+    """``region``: sum over prototypes, mean over regions (paper, eq. 1). ``all``: mean over regions times prototypes
+    (reference code)."""
+
+    background_prototype: bool = False
+    """Background features are remembered and repel too (reference code). In the paper prototype 0 is *unknown* and
+    background has none."""
+
+    during_replay: bool = True
+    """Remember and cluster while fine-tuning on exemplars too, so that old classes are refreshed (paper: one loss in
+    all training). False: neither, as in the reference code, whose configs of the fine-tuning (``t2_ft.yaml``, …) turn
+    clustering off."""
+
+    memory: Literal["synchronised", "per_rank"] = "synchronised"
+    """With several processes: ``synchronised`` remembers the features of all of them, in every process (paper: there is
+    one F_store); ``per_rank`` only the process's own, so that the prototypes of the processes differ (reference code,
+    where the first process's are saved). DistributedDataParallel leaves them so with ``broadcast_buffers=False``."""
+
+    averaged_over: Literal["all_ranks", "rank"] = "all_ranks"
+    """With several processes: the loss is a mean over the regions of all of them, as in one process (paper, eq. 1), or
+    each ``rank`` takes its own mean, in which the region of a process with few of them weighs more (reference code)."""
+
+    def __post_init__(self) -> None:
+        _check(math.isfinite(self.weight) and self.weight >= 0, "clustering.weight", self.weight, "0 or more")
+        _check(self.items_per_class >= 1, "clustering.items_per_class", self.items_per_class, "1 or more")
+        _check(self.start_step >= 0, "clustering.start_step", self.start_step, "0 or more")
+        later = self.later_start_step
+        _check(later is None or later >= 0, "clustering.later_start_step", later, "0 or more, or null")
+        _check(self.update_every >= 1, "clustering.update_every", self.update_every, "1 or more")
+        _check(0 <= self.momentum <= 1, "clustering.momentum", self.momentum, "a number from 0 to 1")
+        _check(math.isfinite(self.margin) and self.margin >= 0, "clustering.margin", self.margin, "0 or more")
+        _check(self.distance_order >= 1, "clustering.distance_order", self.distance_order, "1 or more")
+        choices = {
+            "absent": ("masked", "zero"),
+            "reduction": ("region", "all"),
+            "memory": ("synchronised", "per_rank"),
+            "averaged_over": ("all_ranks", "rank"),
+        }
+        for name, values in choices.items():
+            _check(getattr(self, name) in values, f"clustering.{name}", getattr(self, name), " or ".join(values))
+
+
+@dataclass(kw_only=True)
+class UnknownLabelOptions:
+    """Which background regions are taken for unknown objects in training (paper, section 4.2).
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    enabled: bool = True
+    """Label the most object-like background regions *unknown* (paper, section 4.2)."""
+
+    per_image: int = 1
+    """k, regions labelled in an image (paper, section 5.2)."""
+
+    among: Literal["all_proposals", "sampled"] = "all_proposals"
+    """Which regions compete: ``all_proposals`` of the image (paper, section 4.2), before the regions of the losses are
+    sampled; ``sampled``: only the regions that were sampled at random for the losses, about a quarter of them
+    (reference code, roi_heads.py, ``_sample_proposals``)."""
+
+    score: Literal["logit", "probability"] = "logit"
+    """How object-like a region is: the objectness ``logit`` (reference code), or its sigmoid, the ``probability`` of
+    the paper's section 4.2. The order is the same but for the -1 of ``foreground``, which no probability is below, and
+    for probabilities that round to 1, of which the first wins. Filters and ``min_objectness`` stay in logits."""
+
+    max_iou: float = 0.5
+    """A region is a candidate if its IoU with every annotated box is below this; 0.5 is the threshold under which the
+    box head calls a region background (paper, section 4.2: no overlap with a ground-truth object)."""
+
+    min_objectness: float | None = None
+    """Lowest objectness logit of a candidate; None takes the best however low (paper)."""
+
+    min_side_px: float | None = None
+    """Shortest side of a candidate in pixels of the image as it enters the model; None: no limit (paper)."""
+
+    max_area_fraction: float | None = None
+    """Largest share of the image that a candidate may cover; None: no limit (paper)."""
+
+    spread_iou: float | None = None
+    """Background regions that overlap a chosen one by at least this IoU are unknown too, and no second one is chosen
+    there; None labels the chosen ones alone (paper). Without it, the neighbours of an unknown region are trained as
+    background and the two labels fight over one object (own extension)."""
+
+    foreground: Literal["excluded", "logit_minus_one"] = "excluded"
+    """Regions that are not background: ``excluded`` are never relabelled (paper); ``logit_minus_one`` compete with a
+    logit of -1, as in the reference code, and win where every background logit is lower. The filters above are then
+    not used, for the reference code has none."""
+
+    def __post_init__(self) -> None:
+        _check(self.per_image >= 0, "unknown.per_image", self.per_image, "0 or more")
+        _check(0 <= self.max_iou <= 1, "unknown.max_iou", self.max_iou, "a number from 0 to 1")
+        if self.min_objectness is not None:
+            _check(not math.isnan(self.min_objectness), "unknown.min_objectness", self.min_objectness, "a number")
+        if self.min_side_px is not None:
+            _check(self.min_side_px >= 0, "unknown.min_side_px", self.min_side_px, "0 or more")
+        if self.max_area_fraction is not None:
+            area = self.max_area_fraction
+            _check(0 < area <= 1, "unknown.max_area_fraction", area, "a number above 0 and up to 1")
+        if self.spread_iou is not None:
+            _check(0 < self.spread_iou <= 1, "unknown.spread_iou", self.spread_iou, "a number above 0 and up to 1")
+        choices = {
+            "among": ("all_proposals", "sampled"),
+            "score": ("logit", "probability"),
+            "foreground": ("excluded", "logit_minus_one"),
+        }
+        for name, values in choices.items():
+            _check(getattr(self, name) in values, f"unknown.{name}", getattr(self, name), " or ".join(values))
+
+
+@dataclass(kw_only=True)
+class EnergyOptions:
+    """The energy-based unknown identifier (paper, section 4.3).
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    enabled: bool = True
+    """Fit the two Weibull distributions after training and let the energy turn known detections into unknown ones
+    (paper, section 4.3)."""
+
+    temperature: float = 1.0
+    """T of the free energy in the fit, and at prediction unless ``test_temperature`` says otherwise (paper, eq. 4; the
+    reference code fits at 1.5)."""
+
+    test_temperature: float | None = None
+    """T of the free energy at prediction; None: that of the fit (paper). The reference code predicts at 1 with what it
+    fitted at 1.5, which shifts all energies by up to 0.5 log(known classes)."""
+
+    fit_on: Literal["auto_labelled", "annotated_unknown", "annotated_and_auto", "known_only"] = "auto_labelled"
+    """Which held-out regions are the unknown ones of the fit. ``auto_labelled``: background regions that auto-labelling
+    picks; no label of an unknown object is used (own choice; the paper's protocol forbids such labels elsewhere).
+    ``annotated_unknown``: regions that match an annotated object of no known class (paper, section 4.3: a held-out set
+    with known and unknown instances). ``annotated_and_auto``: both kinds (reference code). These two use labels of
+    unknown objects, which every result of the run then says. ``known_only``: none; needs ``decision: threshold``."""
+
+    parameters: Literal[2, 3] = 3
+    """Of each Weibull distribution: 3 fits shape, scale and location (paper: shifted Weibull; reference code), 2 leaves
+    the location at 0 and falls back where energies are not above it (own extension)."""
+
+    min_samples: int = 20
+    """Fewest samples of a kind to fit a Weibull to; with fewer only the classifier decides (own guard: three parameters
+    need more than a handful of samples)."""
+
+    decision: Literal["density", "window", "threshold"] = "density"
+    """When the energy calls a detection unknown. ``density``: where the unknown Weibull is denser than the known one
+    (paper, section 4.3), made monotone: see :func:`openworld.methods.ore.energy_model.density_boundary`. ``window``:
+    where a window of plus and minus 0.5 around its negative energy holds more of the unknown Weibull than of the known
+    one (reference code), which is not monotone. ``threshold``: below the negative energy that the share
+    ``known_rejection_rate`` of known regions lies below; unknown regions take no part (own extension)."""
+
+    window_sum: Literal["exact", "riemann"] = "exact"
+    """For ``window``: ``exact`` is the difference of the cumulative distribution; ``riemann`` the reference code's sum
+    of 100 densities, which is no number, and decides nothing, where the window reaches below the support."""
+
+    known_rejection_rate: float = 0.05
+    """For ``threshold``: share of known regions that the energy calls unknown, above 0 and below 1 (own extension)."""
+
+    threshold_from: Literal["empirical", "weibull"] = "empirical"
+    """For ``threshold``: ``empirical`` is the order statistic of the held-out known regions that a new region of their
+    kind is below with at most the stated chance, whatever their distribution; ``weibull`` is the quantile of the known
+    Weibull (own extension)."""
+
+    contradiction: Literal["relabel", "drop", "rescore"] = "relabel"
+    """A detection that the classifier gives a known class and the energy calls unknown: ``relabel`` makes it unknown
+    and keeps its score (reference code), ``drop`` removes it, ``rescore`` makes it unknown and multiplies its score by
+    :meth:`openworld.methods.ore.energy_model.EnergyModel.confidence` (own extensions)."""
+
+    unknown_contradiction: Literal["keep", "drop"] = "keep"
+    """A detection that the classifier calls unknown and the energy known: ``keep`` leaves it unknown (paper: the energy
+    finds further unknowns), ``drop`` removes it (reference code)."""
+
+    nms_after_decision: bool = True
+    """Non-maximum suppression and the cap on detections come after the decision, so that one object is not called
+    unknown twice. False: before it, and not again (reference code)."""
+
+    min_separation: float = 0.0
+    """Least difference of the two cumulative distributions at the boundary, from 0 to 1; below it only the classifier
+    decides. 0 accepts every separation in the right direction (own guard; the paper has none). ``window`` is measured
+    at the boundary of ``density``, and like ``threshold`` only where this is above 0."""
+
+    unknown_region_iou: float = 0.5
+    """For ``auto_labelled``: regions labelled *unknown* are samples of the unknown fit if their IoU with every
+    annotated box is below this (paper, section 4.2: background by the box head's threshold)."""
+
+    @property
+    def uses_unknown_labels(self) -> bool:
+        """The fit sees annotations of objects of no known class."""
+        return self.enabled and self.fit_on in ("annotated_unknown", "annotated_and_auto")
+
+    @property
+    def uses_auto_labels(self) -> bool:
+        """The fit sees regions that auto-labelling picks."""
+        return self.enabled and self.fit_on in ("auto_labelled", "annotated_and_auto")
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "test_temperature"):
+            value = getattr(self, name)
+            good = (name == "test_temperature") if value is None else (math.isfinite(value) and value > 0)
+            _check(good, f"energy.{name}", value, "a finite number above 0")
+        fit_on = ("auto_labelled", "annotated_unknown", "annotated_and_auto", "known_only")
+        choices: dict[str, tuple[object, ...]] = {
+            "fit_on": fit_on,
+            "parameters": (2, 3),
+            "decision": ("density", "window", "threshold"),
+            "window_sum": ("exact", "riemann"),
+            "threshold_from": ("empirical", "weibull"),
+            "contradiction": ("relabel", "drop", "rescore"),
+            "unknown_contradiction": ("keep", "drop"),
+        }
+        for name, values in choices.items():
+            value = getattr(self, name)
+            _check(value in values, f"energy.{name}", value, " or ".join(str(item) for item in values))
+        _check(self.min_samples >= 3, "energy.min_samples", self.min_samples, "3 or more, one a parameter")
+        rate = self.known_rejection_rate
+        _check(0 < rate < 1, "energy.known_rejection_rate", rate, "a number above 0 and below 1")
+        if self.decision != "threshold":
+            _check(self.fit_on != "known_only", "energy.fit_on", self.fit_on, "decision threshold with it")
+        elif self.test_temperature is not None:
+            same = self.test_temperature == self.temperature
+            remedy = "the temperature of the fit, for which the threshold is calibrated"
+            _check(same, "energy.test_temperature", self.test_temperature, remedy)
+        _check(0 <= self.min_separation <= 1, "energy.min_separation", self.min_separation, "a number from 0 to 1")
+        iou = self.unknown_region_iou
+        _check(0 <= iou <= 1, "energy.unknown_region_iou", iou, "a number from 0 to 1")
+
+
+@dataclass(kw_only=True)
+class ExemplarOptions:
+    """The images that are kept for replay after later tasks (paper, section 4.4).
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    enabled: bool = True
+    """Keep exemplars and fine-tune on them after each later task (paper, section 4.4)."""
+
+    per_class: int = 50
+    """N_ex, fewest instances kept of each class, where the data have as many (paper, section 5.2)."""
+
+    strategy: Literal["balanced", "greedy", "random", "herding", "by_score"] = "balanced"
+    """``balanced``: images are added, the rarest class first, until every class has its instances (paper, section 4.4).
+    ``greedy``: the last instances of each class in a walk through the shuffled images of all tasks so far (reference
+    code, datasets/coco_utils/balanced_ft.py, which ran with 20 a class). ``random``: instances drawn class by class
+    (control of PROB, Zohar et al., CVPR 2023). ``herding``: instances whose mean feature follows the class mean (iCaRL,
+    Rebuffi et al., CVPR 2017, algorithm 4). ``by_score``: the instances that the detector is least and most sure of
+    (PROB, create_ft_dataset in main_open_world.py). The last two look at the task's images once more after training,
+    about the time of an evaluation on as many images; herding holds 4 bytes times feature dimension times annotated
+    boxes in memory."""
+
+    list: str | None = None
+    """Path of lists to use instead of choosing, for each task that replays; ``{task}`` in it stands for the number of
+    the task. A list is an exemplars.json of a run, or a text file with one image id a line, as the published
+    ``t2_ft.txt``, which holds images for all classes known at its task and is replayed alone. Ids are matched as
+    written, else by the stem of the image file, else as a number. Example: ``ImageSets/Main/t{task}_ft.txt``."""
+
+    def __post_init__(self) -> None:
+        _check(self.per_class >= 1, "exemplars.per_class", self.per_class, "1 or more")
+        strategies = ("balanced", "greedy", "random", "herding", "by_score")
+        _check(self.strategy in strategies, "exemplars.strategy", self.strategy, " or ".join(strategies))
+
+    @property
+    def needs_detector(self) -> bool:
+        """The choice is made by the task's trained detector, and therefore after its training."""
+        return self.list is None and self.strategy in ("herding", "by_score")

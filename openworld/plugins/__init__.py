@@ -1,0 +1,1 @@
+"""The method inside the tools of other frameworks."""

@@ -1,0 +1,75 @@
+"""A pretrained backbone in a detector of detectron2: its keys, its weights, and the proof that it arrived."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import GeneralizedRCNN
+from torch import Tensor
+
+from openworld.engines.detectron2.backbone import backbone_stages, load_trunk
+from openworld.engines.detectron2.config import set_keys
+from openworld.engines.detectron2.names import arch_keys
+from ssl_backbones.handover import BackboneFile, load_backbone_file, stage_features, verify
+
+
+def backbone_keys(backbone: BackboneFile) -> dict[str, Any]:
+    """Keys of detectron2's configuration that the backbone needs: its shape, its stride, and what its pixels are.
+
+    The norm and ``FREEZE_AT`` are the user's choice and not among them.
+    """
+    preprocess = backbone.preprocess
+    scale = 255 / preprocess["range"]
+    return {
+        "INPUT.FORMAT": preprocess["order"],
+        "MODEL.PIXEL_MEAN": [scale * value for value in preprocess["mean"]],
+        "MODEL.PIXEL_STD": [scale * value for value in preprocess["std"]],
+        **arch_keys(backbone.arch),
+    }
+
+
+def use_backbone(cfg: CfgNode) -> None:
+    """Set the keys that ``ORE.BACKBONE`` needs, if it is given; call it before the model is built."""
+    if cfg.ORE.BACKBONE:
+        set_keys(cfg, backbone_keys(load_backbone_file(Path(cfg.ORE.BACKBONE))))
+
+
+def load_backbone(cfg: CfgNode, model: GeneralizedRCNN) -> dict[str, float]:
+    """Copy the weights of ``ORE.BACKBONE`` into a detector, and verify them.
+
+    Returns:
+        the relative difference of each stage.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        HandoverError: the detector is another network, or sees other features.
+    """
+    load_trunk(model, load_backbone_file(Path(cfg.ORE.BACKBONE)).state_dict)
+    return verify_backbone(cfg, model)
+
+
+def verify_backbone(cfg: CfgNode, model: GeneralizedRCNN) -> dict[str, float]:
+    """Compare C2…C5 of the detector with those of ``ORE.BACKBONE`` on one image, each after its own preprocessing.
+
+    It fails for a wrong stride, colour order, mean, std, stem, norm, or frozen layers that were never loaded.
+
+    Returns:
+        the relative difference of each stage.
+
+    Raises:
+        HandoverError: a stage differs by more than rounding; it names the stage and likely causes.
+    """
+    backbone = load_backbone_file(Path(cfg.ORE.BACKBONE))
+
+    def detector_stages(image: Tensor) -> dict[str, Tensor]:
+        pixels = image.float() if cfg.INPUT.FORMAT == "RGB" else image.float().flip(0)
+        training = model.training
+        model.eval()
+        try:
+            return backbone_stages(model, pixels)
+        finally:
+            model.train(training)
+
+    return verify(stage_features(backbone.network(), backbone.preprocess), detector_stages)

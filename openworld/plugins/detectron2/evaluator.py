@@ -1,0 +1,116 @@
+"""Our scores as an evaluator of detectron2: it writes predictions.json and scores that file alone."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Instances
+from detectron2.utils import comm
+
+from openworld.errors import ConfigError
+from openworld.metrics.protocols import UNIQUE, Protocol
+from openworld.plugins.detectron2.datasets import registered
+from openworld.predictions.file import PredictedImage, read_predictions, write_predictions
+from openworld.predictions.score import evaluate_protocols
+from openworld.runtime.files import write_json
+from openworld.structures import Detections
+
+logger = logging.getLogger(__name__)
+
+SCORES = {
+    "known_ap50": "Known",
+    "previous_ap50": "Previous",
+    "current_ap50": "Current",
+    "unknown_recall50": "U_Recall",
+    "unknown_ap50": "U_AP",
+    "unknown_precision50": "U_Precision",
+}
+"""Fractions in metrics.json, and their names in detectron2's log, where they are percentages. (It leaves out names with
+a hyphen.)"""
+
+
+def detections_of(instances: Instances) -> Detections:
+    """Detections of one image, boxes in the pixels of the instances."""
+    instances = instances.to("cpu")
+    return Detections(
+        instances.pred_boxes.tensor,
+        instances.scores,
+        instances.pred_classes,
+        instances.energies,
+        instances.known_classes,
+    )
+
+
+class OpenWorldEvaluator(DatasetEvaluator):
+    """Open-world metrics under one or several protocols (:mod:`openworld.metrics`).
+
+    Args:
+        dataset: a test set that :func:`openworld.plugins.detectron2.datasets.register_schedule` registered.
+        folder: for ``predictions.json`` and ``metrics.json``, a list with an entry for each protocol.
+        protocols: the rules of scoring; the scores that are returned are those of the first.
+        uses_unknown_labels: labels of unknown objects helped to fit the energy; every result says so.
+
+    Raises:
+        ConfigError: the data set is not one of ours.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        folder: str | Path,
+        protocols: Sequence[Protocol] = (UNIQUE,),
+        *,
+        uses_unknown_labels: bool = False,
+    ) -> None:
+        entry = registered(dataset)
+        if entry is None or entry.kind != "test":
+            raise ConfigError(
+                f"data set {dataset!r} is no test set of a registered schedule",
+                remedy="call openworld.plugins.detectron2.register_schedule first, and name one of its test sets",
+            )
+        self.entry = entry
+        self.folder = Path(folder)
+        self.protocols = list(protocols)
+        self.uses_unknown_labels = uses_unknown_labels
+        self.images: list[PredictedImage] = []
+
+    def reset(self) -> None:
+        """Forget what was processed."""
+        self.images = []
+
+    def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
+        """Remember the detections of some images."""
+        for image, output in zip(inputs, outputs, strict=True):
+            found = detections_of(output["instances"])
+            self.images.append(
+                PredictedImage(image["image_id"], str(image["file_name"]), image["width"], image["height"], found)
+            )
+
+    def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
+        """Write both files in the first process and return its scores; None in the others."""
+        parts = comm.gather(self.images)
+        if not comm.is_main_process():
+            return None
+        images = {image.image_id: image for part in parts for image in part}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "predictions.json"
+        write_predictions(path, self.entry.labels, images.values(), uses_unknown_labels=self.uses_unknown_labels)
+        results = evaluate_protocols(read_predictions(path), self.entry.truth, self.protocols)
+        write_json(self.folder / "metrics.json", results)
+        logger.info("%s: protocol %s", path, results[0]["protocol"])
+        scores = {name: _percent(results[0][key]) for key, name in SCORES.items()}
+        scores |= {"WI": _number(results[0]["wi"]), "A_OSE": _number(results[0]["a_ose"])}
+        return OrderedDict({"openworld": scores})
+
+
+def _percent(value: float | None) -> float:
+    return 100 * _number(value)
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)

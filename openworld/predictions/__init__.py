@@ -1,0 +1,1 @@
+"""Predictions: the file, other tools' files, and their scores."""

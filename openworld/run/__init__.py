@@ -1,0 +1,1 @@
+"""A run: the schedule of tasks, its folder, training, evaluation, prediction."""

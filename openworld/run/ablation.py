@@ -1,0 +1,333 @@
+"""What each part brings: the same schedule with one part switched off at a time, over several seeds."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from openworld.config import RunConfig
+from openworld.configfile import dump_config
+from openworld.data.synthetic import make_world, pretrain_folder, world_sources
+from openworld.engines.options import RoiOptions
+from openworld.errors import ConfigError, OpenWorldError
+from openworld.methods.ore.options import EnergyOptions
+from openworld.run.schedule import run_backbone
+from openworld.runtime.console import narrow_table
+from openworld.runtime.dotted import leaves
+from openworld.runtime.files import write_atomic, write_json
+from ssl_backbones.handover import load_backbone_file
+from ssl_backbones.options import ArchOptions
+
+Change = Callable[[RunConfig], RunConfig]
+
+VARIANTS: dict[str, Change] = {
+    "full": lambda config: config,
+    "no unknown labelling": lambda config: _without(config, "unknown_labels"),
+    "no clustering": lambda config: _without(config, "clustering"),
+    "no energy": lambda config: _without(config, "energy"),
+    "no replay": lambda config: _without(config, "exemplars"),
+    "random initialisation": lambda config: replace(
+        config, pretrain=None, model=replace(config.model, weights=None, arch=_arch(config))
+    ),
+}
+"""Each variant differs from the full configuration in one thing."""
+
+COLUMNS: dict[str, str] = {
+    "known_ap50": "Known mAP@50",
+    "previous_ap50": "Previous",
+    "current_ap50": "Current",
+    "unknown_recall50": "U-Recall",
+    "unknown_ap50": "U-AP",
+    "unknown_precision50": "U-Precision",
+    "wi": "WI",
+    "a_ose": "A-OSE",
+}
+
+
+def switched_one_by_one(config: RunConfig, options: Mapping[str, Any]) -> dict[str, Change]:
+    """One variant for each leaf of a tree of options that the configuration does not have, and one with all of several.
+
+    Args:
+        config: the full configuration.
+        options: as in a YAML file, for instance configs/ore/reference.yaml.
+
+    Raises:
+        ConfigError: a key that the configuration does not have.
+    """
+    changed = {key: value for key, value in leaves(options) if _leaf(config, key) != value}
+
+    def switch(*keys: str) -> Change:
+        def change(base: RunConfig) -> RunConfig:
+            for key in keys:
+                base = _with_leaf(base, key.split("."), changed[key])
+            return base
+
+        return change
+
+    variants = {f"{key}={value}": switch(key) for key, value in changed.items()}
+    together = {"all of them": switch(*changed)} if len(changed) > 1 else {}
+    return {"full": VARIANTS["full"], **variants, **together}
+
+
+def from_backbones(config: RunConfig, files: Mapping[str, Path]) -> dict[str, Change]:
+    """One variant for each pretrained backbone, and ``random`` for the same network with random weights.
+
+    Args:
+        config: the schedule that all are trained with; nothing is pretrained.
+        files: weights by name, see :func:`ssl_backbones.handover.load_backbone_file`.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+        ConfigError: the name `random`, or two backbones of different networks, which would not be compared fairly.
+    """
+    if "random" in files:
+        raise ConfigError(
+            "a backbone is named 'random'", remedy="choose another name: that one is the untrained network"
+        )
+    found = {name: load_backbone_file(path, arch=config.model.arch).arch for name, path in files.items()}
+    networks = {name: replace(arch, zero_init_residual=False) for name, arch in found.items()}
+    first = next(iter(networks))
+    for name, network in networks.items():
+        if network != networks[first]:
+            raise ConfigError(
+                f"the backbones {first!r} and {name!r} are different networks: {networks[first]} and {network}",
+                remedy="pretrain them with the same arch options, or compare them in two calls",
+            )
+
+    def start_from(weights: str | None, arch: ArchOptions | None) -> Change:
+        return lambda base: replace(base, pretrain=None, model=replace(base.model, weights=weights, arch=arch))
+
+    starts = {name: start_from(str(path.resolve()), config.model.arch) for name, path in files.items()}
+    return {"random": start_from(None, found[first]), **starts}
+
+
+def _leaf(config: RunConfig, key: str) -> Any:
+    value: Any = config
+    for name in key.split("."):
+        if not hasattr(value, name):
+            raise ConfigError(f"there is no option {key!r}", remedy="`openworld run --help` lists them")
+        value = getattr(value, name)
+    return value
+
+
+def _with_leaf(owner: Any, path: Sequence[str], value: Any) -> Any:
+    if len(path) > 1:
+        value = _with_leaf(getattr(owner, path[0]), path[1:], value)
+    return replace(owner, **{path[0]: value})
+
+
+def _without(config: RunConfig, part: str) -> RunConfig:
+    options = replace(getattr(config.ore, part), enabled=False)
+    return replace(config, ore=replace(config.ore, **{part: options}))
+
+
+def _arch(config: RunConfig) -> Any:
+    return config.pretrain.arch if config.pretrain is not None else config.model.arch
+
+
+def run_ablation(
+    config: RunConfig,
+    folder: Path,
+    *,
+    seeds: Sequence[int],
+    variants: Sequence[str],
+    jobs: int,
+    console: Console,
+    switch: Mapping[str, Any] | None = None,
+    backbones: Mapping[str, Path] | None = None,
+) -> dict[str, Any]:
+    """Run every variant with every seed, each in a folder and a process of its own, and print means and spreads.
+
+    The backbone of a seed is pretrained once and shared, and so is the training of the first task among variants that
+    differ only in what comes after it. What is finished in the folder is not run again, so an
+    interrupted ablation goes on with the same command.
+
+    Args:
+        config: the full configuration; its seed is replaced.
+        folder: where the runs, ablation.json and ablation.md go.
+        seeds: of weights, order and choice; the data stay the same.
+        variants: names out of :data:`VARIANTS`; none means all.
+        switch: a tree of options; the variants are then those of :func:`switched_one_by_one`.
+        backbones: weight files by name; the variants are then those of :func:`from_backbones`.
+        jobs: runs side by side, each with its share of the CPU's threads.
+
+    Raises:
+        ConfigError: a variant that does not exist; switch and backbones at once.
+        OpenWorldError: a run failed; its log is named.
+    """
+    if switch is not None and backbones:
+        raise ConfigError("switch and backbones are given", remedy="ablate one after the other")
+    changes = VARIANTS if switch is None else switched_one_by_one(config, switch)
+    if backbones:
+        config = replace(config, pretrain=None)
+        changes = from_backbones(config, backbones)
+    names = list(variants) or list(changes)
+    for name in names:
+        if name not in changes:
+            raise ConfigError(f"there is no variant {name!r}", remedy=f"choose from: {', '.join(changes)}")
+    threads = config.threads or max(1, (os.cpu_count() or 1) // jobs)
+    shared = _with_shared_world(replace(config, threads=threads), folder / "world")
+    with ThreadPoolExecutor(jobs) as pool:
+        pretrained: dict[int, str | None] = dict.fromkeys(seeds)
+        if config.pretrain is not None:
+            pretraining = {seed: replace(shared, seed=seed) for seed in seeds}
+            paths = pool.map(lambda seed: run_backbone(pretraining[seed], folder / f"seed{seed}"), seeds)
+            pretrained = {seed: str(path) for seed, path in zip(seeds, paths, strict=True)}
+        plans = []
+        for seed in seeds:
+            for name in names:
+                plan = changes[name](replace(shared, seed=seed, name=f"{name}, seed {seed}"))
+                if plan.pretrain is not None:
+                    plan = replace(plan, pretrain=None, model=replace(plan.model, weights=pretrained[seed]))
+                plans.append((name, seed, plan, folder / f"seed{seed}" / name.replace(" ", "-")))
+        trainers: dict[str, Path] = {}
+        for _, _, plan, where in plans:
+            trainers.setdefault(_training_of(plan), where)
+        done: dict[Path, list[dict[str, Any]]] = {}
+        for follows in (False, True):
+            chosen = [(plan, where) for *_, plan, where in plans if (trainers[_training_of(plan)] != where) == follows]
+            found = pool.map(lambda item: _run(item[0], item[1], console, trainers[_training_of(item[0])]), chosen)
+            done.update(zip((where for _, where in chosen), found, strict=True))
+        results = [(name, seed, done[where]) for name, seed, _, where in plans]
+    summary = summarise(results, names)
+    write_json(folder / "ablation.json", {"seeds": list(seeds), "results": summary})
+    write_atomic(folder / "ablation.md", as_markdown(summary))
+    for table in tables(summary):
+        console.print(table)
+    return summary
+
+
+def _with_shared_world(config: RunConfig, folder: Path) -> RunConfig:
+    """The synthetic world drawn once, and read by every run like any other data."""
+    if config.data.synthetic is None:
+        return config
+    make_world(folder, config.data.synthetic)
+    train, val, test = world_sources(folder)
+    data = replace(config.data, synthetic=None, train=train, val=val, test=test)
+    if config.pretrain is None:
+        return replace(config, data=data)
+    images = config.pretrain.images or str(pretrain_folder(folder, config.data.synthetic))
+    return replace(config, data=data, pretrain=replace(config.pretrain, images=images))
+
+
+def _training_of(config: RunConfig) -> str:
+    """Equal for configurations whose first task is trained alike: energy and suppression come after the training."""
+    plain, roi = RoiOptions(), config.model.roi
+    later = ("score_threshold", "nms_iou", "cross_nms_iou", "detections_per_image")
+    model = replace(config.model, roi=replace(roi, **{name: getattr(plain, name) for name in later}))
+    return dump_config(replace(config, name="", model=model, ore=replace(config.ore, energy=EnergyOptions())))
+
+
+def _take_over(trained: Path, folder: Path) -> None:
+    """The first task's trained detector of another run, with the log that led to it."""
+    (folder / "task1" / "checkpoint").mkdir(parents=True)
+    for path in (trained / "task1" / "checkpoint").glob("train-*"):
+        shutil.copytree(path, folder / "task1" / "checkpoint" / path.name)
+    for name in ("metrics.jsonl", "task1/exemplars.json"):
+        shutil.copy(trained / name, folder / name)
+
+
+def _run(config: RunConfig, folder: Path, console: Console, trained: Path) -> list[dict[str, Any]]:
+    """One run in a process of its own; its metrics by task."""
+    paths = [folder / f"task{task}" / "metrics.json" for task in range(1, config.last_task + 1)]
+    if not all(path.exists() for path in paths):
+        if trained != folder and not folder.exists():
+            _take_over(trained, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        plan = folder.parent / f"{folder.name}.yaml"
+        write_atomic(plan, dump_config(config))
+        command = [sys.executable, "-m", "openworld", "run", "--config", str(plan), "--output", str(folder)]
+        command += ["--resume"] if (folder / "config.yaml").exists() else []
+        environment = {**os.environ, "OMP_NUM_THREADS": str(config.threads)}
+        with open(folder.parent / f"{folder.name}.log", "w", encoding="utf-8") as log:
+            if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode:
+                raise OpenWorldError(
+                    "the run failed", where=log.name, remedy="read this log, then run the ablation again"
+                )
+    console.print(f"done: {config.name}")
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def summarise(results: Sequence[tuple[str, int, list[dict[str, Any]]]], names: Sequence[str]) -> dict[str, Any]:
+    """``{variant: {task: {metric: {"mean", "spread", "values"}}}}``; the spread is the sample standard deviation."""
+    summary: dict[str, Any] = {}
+    for name in names:
+        by_task: dict[str, Any] = {}
+        runs = [metrics for variant, _, metrics in results if variant == name]
+        for position in range(len(runs[0])):
+            by_task[str(position + 1)] = {
+                metric: _spread([run[position][metric] for run in runs]) for metric in COLUMNS
+            }
+        summary[name] = by_task
+    return summary
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, Any]:
+    present = [float(value) for value in values if value is not None]
+    return {
+        "mean": statistics.fmean(present) if present else None,
+        "spread": statistics.stdev(present) if len(present) > 1 else None,
+        "values": list(values),
+    }
+
+
+def tables(summary: dict[str, Any]) -> list[Table]:
+    """A terminal table for each task."""
+    result = []
+    for task in next(iter(summary.values())):
+        shown = _columns(summary, task)
+        heads = ("variant", *(COLUMNS[metric].replace(" ", "\n") for metric in shown))
+        rows = [
+            (name, *(_cell(metric, by_task[task][metric]).replace(" ± ", "\n± ") for metric in shown))
+            for name, by_task in summary.items()
+        ]
+        title = f"after task {task}: mean ± standard deviation over seeds"
+        result.append(narrow_table(heads, rows, title, words=["variant"]))
+    return result
+
+
+def as_markdown(summary: dict[str, Any]) -> str:
+    """The same tables for a text file."""
+    lines = []
+    for task in next(iter(summary.values())):
+        shown = _columns(summary, task)
+        lines += [f"After task {task}", "", "| variant | " + " | ".join(COLUMNS[metric] for metric in shown) + " |"]
+        lines += ["|---" * (len(shown) + 1) + "|"]
+        lines += [
+            f"| {name} | " + " | ".join(_cell(metric, by_task[task][metric]) for metric in shown) + " |"
+            for name, by_task in summary.items()
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _columns(summary: dict[str, Any], task: str) -> list[str]:
+    """The metrics that some variant has; where there are no previous classes, the current ones are the known."""
+    present = [
+        metric for metric in COLUMNS if any(by_task[task][metric]["mean"] is not None for by_task in summary.values())
+    ]
+    return present if "previous_ap50" in present else [metric for metric in present if metric != "current_ap50"]
+
+
+def _cell(metric: str, value: dict[str, Any]) -> str:
+    if value["mean"] is None:
+        return "–"
+    if metric == "a_ose":
+        text, spread = f"{value['mean']:.0f}", f"{value['spread'] or 0:.0f}"
+    elif metric == "wi":
+        text, spread = f"{value['mean']:.3f}", f"{value['spread'] or 0:.3f}"
+    else:
+        text, spread = f"{100 * value['mean']:.1f}", f"{100 * (value['spread'] or 0):.1f}"
+    return f"{text} ± {spread}" if value["spread"] is not None else text

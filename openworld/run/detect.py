@@ -1,0 +1,72 @@
+"""Images in, detections out: for the evaluation of a task and for anybody's own pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from openworld.data.loader import to_original
+from openworld.data.options import LoaderOptions
+from openworld.data.transforms import prepare
+from openworld.detector import Detector
+from openworld.errors import DataError
+from openworld.structures import Detections
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def detect_images(detector: Detector, images: Sequence[torch.Tensor], options: LoaderOptions) -> list[Detections]:
+    """Detections in pixels of the given images.
+
+    Args:
+        images: (3, H, W) uint8, RGB, any sizes.
+        options: how large images enter the model.
+    """
+    prepared = [prepare(image, options) for image in images]
+    sizes = [(image.shape[-1], image.shape[-2]) for image in images]
+    return detect_prepared(detector, [pixels for pixels, _ in prepared], [scale for _, scale in prepared], sizes)
+
+
+def detect_prepared(
+    detector: Detector,
+    images: Sequence[torch.Tensor],
+    scales: Sequence[torch.Tensor],
+    sizes: Sequence[tuple[int, int]],
+) -> list[Detections]:
+    """Detections in pixels of the original images, on the CPU.
+
+    Args:
+        images: (3, h, w) as :func:`openworld.data.transforms.prepare` gives them; there may be none.
+        scales: (4,) float32 of each, see :func:`openworld.data.transforms.prepare`.
+        sizes: width and height of each original image.
+    """
+    if not images:
+        return []
+    found = detector.engine.detect(
+        images, detector.ore.decide, nms_after_decision=detector.ore.energy.nms_after_decision
+    )
+    return [
+        replace(detections, boxes=to_original(detections.boxes, scale, width, height))
+        for detections, scale, (width, height) in zip((item.to("cpu") for item in found), scales, sizes, strict=True)
+    ]
+
+
+def find_images(path: Path) -> list[Path]:
+    """An image, or all images below a folder, sorted.
+
+    Raises:
+        DataError: nothing there.
+    """
+    if path.is_file():
+        return [path]
+    found = sorted(item for item in path.rglob("*") if item.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise DataError(
+            "is no image and no folder with images" if path.exists() else "does not exist",
+            where=str(path),
+            remedy=f"give an image or a folder with {', '.join(IMAGE_SUFFIXES)} files",
+        )
+    return found

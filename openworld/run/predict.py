@@ -1,0 +1,89 @@
+"""A person's own images: what a trained detector finds on them, as drawings and as predictions.json."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from openworld.config import RunConfig
+from openworld.data.images import load_image
+from openworld.detector import load_task
+from openworld.errors import DataError
+from openworld.labels import LabelSpace
+from openworld.predictions.file import PredictedImage, write_predictions
+from openworld.report.draw import draw_detections
+from openworld.run.detect import detect_images, find_images
+from openworld.runtime.runlog import progress_bar
+from openworld.structures import Detections
+
+logger = logging.getLogger(__name__)
+
+
+def predict_folder(
+    run: Path, config: RunConfig, task: int | None, images: Path, output: Path, *, score: float
+) -> tuple[int, list[str]]:
+    """Detect on an image or on all images below a folder.
+
+    Every detection goes into ``output/predictions.json``; those with at least ``score`` are drawn into
+    ``output/drawings/``, unknown ones in a style of their own. An image that cannot be read is left out and named.
+
+    Args:
+        run: folder of the run whose detector is used.
+        config: of that run.
+        task: its task; None for the newest finished one.
+        images: a file or a folder.
+        output: folder to write to.
+        score: least score that is drawn.
+
+    Returns:
+        How many images were drawn, and the messages of those that could not be read.
+
+    Raises:
+        DataError: no image there, or none that can be read.
+        CheckpointError: the run has no such finished task.
+    """
+    paths = find_images(images)
+    detector = load_task(run, config, task)
+    space = detector.engine.labels
+    root = images if images.is_dir() else images.parent
+    entries: list[PredictedImage] = []
+    broken: list[str] = []
+    with progress_bar("predict", len(paths)) as bar:
+        for path in paths:
+            bar.advance()
+            try:
+                pixels = load_image(path)
+            except DataError as error:
+                logger.warning("image left out: %s", error)
+                broken.append(str(error))
+                continue
+            found = detect_images(detector, [pixels], config.data.loader)[0]
+            name = path.relative_to(root).as_posix()
+            entries.append(PredictedImage(name, str(path.resolve()), pixels.shape[-1], pixels.shape[-2], found))
+            drawing = draw(pixels.permute(1, 2, 0).numpy(), found, space, score)
+            target = output / "drawings" / Path(name).with_suffix(".png")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            drawing.save(target)
+    if not entries:
+        raise DataError(
+            f"none of {len(paths)} images can be read; the first: {broken[0]}",
+            where=str(images),
+            remedy="check the files",
+        )
+    write_predictions(output / "predictions.json", space, entries)
+    return len(entries), broken
+
+
+def draw(pixels: np.ndarray, found: Detections, space: LabelSpace, score: float) -> Image.Image:
+    """The detections of at least ``score`` on their image (H, W, 3) uint8."""
+    shown = found[found.scores >= score]
+    return draw_detections(
+        Image.fromarray(pixels),
+        shown.boxes.numpy(),
+        [space.name(int(row)) for row in shown.labels],
+        shown.scores.numpy(),
+        (shown.labels == space.unknown).numpy(),
+    )

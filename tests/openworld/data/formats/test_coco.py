@@ -1,0 +1,242 @@
+"""COCO reader and writer: what is read, repaired, refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from openworld.data.formats.coco import coco_category_names, read_coco, write_coco
+from openworld.data.options import SourceOptions
+from openworld.data.records import read_dataset
+from openworld.errors import DataError
+
+CONTENT: dict[str, Any] = {
+    "images": [
+        {"id": 7, "file_name": "a.png", "width": 40, "height": 30},
+        {"id": 0, "file_name": "sub/b.png", "width": 20, "height": 20},
+        {"id": 9, "file_name": "c.png", "width": 20, "height": 20},
+    ],
+    "categories": [{"id": 90, "name": "dog"}, {"id": 3, "name": "cat"}],
+    "annotations": [
+        {"id": 0, "image_id": 7, "category_id": 3, "bbox": [1, 2, 10, 20], "iscrowd": 0, "area": 200},
+        {"id": 5, "image_id": 0, "category_id": 90, "bbox": [0, 0, 5, 5], "iscrowd": 1},
+        {"id": 6, "image_id": 7, "category_id": 90, "bbox": [3, 3, 6.5, 7]},
+    ],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "images/sub").mkdir(parents=True)
+    for name, size in (("a.png", (40, 30)), ("sub/b.png", (20, 20)), ("c.png", (20, 20))):
+        Image.new("RGB", size).save(tmp_path / "images" / name)
+    return tmp_path
+
+
+def write(folder: Path, content: Any, encoding: str = "utf-8") -> Path:
+    path = folder / "set.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding=encoding)
+    return path
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """CONTENT with one place changed; ``...`` removes it."""
+    content = copy.deepcopy(CONTENT)
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    place: Any = content
+    for part in parents:
+        place = place[part]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return content
+
+
+def test_reads_boxes_categories_and_crowds(folder: Path) -> None:
+    dataset = read_coco(write(folder, CONTENT))
+    assert dataset.categories == ("dog", "cat")
+    first, second, third = dataset.records
+    assert (first.image_id, first.width, first.height) == (7, 40, 30)
+    assert first.path == folder / "images/a.png"
+    np.testing.assert_array_equal(first.boxes, np.array([[1, 2, 11, 22], [3, 3, 9.5, 10]], dtype=np.float32))
+    assert first.categories.tolist() == [1, 0] and first.annotation_ids == (0, 6)
+    assert first.ignore.tolist() == [False, False]
+    assert second.ignore.tolist() == [True] and second.crowd is not None and second.crowd.tolist() == [True]
+    assert len(third) == 0 and third.boxes.shape == (0, 4)
+    assert dataset.as_json() == {"images": 3, "annotations": 3, "repairs": {}, "examples": []}
+    assert dataset.by_id[0] is second
+
+
+def test_byte_order_mark_and_numbers_as_text(folder: Path) -> None:
+    content = changed("annotations.0.bbox", ["1", "2.0", "10", "2e1"])
+    content["images"][0]["width"] = "40"
+    dataset = read_coco(write(folder, content, encoding="utf-8-sig"))
+    assert dataset.records[0].boxes[0].tolist() == [1, 2, 11, 22] and dataset.records[0].width == 40
+
+
+def test_no_annotations_is_a_data_set(folder: Path) -> None:
+    dataset = read_coco(write(folder, {**CONTENT, "annotations": [], "categories": []}))
+    assert dataset.num_annotations == 0 and dataset.categories == ()
+
+
+def test_rename_and_merge(folder: Path) -> None:
+    dataset = read_coco(write(folder, CONTENT), rename={"dog": "cat"})
+    assert dataset.categories == ("cat",)
+    assert dataset.repairs.counts["categories of one name merged"] == 1
+    assert dataset.records[0].categories.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "kind", "left"),
+    [
+        ("annotations.0.image_id", 99, "dropped: image_id that nothing has", 2),
+        ("annotations.0.category_id", 99, "dropped: category_id that nothing has", 2),
+        ("annotations.0.category_id", "3", "category_id of another type", 3),
+        ("annotations.1.id", 0, "annotation id given twice", 3),
+        ("images.0.width", ..., "size read from the image file", 3),
+        ("images.0.height", 0, "size read from the image file", 3),
+        ("images.2.file_name", "a.png", "images with one file_name", 3),
+        ("annotations.0.bbox", [1, 2, float("nan"), 3], "dropped: coordinate not finite", 2),
+        ("annotations.0.bbox", [1, 2, float("inf"), 3], "dropped: coordinate not finite", 2),
+        ("annotations.0.bbox", [1, 2, 10**400, 3], "dropped: coordinate not finite", 2),
+        ("annotations.0.bbox", [1, 2, -3, 3], "dropped: inverted", 2),
+        ("annotations.0.bbox", [30, 2, 30, 3], "clipped to the image", 3),
+    ],
+)
+def test_repairs_are_counted(folder: Path, path: str, value: Any, kind: str, left: int) -> None:
+    dataset = read_coco(write(folder, changed(path, value)))
+    assert dict(dataset.repairs.counts) == {kind: 1}
+    assert dataset.num_annotations == left
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("images", ..., "no list 'images'"),
+        ("annotations", {}, "no list 'annotations'"),
+        ("images.0", 3, "images[0]: is a int"),
+        ("images.0.id", ..., "images[0]: has no 'id'"),
+        ("images.0.id", [1], "id is [1]"),
+        ("images.1.id", 7, "image id 7 is given twice"),
+        ("images.0.file_name", "", "is no file name"),
+        ("images.0.file_name", "../a.png", "leaves the folder"),
+        ("images.0.file_name", "sub/../../a.png", "leaves the folder"),
+        ("images.0.file_name", "/etc/passwd", "leaves the folder"),
+        ("images.0.file_name", "C:\\a.png", "leaves the folder"),
+        ("images.0.file_name", "..\\a.png", "leaves the folder"),
+        ("images.0.file_name", "missing.png", "1 of 3 images do not exist"),
+        ("images.0.width", "wide", "width holds 'wide'"),
+        ("categories.0.name", "", "has no 'name'|name is ''"),
+        ("categories.1.id", 90, "category id 90 is given twice"),
+        ("annotations.0.bbox", ..., "annotation 0: has no 'bbox'"),
+        ("annotations.2.bbox", [1, 2, 3], "annotation 6: bbox is [1, 2, 3]"),
+        ("annotations.2.bbox", [1, 2, 3, None], "bbox holds None"),
+        ("annotations.2.bbox", [1, 2, 3, "x"], "bbox holds 'x'"),
+        ("annotations.2.image_id", ..., "annotation 6: has no 'image_id'"),
+        ("annotations.2.category_id", None, "annotation 6: has no 'category_id'"),
+    ],
+)
+def test_errors_name_file_record_and_remedy(folder: Path, path: str, value: Any, words: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read_coco(write(folder, changed(path, value)))
+    message = str(caught.value)
+    assert any(word in message for word in words.split("|"))
+    assert "set.json" in message and "What to do:" in message
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '{"images": ' + "9" * 5000 + "}", "[" * 100_000])
+def test_not_a_coco_file(folder: Path, text: str) -> None:
+    with pytest.raises(DataError, match=r"set\.json"):
+        read_coco(write(folder, text))
+
+
+def test_bytes_that_are_no_text(folder: Path) -> None:
+    (folder / "set.json").write_bytes(b"\xff\xfe\x00{")
+    with pytest.raises(DataError, match="not valid JSON"):
+        read_coco(folder / "set.json")
+
+
+def test_mutated_files_load_or_raise_a_data_error(folder: Path) -> None:
+    rng = random.Random(0)
+    places = [
+        f"{key}.{number}.{field}" for key in CONTENT for number, entry in enumerate(CONTENT[key]) for field in entry
+    ]
+    values = [..., None, "", "7", -1, 0, 1e308, float("nan"), float("inf"), [], {}, True, [1, 2], "\0", 10**30]
+    for _ in range(400):
+        try:
+            dataset = read_coco(write(folder, changed(rng.choice(places), rng.choice(values))))
+        except DataError:
+            continue
+        assert all(np.isfinite(record.boxes).all() for record in dataset.records)
+
+
+def test_written_file_reads_back(folder: Path) -> None:
+    dataset = read_coco(write(folder, CONTENT))
+    write_coco(folder / "again.json", dataset, folder / "images")
+    again = read_coco(folder / "again.json")
+    assert again.categories == dataset.categories and not again.repairs.counts
+    for old, new in zip(dataset.records, again.records, strict=True):
+        assert (old.image_id, old.path, old.annotation_ids) == (new.image_id, new.path, new.annotation_ids)
+        np.testing.assert_array_equal(old.boxes, new.boxes)
+        np.testing.assert_array_equal(old.categories, new.categories)
+        np.testing.assert_array_equal(old.ignore, new.ignore)
+        np.testing.assert_array_equal(old.crowd, new.crowd)  # type: ignore[arg-type]
+
+
+def test_read_dataset_dispatches(folder: Path) -> None:
+    path = str(write(folder, CONTENT))
+    assert len(read_dataset(SourceOptions(annotations=path)).records) == 3
+    with pytest.raises(DataError, match="image_set='train' chooses no image"):
+        read_dataset(SourceOptions(annotations=path, image_set="train"))
+    with pytest.raises(DataError, match="no such file"):
+        read_dataset(SourceOptions(annotations=path + "x"))
+    with pytest.raises(DataError, match="neither"):
+        read_dataset(SourceOptions(annotations=str(folder)))
+    with pytest.raises(DataError, match="no annotations given"):
+        read_dataset(SourceOptions())
+
+
+def test_scoring_needs_no_images(tmp_path: Path) -> None:
+    content = changed("images.0.width", ...)
+    content["images"][2]["height"] = 0
+    path = write(tmp_path, content)
+    dataset = read_dataset(SourceOptions(annotations=str(path)), need_images=False)
+    assert [(record.width, record.height) for record in dataset.records] == [(11, 22), (20, 20), (1, 1)]
+    assert dataset.records[0].boxes.tolist() == [[1, 2, 11, 22], [3, 3, 9.5, 10]]
+    assert dict(dataset.repairs.counts) == {"size taken from the boxes": 2}
+    with pytest.raises(DataError, match="3 of 3 images do not exist"):
+        read_coco(path)
+
+
+def test_category_names(tmp_path: Path) -> None:
+    path = write(tmp_path, CONTENT)
+    assert coco_category_names(path) == {90: "dog", 3: "cat"}
+    assert coco_category_names(path, {"dog": "hound"}) == {90: "hound", 3: "cat"}
+    assert coco_category_names(write(tmp_path, changed("categories.0.id", "90"))) == {90: "dog", 3: "cat"}
+    with pytest.raises(DataError, match="category id 'x' of 'dog' is no whole number"):
+        coco_category_names(write(tmp_path, changed("categories.0.id", "x")))
+    with pytest.raises(DataError, match="given twice"):
+        coco_category_names(write(tmp_path, changed("categories.0.id", "3")))
+
+
+def test_one_set_of_a_file_that_holds_several(folder: Path) -> None:
+    content = copy.deepcopy(CONTENT)
+    for entry, fold in zip(content["images"], ("train", "test", "train"), strict=True):
+        entry["fold"] = fold
+    path = str(write(folder, content))
+    train, test = (
+        read_dataset(SourceOptions(annotations=path, image_set=f"fold={fold}")) for fold in ("train", "test")
+    )
+    assert [record.image_id for record in train.records] == [7, 9] and train.num_annotations == 2
+    assert [record.image_id for record in test.records] == [0] and test.num_annotations == 1
+    assert not train.repairs.counts and train.categories == test.categories
+    with pytest.raises(DataError, match="'fold' is test or train"):
+        read_dataset(SourceOptions(annotations=path, image_set="fold=val"))

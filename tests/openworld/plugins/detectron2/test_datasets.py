@@ -1,0 +1,195 @@
+"""Our schedules in detectron2's catalogs, our evaluator there, and the node of options."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+pytest.importorskip("detectron2", reason="detectron2 is not installed")
+
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, Instances
+
+from openworld.convert.published_run import reference_ore
+from openworld.convert.published_weights import reference_options
+from openworld.engines.detectron2.config import check_supported, label_space, roi_options, section
+from openworld.engines.detectron2.names import SECTIONS
+from openworld.engines.options import RoiOptions
+from openworld.errors import ConfigError
+from openworld.metrics.protocols import PROTOCOLS
+from openworld.plugins.detectron2 import OpenWorldEvaluator, add_ore_config, command, register_schedule
+from openworld.plugins.detectron2.datasets import registered
+
+from .conftest import CONFIGS, ROOT
+
+pytestmark = pytest.mark.detectron2
+
+
+# -- data -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_sees_its_own_classes_only(world: Path) -> None:
+    names = register_schedule(str(world), root=world.parent)
+    assert names == [f"world_t1_{kind}" for kind in ("train", "held_out", "test")] + [
+        f"world_t2_{kind}" for kind in ("train", "replay", "held_out", "test")
+    ]
+    sets = {name: DatasetCatalog.get(name) for name in names}
+    rows = {name: {box["category_id"] for image in sets[name] for box in image["annotations"]} for name in names}
+    assert rows["world_t1_train"] == {0, 1, 2} and rows["world_t2_train"] == {3, 4, 5}
+    assert rows["world_t1_held_out"] <= {0, 1, 2} and rows["world_t2_replay"] == {0, 1, 2, 3, 4, 5}
+    assert MetadataCatalog.get("world_t1_test").thing_classes == ["ball", "cube", "ring", "unknown"]
+    assert 3 in rows["world_t1_test"] and rows["world_t1_test"] <= {0, 1, 2, 3}
+    truth = json.loads((world.parent / "world" / "world" / "test.json").read_text())
+    assert len(sets["world_t1_test"]) == len(truth["images"]) == 4
+    assert sum(len(image["annotations"]) for image in sets["world_t2_test"]) == len(truth["annotations"])
+    first = sets["world_t1_train"][0]
+    assert Path(first["file_name"]).is_file() and (first["width"], first["height"]) == (64, 64)
+    assert len(sets["world_t2_replay"]) < len(sets["world_t1_train"]) + len(sets["world_t2_train"])
+
+
+def test_another_head_registers_anew(world: Path) -> None:
+    register_schedule(str(world), root=world.parent, head="fixed", held_out_with_unknown=True)
+    rows = {box["category_id"] for image in DatasetCatalog.get("world_t1_test") for box in image["annotations"]}
+    assert rows - {0, 1, 2} == {6} and MetadataCatalog.get("world_t1_test").thing_classes[6] == "unknown"
+    held_out = DatasetCatalog.get("world_t1_held_out")
+    assert 6 in {box["category_id"] for image in held_out for box in image["annotations"]}
+    with pytest.raises(ConfigError, match="neither a benchmark nor"):
+        register_schedule("m_owod")
+
+
+def test_benchmarks_register_by_name_without_reading_anything(tmp_path: Path) -> None:
+    names = register_schedule("m_owodb", root=tmp_path)
+    assert names[0] == "m_owodb_t1_train" and "m_owodb_t4_replay" in names and len(names) == 15
+    assert len(MetadataCatalog.get("m_owodb_t1_test").thing_classes) == 21
+
+
+# -- scores -----------------------------------------------------------------------------------------------------------
+
+
+def test_perfect_detections_score_perfectly(world: Path, tmp_path: Path) -> None:
+    register_schedule(str(world), root=world.parent)
+    evaluator = OpenWorldEvaluator("world_t1_test", tmp_path, [PROTOCOLS["unique"], PROTOCOLS["ore"]])
+    evaluator.reset()
+    for image in DatasetCatalog.get("world_t1_test"):
+        boxes = torch.tensor([box["bbox"] for box in image["annotations"]]).reshape(-1, 4)
+        rows = torch.tensor([box["category_id"] for box in image["annotations"]], dtype=torch.int64)
+        found = Instances(
+            (64, 64),
+            pred_boxes=Boxes(boxes),
+            scores=torch.linspace(0.9, 0.5, len(rows)),
+            pred_classes=rows,
+            energies=-torch.ones(len(rows)),
+            known_classes=rows.clamp(max=2),
+        )
+        evaluator.process([image], [{"instances": found}])
+    scores = evaluator.evaluate()
+    assert scores is not None and scores["openworld"]["Known"] == scores["openworld"]["U_Recall"] == 100
+    assert scores["openworld"]["A_OSE"] == 0 and np.isnan(scores["openworld"]["Previous"])
+    assert [result["protocol"] for result in json.loads((tmp_path / "metrics.json").read_text())] == ["unique", "ore"]
+    with pytest.raises(ConfigError, match="no test set of a registered schedule"):
+        OpenWorldEvaluator("world_t1_train", tmp_path)
+
+
+# -- options ----------------------------------------------------------------------------------------------------------
+
+
+def configuration(path: Path | None = None, *keys: Any) -> Any:
+    cfg = get_cfg()
+    add_ore_config(cfg)
+    if path is not None:
+        cfg.merge_from_file(str(path))
+    cfg.merge_from_list(list(keys))
+    return cfg
+
+
+def test_every_option_has_a_key_with_its_default() -> None:
+    cfg = configuration()
+    for name, owner in SECTIONS.items():
+        assert section(cfg, name) == owner()
+        assert {key.lower() for key in cfg.ORE[name]} == set(asdict(owner()))
+    changed = configuration(None, "ORE.CLUSTERING.MARGIN", 3.0, "ORE.ENERGY.TEST_TEMPERATURE", 2.0, "ORE.HEAD", "fixed")
+    assert section(changed, "CLUSTERING").margin == 3 and section(changed, "ENERGY").test_temperature == 2
+    with pytest.raises(AssertionError, match="Non-existent key"):
+        configuration(None, "ORE.CLUSTERING.MARGINS", 3.0)
+    with pytest.raises(ConfigError, match=r"clustering\.margin"):
+        section(configuration(None, "ORE.CLUSTERING.MARGIN", -1.0), "CLUSTERING")
+    with pytest.raises(ConfigError, match="names no schedule"):
+        label_space(cfg)
+
+
+def test_what_the_heads_would_ignore_is_refused() -> None:
+    check_supported(configuration())
+    with pytest.raises(ConfigError, match=r"MODEL\.MASK_ON is True, must be False; .*giou"):
+        check_supported(configuration(None, "MODEL.MASK_ON", True, "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "giou"))
+
+
+def test_detectron2_keys_of_the_box_head_are_ours() -> None:
+    """Without a change detectron2's defaults are those of the reference code's detector."""
+    wanted = RoiOptions(
+        sampled_regions=512,
+        box_regression="per_class",
+        smooth_l1_beta=0.0,
+        hidden_dim=1024,
+        sampling_ratio=0,
+        aligned=True,
+        canonical_size_px=224,
+        nms_iou=0.5,
+    )
+    assert roi_options(configuration()) == wanted
+
+
+def test_the_reference_file_is_the_reference_code() -> None:
+    cfg = configuration()
+    for base in ("Base-ORE-R50-C4.yaml", "ORE-reference.yaml"):
+        cfg.merge_from_file(str(CONFIGS / base))
+    wanted = reference_ore(energy=True)
+    preset = yaml.safe_load((ROOT / "configs" / "ore" / "reference.yaml").read_text())
+    for name, options in zip(SECTIONS, (wanted.unknown_labels, wanted.clustering, wanted.energy), strict=True):
+        found = asdict(section(cfg, name))
+        assert {key: found[key] for key in preset["ore"][name.lower()]} == preset["ore"][name.lower()]
+        apart = {"later_start_step", "min_samples"}
+        assert {k: v for k, v in found.items() if k not in apart} == {
+            k: v for k, v in asdict(options).items() if k not in apart
+        }
+    roi = roi_options(cfg)
+    names = {
+        "backbone.stem.conv1.weight": (64,),
+        "backbone.res2.0.conv1.weight": (64,),
+        "roi_heads.box_predictor.cls_score.weight": (82, 2048),
+        "roi_heads.box_predictor.bbox_pred.weight": (324, 2048),
+    }
+    blocks = {"backbone.res2": 3, "backbone.res3": 4, "backbone.res4": 6, "roi_heads.res5": 3}
+    tensors = {name: torch.zeros(shape) for name, shape in names.items()}
+    tensors |= {f"{stage}.{n}.conv1.weight": torch.zeros(64) for stage, count in blocks.items() for n in range(count)}
+    reference = reference_options(tensors, "").roi
+    assert replace(roi, hidden_dim=0, canonical_size_px=0) == replace(reference, hidden_dim=0, canonical_size_px=0)
+    assert cfg.ORE.HEAD == "fixed" and cfg.MODEL.RPN.POST_NMS_TOPK_TEST == 1000
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_names_what_is_registered(path: Path, tmp_path: Path) -> None:
+    parsed = Namespace(config_file=str(path), opts=["MODEL.DEVICE", "cpu"], resume=False, eval_only=False)
+    cfg = command.setup(parsed)
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        entry = registered(name)
+        assert entry is not None and entry.labels == label_space(cfg)
+    assert cfg.DATASETS.TRAIN[0].endswith("replay" if cfg.ORE.STAGE == "replay" else "train")
+    assert label_space(cfg).background == cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if cfg.MODEL.WEIGHTS:  # another configuration writes what this one starts from
+        written = {yaml.safe_load(other.read_text())["OUTPUT_DIR"] for other in path.parent.glob("*.yaml")}
+        assert str(Path(cfg.MODEL.WEIGHTS).parent) in written
+
+
+def test_arguments_are_what_the_command_line_gives(arguments: Callable[..., Namespace], tmp_path: Path) -> None:
+    cfg = command.setup(arguments(tmp_path, 2, "replay"))
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 7 and cfg.DATASETS.TRAIN == ("world_t2_replay",)

@@ -1,0 +1,105 @@
+"""The ablation: what each variant changes, and its table by hand."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from openworld.config import RunConfig
+from openworld.configfile import CONFIGS, read_options
+from openworld.errors import ConfigError
+from openworld.run.ablation import (
+    COLUMNS,
+    VARIANTS,
+    _training_of,
+    as_markdown,
+    from_backbones,
+    run_ablation,
+    summarise,
+    switched_one_by_one,
+)
+from openworld.run.schedule import config_difference
+from ssl_backbones.nets import ResNet
+from ssl_backbones.options import ArchOptions
+
+
+def test_each_variant_changes_one_thing() -> None:
+    config = RunConfig()
+    changed = {name: config_difference(config, change(config)) for name, change in VARIANTS.items()}
+    assert changed.pop("full") == []
+    assert changed["no energy"] == ["ore.energy.enabled: True → False"]
+    assert changed["no clustering"] == ["ore.clustering.enabled: True → False"]
+    assert changed["no unknown labelling"] == ["ore.unknown_labels.enabled: True → False"]
+    assert changed["no replay"] == ["ore.exemplars.enabled: True → False"]
+    random = changed["random initialisation"]
+    assert all(line.startswith(("pretrain", "model.arch")) for line in random) and random
+
+
+def test_means_and_spreads_by_hand() -> None:
+    def metrics(known: float, recall: float | None) -> list[dict]:  # type: ignore[type-arg]
+        return [{**dict.fromkeys(COLUMNS, 0.0), "known_ap50": known, "unknown_recall50": recall}]
+
+    results = [("full", 0, metrics(0.5, 0.1)), ("full", 1, metrics(0.7, None)), ("no energy", 0, metrics(0.2, None))]
+    summary = summarise(results, ["full", "no energy"])
+    assert summary["full"]["1"]["known_ap50"]["mean"] == pytest.approx(0.6)
+    assert summary["full"]["1"]["known_ap50"]["spread"] == pytest.approx(0.1414, abs=1e-4)
+    assert summary["full"]["1"]["unknown_recall50"]["values"] == [0.1, None]
+    summary["full"]["1"]["previous_ap50"]["mean"] = summary["no energy"]["1"]["previous_ap50"]["mean"] = None
+    text = as_markdown(summary)
+    assert "Previous" not in text and "Current" not in text  # without previous classes all are current
+    assert "| full | 60.0 ± 14.1 |" in text and "| no energy | 20.0 |" in text
+
+
+def test_an_unknown_variant_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such thing"):
+        run_ablation(RunConfig(), tmp_path, seeds=[0], variants=["no such thing"], jobs=1, console=Console())
+
+
+def test_options_are_switched_one_by_one() -> None:
+    config = RunConfig()
+    options = read_options(CONFIGS / "ore" / "reference.yaml")
+    variants = switched_one_by_one(config, options)
+    changed = {name: config_difference(config, change(config)) for name, change in variants.items()}
+    assert changed.pop("full") == []
+    together = changed.pop("all of them")
+    assert len(together) == len(changed) > 20
+    assert changed["ore.clustering.margin=2.0"] == ["ore.clustering.margin: 10.0 → 2.0"]
+    assert changed["model.head=fixed"] == ["model.head: 'growing' → 'fixed'"]
+    assert all(len(lines) == 1 for lines in changed.values())
+    assert "ore.clustering.items_per_class=20" not in changed  # as it was
+    assert list(switched_one_by_one(config, {"model": {"head": "fixed"}})) == ["full", "model.head=fixed"]
+    with pytest.raises(ConfigError, match=r"no option 'ore\.clustering\.margins'"):
+        switched_one_by_one(config, {"ore": {"clustering": {"margins": 2}}})
+
+
+def test_the_same_schedule_from_several_backbones(tmp_path: Path) -> None:
+    for name, width in (("a", 0.0625), ("b", 0.0625), ("wide", 0.125)):
+        torch.save(ResNet(ArchOptions(width=width)).state_dict(), tmp_path / f"{name}.pth")
+    config = replace(RunConfig(), pretrain=None)
+    files = {name: tmp_path / f"{name}.pth" for name in ("a", "b", "wide")}
+    variants = from_backbones(config, {name: files[name] for name in ("a", "b")})
+    plans = {name: change(config) for name, change in variants.items()}
+    assert list(plans) == ["random", "a", "b"] and all(plan.pretrain is None for plan in plans.values())
+    assert plans["a"].model.weights == str(files["a"]) and plans["random"].model.weights is None
+    assert plans["random"].model.arch == ArchOptions(width=0.0625, stem_width=4)
+    for plan in plans.values():
+        assert replace(plan, model=config.model) == config  # nothing else differs
+    assert len({_training_of(plan) for plan in plans.values()}) == 3  # each is trained by itself
+    with pytest.raises(ConfigError, match="'a' and 'wide' are different networks"):
+        from_backbones(config, {"a": files["a"], "wide": files["wide"]})
+    with pytest.raises(ConfigError, match="named 'random'"):
+        from_backbones(config, {"random": files["a"]})
+    with pytest.raises(ConfigError, match="switch and backbones"):
+        run_ablation(config, tmp_path, seeds=[0], variants=[], jobs=1, console=Console(), switch={}, backbones=files)
+
+
+def test_training_is_shared_by_what_comes_after_it() -> None:
+    config = RunConfig()
+    variants = switched_one_by_one(config, read_options(CONFIGS / "ore" / "reference.yaml"))
+    shared = {name for name, change in variants.items() if _training_of(change(config)) == _training_of(config)}
+    assert "full" in shared and "model.roi.cross_nms_iou=1.0" in shared
+    assert {name for name in variants if name.startswith("ore.energy.")} <= shared
+    assert not {name for name in variants if name.startswith(("ore.clustering.", "ore.unknown_labels."))} & shared
+    assert "model.head=fixed" not in shared and "all of them" not in shared

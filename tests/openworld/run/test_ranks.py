@@ -1,0 +1,226 @@
+"""A run of two gloo processes against the same run of one: losses, weights, exemplars, energies, predictions, scores.
+
+Everything computes in float64, which tells what is equal but for rounding from what is nearly equal. Run as a script,
+this file is one of the processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from openworld.config import OreOptions, PhaseOptions, RunConfig
+from openworld.data.options import DataOptions, LoaderOptions, SyntheticOptions
+from openworld.detector import Detector
+from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
+from openworld.errors import ConfigError
+from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, ExemplarOptions, UnknownLabelOptions
+from openworld.run import schedule as tasks
+from openworld.run.schedule import check_shares, fit_energy, run_schedule
+from openworld.runtime import distributed
+from ssl_backbones.options import ArchOptions
+
+
+@contextmanager
+def in_double_precision() -> Iterator[pytest.MonkeyPatch]:
+    """Engines, prototypes and what the code makes float32 are float64."""
+    make = Detector.__init__
+
+    def make_double(self: Detector, *arguments: Any, **named: Any) -> None:
+        make(self, *arguments, **named)
+        self.double()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Detector, "__init__", make_double)
+        patch.setattr(Tensor, "float", Tensor.double)
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield patch
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+def phase(steps: int) -> PhaseOptions:
+    """Two images a process; SGD, which rounding moves no further than it is (Adam divides by small numbers)."""
+    return PhaseOptions(steps=steps, batch_size=4, lr=1e-3, optimizer="sgd", warmup_steps=1, checkpoint_every=2)
+
+
+def config() -> RunConfig:
+    """BatchNorm is trained, images differ in size, prototypes start in the second step and move in the third.
+
+    Few proposals, so that rounding finds no two of nearly equal objectness to swap.
+    """
+    return RunConfig(
+        name="ranks",
+        data=DataOptions(
+            tasks=[["ball", "cube"], ["star", "ring"]],
+            synthetic=SyntheticOptions(train_images=16, val_images=20, test_images=20, pretrain_images=0, size=64),
+            loader=LoaderOptions(min_size=64, max_size=64, scale_jitter=[0.5, 1.0]),
+        ),
+        pretrain=None,
+        model=ModelOptions(
+            arch=ArchOptions(width=0.125),
+            fpn_channels=8,
+            rpn=RpnOptions(train_candidates=5, train_proposals=12, test_proposals=20, anchor_sizes=[8, 16, 32, 64]),
+            roi=RoiOptions(sampled_regions=8, hidden_dim=16, score_threshold=0.02),
+            device="cpu",
+        ),
+        ore=OreOptions(
+            unknown_labels=UnknownLabelOptions(per_image=2, max_iou=0.3),
+            clustering=ClusteringOptions(weight=0.01, start_step=1, update_every=2, items_per_class=6),
+            energy=EnergyOptions(min_samples=5),
+            exemplars=ExemplarOptions(per_class=2, strategy="herding"),
+        ),
+        train=phase(3),
+        increment=phase(2),
+        replay=phase(2),
+    )
+
+
+def cut_to_the_second_step(run: Path, target: Path) -> None:
+    """What was on the disk when a run had done two steps of its first task."""
+    shutil.copytree(run, target)
+    shutil.rmtree(target / "task2")
+    for path in (target / "task1").iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.copytree(target.parent / "second step", target / "task1" / "checkpoint" / "train-000002")
+
+
+def process(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    meeting, patience = f"file://{folder}/meeting", timedelta(seconds=100)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
+    with in_double_precision():
+        run_schedule(config(), folder / "two", resume=False)
+        traffic = {" · ".join(key): (found.calls, found.payload_bytes) for key, found in distributed.traffic.items()}
+        (folder / f"traffic{rank}.json").write_text(json.dumps(traffic))
+        for name in ("scored anew", "from the second step"):
+            run_schedule(config(), folder / name, resume=True)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``one``, ``two``, and runs that one process began and two finished."""
+    folder = tmp_path_factory.mktemp("ranks")
+
+    def keep_second_step(run: tasks.Run, task: int, detector: Detector, started: float) -> None:
+        if task == 1:
+            shutil.copytree(run.task_folder(1) / "checkpoint" / "train-000002", folder / "second step")
+        fit_energy(run, task, detector, started)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with in_double_precision() as patch:
+        patch.setattr(tasks, "fit_energy", keep_second_step)
+        run_schedule(config(), folder / "one", resume=False)
+    torch.set_num_threads(threads)
+    shutil.copytree(folder / "one", folder / "scored anew")
+    for name in ("metrics.json", "predictions.json", "energy.json", "checkpoint/energy-000001"):
+        path = folder / "scored anew" / "task2" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    cut_to_the_second_step(folder / "one", folder / "from the second step")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    commands = [[sys.executable, __file__, str(rank), str(folder)] for rank in range(2)]
+    started = [subprocess.Popen(command, env=environment) for command in commands]
+    assert [one.wait(timeout=150) for one in started] == [0, 0]
+    return folder
+
+
+def steps(run: Path) -> list[dict[str, Any]]:
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [entry for entry in entries if entry["event"] == "step"]
+
+
+def weights(run: Path, task: int, name: str) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(run / f"task{task}" / "checkpoint" / name / "model.safetensors")
+
+
+def assert_close(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    """To 1e-12 of the tensor's largest value, at least of 1."""
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        one, two = tensor.double().nan_to_num(), second[name].double().nan_to_num()  # NaN: no energy is fitted yet
+        assert float((one - two).abs().max()) <= 1e-12 * max(1.0, float(one.abs().max())), name
+
+
+@pytest.mark.parametrize("other", ["two", "from the second step"])
+def test_every_loss_and_every_weight_is_that_of_one_process(runs: Path, other: str) -> None:
+    expected, got = steps(runs / "one"), steps(runs / other)
+    assert len(expected) == len(got) == 7
+    assert any(entry["losses"]["clustering"] > 0 for entry in expected)
+    for one, two in zip(expected, got, strict=True):
+        assert {**two, "loss": 0, "losses": 0} == {**one, "loss": 0, "losses": 0}
+        assert two["losses"] == pytest.approx(one["losses"], rel=1e-12, abs=1e-12)
+    for task, name in ((1, "train-000003"), (2, "replay-000002")):
+        assert_close(weights(runs / "one", task, name), weights(runs / other, task, name))
+
+
+def test_exemplars_and_scores_are_those_of_one_process(runs: Path) -> None:
+    for task in ("task1", "task2"):
+        exemplars = [json.loads((runs / run / task / "exemplars.json").read_text()) for run in ("one", "two")]
+        assert exemplars[0] == exemplars[1] and exemplars[0]["images"]
+        one, two = (json.loads((runs / run / task / "metrics.json").read_text()) for run in ("one", "two"))
+        for name in ("known_ap50", "current_ap50", "unknown_recall50", "unknown_ap50", "wi", "a_ose"):
+            assert two[name] == pytest.approx(one[name], abs=1e-12), name
+
+
+def test_the_same_weights_give_the_same_energies_and_the_same_predictions(runs: Path) -> None:
+    """To the last digit, and in the order of the images: two processes fitted, detected and scored with the weights
+    that one process had trained."""
+    for name in ("energy.json", "predictions.json", "metrics.json"):
+        one, two = ((runs / run / "task2" / name).read_bytes() for run in ("one", "scored anew"))
+        assert one == two, name
+    images = json.loads((runs / "one" / "task2" / "predictions.json").read_text())
+    assert len(images["images"]) == 20
+
+
+def test_only_the_first_process_writes(runs: Path) -> None:
+    numbered = [(entry["stage"], entry["task"], entry["step"]) for entry in steps(runs / "two")]
+    assert len(numbered) == len(set(numbered))
+    left = [path.name for path in (runs / "two").rglob("*") if path.name.startswith(".tmp") or "partial" in path.name]
+    assert left == []
+    assert json.loads((runs / "two" / "env.json").read_text())["processes"] == 2
+
+
+def test_a_step_sends_the_gradients_once_and_little_else(runs: Path) -> None:
+    first, second = (json.loads((runs / f"traffic{rank}.json").read_text()) for rank in range(2))
+    trained = sum(
+        tensor.numel()
+        for task, name in ((1, "train-000003"), (2, "replay-000002"))
+        for key, tensor in weights(runs / "two", task, name).items()
+        for _ in range(3 if task == 1 else 4)
+        if key.startswith("engine.")
+        and not key.startswith("engine.pixel_")
+        and not key.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    )
+    assert first["gradients · all_reduce"] == [7, 8 * trained] == second["gradients · all_reduce"]
+    assert first["losses, to log and to check · all_reduce"] == [7, 7 * 8 * 6]
+    assert first["divisors of the losses · all_reduce"] == [14, 14 * 4]
+    assert first["padding of the images · all_reduce"] == [7, 7 * 16]
+    regions = first["ORE: features, labels, divisor · all_gather"][1]
+    assert 0 < regions < 7 * (2 * 8 * (16 * 8 + 8) + 4 * 16)  # two images of 8 regions: feature, label; headers
+
+
+def test_a_batch_that_the_processes_cannot_share_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    with pytest.raises(ConfigError, match=r"train\.batch_size is 4, which 3 processes"):
+        check_shares(config())
+
+
+if __name__ == "__main__":
+    process(int(sys.argv[1]), Path(sys.argv[2]))
