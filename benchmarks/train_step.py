@@ -122,10 +122,10 @@ def own_model(stock: FasterRCNN, regions: int, precision: str) -> OpenWorldRCNN:
     model.rpn.head.load_state_dict(stock.rpn.head.state_dict())
     predictor = stock.roi_heads.box_predictor
     with torch.no_grad():
-        model.classify.weight.copy_(predictor.cls_score.weight.roll(-1, 0))
-        model.classify.bias.copy_(predictor.cls_score.bias.roll(-1, 0))
-        model.refine.weight.copy_(predictor.bbox_pred.weight[4:])
-        model.refine.bias.copy_(predictor.bbox_pred.bias[4:])
+        model.cls_score.weight.copy_(predictor.cls_score.weight.roll(-1, 0))
+        model.cls_score.bias.copy_(predictor.cls_score.bias.roll(-1, 0))
+        model.bbox_pred.weight.copy_(predictor.bbox_pred.weight[4:])
+        model.bbox_pred.bias.copy_(predictor.bbox_pred.bias[4:])
     return model.to(memory_format=torch.channels_last)
 
 

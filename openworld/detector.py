@@ -1,4 +1,4 @@
-"""The detector: an engine and the open-world parts that watch it; built from a configuration, or from a checkpoint."""
+"""The detector: an engine, an open-world method and the pipeline between them, built or restored from a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,54 +10,116 @@ from torch import Tensor, nn
 
 from openworld.config import RunConfig
 from openworld.engines.base import Engine
+from openworld.engines.roi_inference import detections_of_batch
+from openworld.engines.roi_losses import box_head_losses
+from openworld.engines.sampling import match_regions, training_regions, unmatched_regions
 from openworld.engines.weights import build_engine
 from openworld.errors import CheckpointError
 from openworld.labels import LabelSpace
+from openworld.methods.base import OpenWorldMethod
 from openworld.methods.ore.method import Ore
 from openworld.runtime import distributed
 from openworld.runtime.batch_norm import synchronise_batch_norm
 from openworld.runtime.checkpoint import Checkpoint, newest_valid
 from openworld.runtime.environment import select_device
-from openworld.runtime.profiling import scope
-from openworld.structures import Regions, Target
+from openworld.structures import Detections, Regions, Target
 
 
 class Detector(nn.Module):
-    """An engine and the open-world parts that watch it. Its state dict is the whole model of a task."""
+    """An engine, an open-world method and the pipeline between them. Its state dict is the whole model of a task."""
 
-    def __init__(self, engine: Engine, ore: Ore) -> None:
+    def __init__(self, engine: Engine, method: OpenWorldMethod) -> None:
         super().__init__()
         self.engine = engine
-        self.ore = ore
+        self.method = method
+
+    @property
+    def space(self) -> LabelSpace:
+        """Label space of the current task."""
+        return self.engine.space
 
     def losses(
         self, images: Sequence[Tensor], targets: Sequence[Target], step: int, *, replay: bool = False
     ) -> dict[str, Tensor]:
-        """All losses of one step; ``step`` counts from 0 within the task and times the prototypes.
+        """Compute all losses of one step: propose, match, relabel, sample, box head, losses.
 
-        ``replay`` marks the fine-tuning on exemplars, see ``clustering.during_replay``. With several processes, each
-        with its share of the batch, the means of the losses over the processes are those of one with the whole batch.
+        Args:
+            images: (3, H, W) RGB, uint8 or float32 in [0, 1], on any device.
+            targets: what is annotated on each.
+            step: of the task, from 0.
+            replay: the step fine-tunes on exemplars.
+
+        Returns:
+            scalars by name: the detector's ``objectness``, ``rpn_box``, ``classification``, ``box``, and the method's.
+            With several processes, each with its share of the batch, the means of the losses over the processes are
+            those of one with the whole batch.
         """
-        with scope("regions"):
-            losses, regions = self.engine.training_step(images, targets, self._label_unknowns, self.ore.unknown.among)
-        assert regions.features is not None
-        with scope("ORE"), distributed.purpose("ORE: features, labels, divisor"):
-            losses["clustering"] = self.ore.step(
-                regions.features, regions.labels, step, replay=replay, ranks=distributed
-            )
-        return losses
+        engine, method, roi = self.engine, self.method, self.engine.options.roi
+        targets = [target.to(engine.pixel_mean.device) for target in targets]
+        found, losses = engine.propose(images, targets)
+        regions = engine.box_head(found, training_regions(found, targets, method, self.space, roi))
+        losses |= box_head_losses(regions, self.space, roi, method.unused_rows)
+        return losses | method.losses(regions, step, replay=replay, ranks=distributed)
 
-    def _label_unknowns(self, regions: Regions, image_sizes: Tensor) -> Tensor:
-        with scope("ORE"):
-            return self.ore.label_unknowns(regions, image_sizes)
+    @torch.no_grad()
+    def detect(self, images: Sequence[Tensor]) -> list[Detections]:
+        """Detect on each image: propose, box head, score, decide, suppress. Boxes are pixels of the given images.
+
+        Args:
+            images: as in :meth:`losses`.
+        """
+        engine = self.engine
+        found, _ = engine.propose(images)
+        regions = unmatched_regions(found, self.space)
+        if not len(regions):
+            return [Detections.empty(self.method.extras) for _ in images]
+        regions = engine.box_head(found, regions)
+        sizes, roi = found.image_sizes, engine.options.roi
+        of_images = detections_of_batch(regions, engine.refine(regions), sizes, self.method, self.space, roi)
+        return [detections for detections, _ in of_images]
+
+    @torch.no_grad()
+    def matched_regions(self, images: Sequence[Tensor], targets: Sequence[Target]) -> tuple[Regions, Tensor]:
+        """All proposals as at test, matched to the targets, with features and logits; nothing is sampled.
+
+        Args:
+            images, targets: as in :meth:`losses`.
+
+        Returns:
+            the regions, and (B, 2) height and width of the images in pixels.
+        """
+        engine = self.engine
+        targets = [target.to(engine.pixel_mean.device) for target in targets]
+        found, _ = engine.propose(images)
+        iou = engine.options.roi.foreground_iou
+        regions = match_regions(found, targets, self.space, foreground_iou=iou, add_annotated=False)
+        return engine.box_head(found, regions), found.sizes
+
+    def calibration_samples(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Let the method collect from the proposals of held-out images what it is calibrated with.
+
+        Args:
+            images: as in :meth:`losses`.
+            targets: the annotations that ``method.calibrates_on`` names.
+        """
+        return self.method.collect(*self.matched_regions(images, targets))
+
+    def grow(self, space: LabelSpace) -> None:
+        """Go on to the label space of a later task.
+
+        Raises:
+            ConfigError: it does not continue the present one.
+        """
+        self.engine.grow(space)
+        self.method.grow(space)
 
 
 def build_detector(config: RunConfig, labels: LabelSpace, weights: Path | None) -> Detector:
     """An untrained detector of a label space on its backbone, on the configured device."""
     engine = build_engine(labels, config.model, weights)
     options = config.ore
-    ore = Ore(labels, engine.feature_dim, options.clustering, options.unknown_labels, options.energy)
-    detector = Detector(engine, ore).to(select_device(config.model.device))
+    method = Ore(labels, engine.feature_dim, options.clustering, options.unknown_labels, options.energy)
+    detector = Detector(engine, method).to(select_device(config.model.device))
     if config.model.synchronise_norm and distributed.world_size() > 1:
         synchronise_batch_norm(detector, only_trained=True)
     return detector.to(memory_format=torch.channels_last)

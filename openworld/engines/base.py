@@ -1,21 +1,44 @@
-"""What a detector engine is to the rest of the toolkit. ORE reaches it only through these methods."""
+"""What a detector engine is to the rest of the toolkit: a two-stage detector in parts, none of which knows a method.
+
+:class:`openworld.detector.Detector` puts the parts in order: propose, match, relabel, sample, box head, losses; or
+propose, box head, score, decide, suppress. B images, P proposals of an image, R regions over the batch, K head rows, C
+sets of box deltas.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from openworld.engines.options import ModelOptions
 from openworld.labels import LabelSpace
-from openworld.structures import Decision, Detections, Regions, Target
+from openworld.structures import Regions, Target
 
-LabelUnknowns = Callable[[Regions, Tensor], Tensor]
-"""Regions labelled known or background, and image sizes (B, 2) height and width in pixels → (R,) labels in which some
-background regions are unknown."""
 
-Decide = Callable[[Tensor, Tensor, Tensor], Decision]
-"""Logits (N, K), the row (N,) under which each is a candidate, and its score (N,) → the decision on each."""
+@dataclass(frozen=True)
+class Proposals:
+    """What the first stage finds in a batch.
+
+    Args:
+        levels: feature maps (B, channels, h, w) by name, finest first.
+        boxes: for each image (P, 4) float32, clipped to the image, sorted by falling objectness.
+        objectness: for each image (P,) float32 logits.
+        image_sizes: height and width of each image in pixels, without padding.
+    """
+
+    levels: Mapping[str, Tensor]
+    boxes: Sequence[Tensor]
+    objectness: Sequence[Tensor]
+    image_sizes: Sequence[tuple[int, int]]
+
+    @property
+    def sizes(self) -> Tensor:
+        """(B, 2) int64 height and width in pixels, on the device of the boxes."""
+        return torch.tensor(self.image_sizes).to(self.boxes[0].device, non_blocking=True)
 
 
 class Engine(Protocol):
@@ -27,8 +50,12 @@ class Engine(Protocol):
     training: bool
 
     @property
-    def labels(self) -> LabelSpace:
-        """Of the current task."""
+    def space(self) -> LabelSpace:
+        """Label space of the current task."""
+
+    @property
+    def options(self) -> ModelOptions:
+        """Options that the engine was built with."""
 
     @property
     def feature_dim(self) -> int:
@@ -44,43 +71,46 @@ class Engine(Protocol):
 
     @property
     def backbone(self) -> nn.Module:
-        """The ResNet, without what a detector adds to it."""
+        """The backbone, without what a detector adds to it."""
 
-    def training_step(
-        self,
-        images: Sequence[Tensor],
-        targets: Sequence[Target],
-        label_unknowns: LabelUnknowns,
-        among: Literal["all_proposals", "sampled"] = "all_proposals",
-    ) -> tuple[dict[str, Tensor], Regions]:
-        """Losses (scalars: objectness, rpn_box, classification, box) and the sampled regions with features.
+    def propose(
+        self, images: Sequence[Tensor], targets: Sequence[Target] | None = None
+    ) -> tuple[Proposals, dict[str, Tensor]]:
+        """Run backbone and region proposal network.
 
-        ``label_unknowns`` is called once: on all proposals, before the regions of the losses are sampled from them
-        (ORE, section 4.2), or on the sampled regions only (reference code).
+        Args:
+            images: B of any sizes.
+            targets: annotated boxes in pixels of the images, on the engine's device; None at test.
+
+        Returns:
+            the proposals, and with targets the scalar losses ``objectness`` and ``rpn_box``.
         """
 
-    def labelled_regions(
-        self, images: Sequence[Tensor], targets: Sequence[Target], label_unknowns: LabelUnknowns
-    ) -> Regions:
-        """Proposals as at test, matched to the targets, with logits. No gradient, no sampling."""
+    def box_head(self, found: Proposals, regions: Regions) -> Regions:
+        """Return the regions with features (R, D), logits (R, K) and deltas (R, 4·C), float32.
 
-    def detect(self, images: Sequence[Tensor], decide: Decide, *, nms_after_decision: bool = True) -> list[Detections]:
-        """Final detections, boxes in pixels of the given images; suppression comes after the decision, or before it."""
+        Args:
+            found: of the images that the regions lie in.
+            regions: image after image.
+        """
 
-    def grow(self, labels: LabelSpace) -> None:
+    def refine(self, regions: Regions) -> Tensor:
+        """Move the boxes by their deltas: (R, C, 4) float32 pixels, not clipped."""
+
+    def grow(self, space: LabelSpace) -> None:
         """Go on to the label space of a later task; old rows, unknown and background keep their weights.
 
         A head of the growing layout gets rows for the new classes; in a fixed head nothing moves.
         """
 
     def load_backbone(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the weights of the ResNet, by torchvision's names; the first convolution reads RGB."""
+        """Copy the weights of the backbone, by torchvision's names; the first convolution reads RGB."""
 
     def backbone_stages(self, image: Tensor) -> dict[str, Tensor]:
         """An image (3, H, W) → ``c2``…``c5`` (1, C, h, w) after the engine's preprocessing."""
 
     def parts(self) -> list[tuple[str, nn.Module]]:
-        """What a profile tells apart in a forward pass, by name; a module within another counts for itself."""
+        """Name what a profile tells apart in a forward pass; a module within another counts for itself."""
 
     def train(self, mode: bool = True) -> Any:
         """See ``torch.nn.Module``."""

@@ -6,19 +6,21 @@ R regions, N candidates, K head rows, C sets of boxes: 1 (class-agnostic) or one
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torchvision.ops import boxes as box_ops
 
-from openworld.engines.base import Decide
 from openworld.engines.options import RoiOptions
 from openworld.engines.roi_losses import masked_logits
 from openworld.labels import LabelSpace
-from openworld.structures import Detections
+from openworld.methods.base import OpenWorldMethod
+from openworld.structures import Candidates, Detections, Regions, RegionScores
 
 
-def candidates(
+def candidates_of_regions(
     boxes: Tensor, scores: Tensor, rows: Sequence[int], *, score_threshold: float, min_side_px: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Each region under each row whose score passes the threshold, in the order of regions, then of rows.
@@ -94,51 +96,96 @@ def suppress_across(boxes: Tensor, side: Tensor, iou: float) -> Tensor:
 
 
 def detections_of_image(
-    boxes: Tensor, logits: Tensor, labels: LabelSpace, roi: RoiOptions, decide: Decide, *, nms_after_decision: bool
+    regions: Regions,
+    boxes_RC4: Tensor,
+    scores: RegionScores,
+    method: OpenWorldMethod,
+    space: LabelSpace,
+    roi: RoiOptions,
 ) -> tuple[Detections, Tensor]:
     """Threshold, decision, suppression and cap for one image. A class that no task has taught is never detected.
 
     Args:
-        boxes: (R, 4·C) clipped to the image, in pixels.
-        logits: (R, K) floating.
-        labels: of the task.
-        roi: the thresholds, and ``mask_future``.
-        decide: known or unknown.
-        nms_after_decision: suppression comes after the decision, or before it.
+        regions: of the image, with features and logits.
+        boxes_RC4: (R, C, 4) refined boxes in pixels, clipped to the image.
+        scores: of the regions.
+        method: makes the decision, before or after the suppression.
+        space: label space of the task.
+        roi: the thresholds.
 
     Returns:
         the detections by falling score, and the region (N,) int64 of each.
     """
-    masked = labels.future_rows if roi.mask_future == "always" else ()
-    scores_RK = masked_logits(logits, masked).softmax(dim=1)
-    region, candidate, found_boxes = candidates(
-        boxes.reshape(len(boxes), boxes.shape[1] // 4, 4),
-        scores_RK,
-        labels.detected_rows,
+    assert regions.features is not None and regions.logits is not None
+    region, row, found_boxes = candidates_of_regions(
+        boxes_RC4,
+        scores.scores,
+        space.detected_rows,
         score_threshold=roi.score_threshold,
         min_side_px=roi.min_side_px,
     )
-
-    def suppressed(boxes_N4: Tensor, scores_N: Tensor, labels_N: Tensor) -> Tensor:
-        return suppress(
-            boxes_N4,
-            scores_N,
-            labels_N,
-            unknown=labels.unknown,
-            nms_iou=roi.nms_iou,
-            cross_nms_iou=roi.cross_nms_iou,
-            most=roi.detections_per_image,
-        )
-
-    scores = scores_RK[region, candidate]
-    if not nms_after_decision:
-        kept = suppressed(found_boxes, scores, candidate)
-        region, candidate, found_boxes, scores = region[kept], candidate[kept], found_boxes[kept], scores[kept]
-    decision = decide(logits[region], candidate, scores)
-    found = Detections(found_boxes, decision.scores, decision.labels, decision.energies, decision.known_labels)
+    logits_NK = regions.logits[region]
+    candidates = Candidates(
+        boxes=found_boxes,
+        rows=row,
+        scores=scores.scores[region, row],
+        known_labels=logits_NK[:, : space.num_known].argmax(1),
+        logits=logits_NK,
+        features=regions.features[region],
+        objectness=regions.objectness[region],
+        extras={name: column[region] for name, column in scores.extras.items()},
+    )
+    suppression = partial(
+        suppress,
+        unknown=space.unknown,
+        nms_iou=roi.nms_iou,
+        cross_nms_iou=roi.cross_nms_iou,
+        most=roi.detections_per_image,
+    )
+    if not method.nms_after_decision:
+        kept = suppression(candidates.boxes, candidates.scores, candidates.rows)
+        region, candidates = region[kept], candidates[kept]
+    decision = method.decide(candidates)
+    extras = {**candidates.extras, **decision.extras}
+    found = Detections(candidates.boxes, decision.scores, decision.labels, candidates.known_labels, extras)
     found, region = found[decision.kept], region[decision.kept]
-    if nms_after_decision:
-        order = suppressed(found.boxes, found.scores, found.labels)
+    if method.nms_after_decision:
+        order = suppression(found.boxes, found.scores, found.labels)
     else:
         order = found.scores.argsort(descending=True, stable=True)  # the decision may change scores
     return found[order], region[order]
+
+
+def detections_of_batch(
+    regions: Regions,
+    boxes_RC4: Tensor,
+    image_sizes: Sequence[tuple[int, int]],
+    method: OpenWorldMethod,
+    space: LabelSpace,
+    roi: RoiOptions,
+) -> list[tuple[Detections, Tensor]]:
+    """Score the regions of a batch, and decide on those of each image.
+
+    Args:
+        regions: image after image, with features and logits.
+        boxes_RC4: (R, C, 4) refined boxes in pixels.
+        image_sizes: height and width of each image.
+        method, space, roi: as in :func:`detections_of_image`; ``roi.mask_future`` too.
+
+    Returns:
+        for each image the detections, and the region (N,) int64 of each among those of the image.
+    """
+    assert regions.logits is not None
+    masked = (*(space.future_rows if roi.mask_future == "always" else ()), *method.unused_rows)
+    regions = replace(regions, logits=masked_logits(regions.logits, masked))
+    scores = method.score(regions)
+    found, first = [], 0
+    for size, count in zip(
+        image_sizes, torch.bincount(regions.image_index, minlength=len(image_sizes)).tolist(), strict=True
+    ):
+        here = slice(first, first + count)
+        own = RegionScores(scores.scores[here], {name: column[here] for name, column in scores.extras.items()})
+        clipped = box_ops.clip_boxes_to_image(boxes_RC4[here], size)
+        found.append(detections_of_image(regions[here], clipped, own, method, space, roi))
+        first += count
+    return found

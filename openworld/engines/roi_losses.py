@@ -100,28 +100,28 @@ def box_loss(
 
 
 def box_head_losses(
-    logits: Tensor, deltas: Tensor, regions: Regions, goals: Tensor, labels: LabelSpace, roi: RoiOptions
-) -> tuple[Tensor, Tensor]:
+    regions: Regions, space: LabelSpace, roi: RoiOptions, unused_rows: Sequence[int] = ()
+) -> dict[str, Tensor]:
     """Classification and box loss of the sampled regions, as the options say.
 
     Args:
-        logits: (R, K) floating.
-        deltas: (R, 4·C) floating.
-        regions: sampled, with their labels.
-        goals: (R, 4) the annotated box that each region overlaps most; zeros where its image has none.
-        labels: of the task.
+        regions: sampled, with labels, goals, logits and deltas.
+        space: label space of the task.
         roi: ``mask_future``, ``unknown_box_loss`` and ``smooth_l1_beta``.
+        unused_rows: rows that the method leaves out of the softmax.
 
     Returns:
-        two scalars, see :func:`classification_loss` and :func:`box_loss`. With several processes their means over the
-        processes are those of one process with the regions of all.
+        ``classification`` and ``box``, scalars; see :func:`classification_loss` and :func:`box_loss`. With several
+        processes their means over the processes are those of one process with the regions of all.
     """
-    masked = labels.future_rows if roi.mask_future != "never" else ()
-    regressed = labels.is_known(regions.labels)
+    assert regions.logits is not None and regions.deltas is not None and regions.goals is not None
+    masked = (*(space.future_rows if roi.mask_future != "never" else ()), *unused_rows)
+    regressed = space.is_known(regions.labels)
     if roi.unknown_box_loss == "included":
-        regressed = regressed | (regions.labels == labels.unknown)
-    weight = distributed.share_of_mean(torch.full((), len(regions), device=logits.device))
-    return (
-        weight * classification_loss(logits, regions.labels, masked),
-        weight * box_loss(deltas, regions.boxes, goals, regions.labels, regressed, beta=roi.smooth_l1_beta),
-    )
+        regressed = regressed | (regions.labels == space.unknown)
+    weight = distributed.share_of_mean(torch.full((), len(regions), device=regions.boxes.device))
+    box = box_loss(regions.deltas, regions.boxes, regions.goals, regions.labels, regressed, beta=roi.smooth_l1_beta)
+    return {
+        "classification": weight * classification_loss(regions.logits, regions.labels, masked),
+        "box": weight * box,
+    }

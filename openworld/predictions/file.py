@@ -3,12 +3,13 @@
     {"format": "openworld-predictions/1", "tasks": [[class names], …], "task": t,
      "uses_unknown_labels": false,
      "images": [{"id": …, "file": …, "width": …, "height": …,
-                 "detections": [{"bbox": [x, y, w, h], "label": name or "unknown", "score": …, "energy": …,
-                                 "best_known": name}, …]}, …]}
+                 "detections": [{"bbox": [x, y, w, h], "label": name or "unknown", "score": …,
+                                 "best_known": name, …}, …]}, …]}
 
 Boxes are pixels of the original image, 0-based; detections are sorted by falling score; numbers keep full precision.
-Every image that was seen is listed, also without detections. ``energy`` and ``best_known`` may be absent or null, so
-that any detector's output can be scored. ``uses_unknown_labels`` (absent: false) says that labels of unknown objects
+Every image that was seen is listed, also without detections. ``best_known`` may be absent or null, so that any
+detector's output can be scored. Further numbers of a detection are the method's extra columns, such as ``energy``;
+entries that are not numbers are ignored. ``uses_unknown_labels`` (absent: false) says that labels of unknown objects
 helped to decide what is unknown; results then say so, too.
 """
 
@@ -16,8 +17,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ from openworld.runtime.files import write_atomic
 from openworld.structures import Detections
 
 FORMAT = "openworld-predictions/1"
+
+RESERVED = ("bbox", "label", "score", "best_known")
+"""Keys of a detection that are not extra columns."""
 
 Reals = NDArray[np.float64]
 Whole = NDArray[np.int64]
@@ -67,8 +71,8 @@ class Predictions:
         boxes: (N, 4) float64 ``x1 y1 x2 y2``.
         labels: (N,) int64 head rows, known or unknown.
         scores: (N,) float64 in [0, 1].
-        energies: (N,) float64 free energies, NaN where the file has none.
         best_known: (N,) int64, the best known class, -1 where the file has none.
+        extras: the method's columns by name, (N,) float64 each, NaN where a detection has none.
         uses_unknown_labels: labels of unknown objects helped to decide what is unknown.
     """
 
@@ -82,8 +86,8 @@ class Predictions:
     boxes: Reals
     labels: Whole
     scores: Reals
-    energies: Reals
     best_known: Whole
+    extras: Mapping[str, Reals] = field(default_factory=dict)
     uses_unknown_labels: bool = False
 
     def __post_init__(self) -> None:
@@ -92,10 +96,13 @@ class Predictions:
             raise ValueError(f"Predictions.boxes has shape {self.boxes.shape}, expected ({size}, 4)")
         if len(self.files) != images:
             raise ValueError(f"Predictions has {images} image_ids and {len(self.files)} files")
-        columns = ("image_index", "labels", "scores", "energies", "best_known")
-        for name, length in [("widths", images), ("heights", images), *((column, size) for column in columns)]:
-            if getattr(self, name).shape != (length,):
-                raise ValueError(f"Predictions.{name} has shape {getattr(self, name).shape}, expected ({length},)")
+        lengths = {"widths": images, "heights": images}
+        lengths |= dict.fromkeys(("image_index", "labels", "scores", "best_known"), size)
+        columns = {name: (getattr(self, name), length) for name, length in lengths.items()}
+        columns |= {f"extras[{name!r}]": (values, size) for name, values in self.extras.items()}
+        for name, (values, length) in columns.items():
+            if values.shape != (length,):
+                raise ValueError(f"Predictions.{name} has shape {values.shape}, expected ({length},)")
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -118,7 +125,8 @@ def write_predictions(
 
     Raises:
         DataError: an image given twice or without a size, or a detection with a score outside [0, 1], a box that is not
-            finite or not ordered, an infinite energy, or a label that is neither known nor unknown.
+            finite or not ordered, an infinite extra number, an extra column with a reserved name, or a label that is
+            neither known nor unknown.
     """
     seen: set[int | str] = set()
     lines = []
@@ -147,7 +155,7 @@ def write_predictions(
 def _written_detections(detections: Detections, space: LabelSpace, where: str) -> list[dict[str, Any]]:
     boxes = detections.boxes.detach().cpu().double().numpy()
     scores = detections.scores.detach().cpu().double().numpy()
-    energies = detections.energies.detach().cpu().double().numpy()
+    extras = {name: column.detach().cpu().double().numpy() for name, column in detections.extras.items()}
     labels = detections.labels.detach().cpu().numpy()
     best = detections.known_labels.detach().cpu().numpy()
     _check_numbers(boxes, scores, np.zeros(len(boxes), dtype=np.int64), [where])
@@ -160,26 +168,29 @@ def _written_detections(detections: Detections, space: LabelSpace, where: str) -
             remedy=f"a label is a known row, from 0 to {space.num_known - 1}, or {space.unknown} for unknown; "
             "the best known class is a known row",
         )
-    if np.isinf(energies).any():
-        position = int(np.argmax(np.isinf(energies)))
-        raise DataError(
-            f"energy {energies[position]}",
-            where=f"{where}, detection {position}",
-            remedy="the logits overflowed; look at the model's weights",
-        )
+    for name, column in extras.items():
+        if name in RESERVED:
+            raise DataError(f"the extra column {name!r}", where=where, remedy=f"choose none of {', '.join(RESERVED)}")
+        if np.isinf(column).any():
+            position = int(np.argmax(np.isinf(column)))
+            raise DataError(
+                f"{name} {column[position]}",
+                where=f"{where}, detection {position}",
+                remedy="the logits overflowed; look at the model's weights",
+            )
     names = space.row_names
     order = np.argsort(-scores, kind="stable")
     corner_and_size = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-    columns = (corner_and_size, labels, scores, energies, best)
+    columns = (corner_and_size, labels, scores, best, *extras.values())
     return [
         {
             "bbox": box,
             "label": names[label],
             "score": score,
-            "energy": None if math.isnan(energy) else energy,
             "best_known": names[known],
+            **{name: None if math.isnan(value) else value for name, value in zip(extras, values)},
         }
-        for box, label, score, energy, known in zip(*(column[order].tolist() for column in columns))
+        for box, label, score, known, *values in zip(*(column[order].tolist() for column in columns))
     ]
 
 
@@ -275,6 +286,8 @@ def read_predictions(path: Path) -> Predictions:
         flat.extend(detections)
 
     image_index = np.repeat(np.arange(len(ids), dtype=np.int64), sizes)
+    present = dict.fromkeys(name for detection in flat for name in detection if name not in RESERVED)
+    extras = {name: [detection.get(name) for detection in flat] for name in present}
     boxes = np.array([detection["bbox"] for detection in flat], dtype=np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     scores = np.array([detection["score"] for detection in flat], dtype=np.float64)
@@ -290,8 +303,12 @@ def read_predictions(path: Path) -> Predictions:
         boxes=boxes,
         labels=np.array([rows[detection["label"]] for detection in flat], dtype=np.int64),
         scores=scores,
-        energies=np.array([detection.get("energy") for detection in flat], dtype=np.float64),
         best_known=np.array([best_rows[detection.get("best_known")] for detection in flat], dtype=np.int64),
+        extras={
+            name: np.array(values, dtype=np.float64)
+            for name, values in extras.items()
+            if all(value is None or _is_number(value) for value in values)
+        },
         uses_unknown_labels=content.get("uses_unknown_labels") is True,
     )
 
@@ -341,6 +358,6 @@ def _check_detection(
         raise DataError(
             f"best_known {best!r} is not known at task {space.task}", where=where, remedy=f"known are: {known}"
         )
-    energy = detection.get("energy")
-    if energy is not None and (not _is_number(energy) or not math.isfinite(energy)):
-        raise DataError(f"energy {energy!r}", where=where, remedy="an energy is a finite number, or null without one")
+    for name, value in detection.items():
+        if name not in RESERVED and type(value) is float and not math.isfinite(value):
+            raise DataError(f"{name} {value!r}", where=where, remedy="an extra value is a finite number, or null")

@@ -424,7 +424,6 @@ def _predictions(
         boxes=found.boxes[kept],
         labels=labels[kept],
         scores=found.scores[kept],
-        energies=np.full(len(kept), np.nan),
         best_known=np.full(len(kept), -1, dtype=np.int64),
     )
 

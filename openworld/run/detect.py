@@ -45,9 +45,7 @@ def detect_prepared(
     """
     if not images:
         return []
-    found = detector.engine.detect(
-        images, detector.ore.decide, nms_after_decision=detector.ore.energy.nms_after_decision
-    )
+    found = detector.detect(images)
     return [
         replace(detections, boxes=to_original(detections.boxes, scale, width, height))
         for detections, scale, (width, height) in zip((item.to("cpu") for item in found), scales, sizes, strict=True)

@@ -47,7 +47,7 @@ def predict_folder(
     """
     paths = find_images(images)
     detector = load_task(run, config, task)
-    space = detector.engine.labels
+    space = detector.space
     root = images if images.is_dir() else images.parent
     entries: list[PredictedImage] = []
     broken: list[str] = []

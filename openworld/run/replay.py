@@ -165,7 +165,7 @@ def annotated_instances(
             bar.advance()
             targets = [eval_target(view[position], scale) for position, scale in zip(positions, scales, strict=True)]
             if images:
-                regions = detector.engine.labelled_regions(images, targets, lambda regions, sizes: regions.labels)
+                regions, _ = detector.matched_regions(images, targets)
                 features_ND, scores_N, found_N = (part.cpu() for part in best_regions(regions, targets))
                 if not keep_features:
                     features_ND = features_ND[:, :0]

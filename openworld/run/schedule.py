@@ -266,8 +266,7 @@ def prepare_detector(run: Run, task: int, stage: str, base: Checkpoint | None) -
         return build_detector(run.config, labels, weights)
     detector = restore_detector(run.config, base, weights)
     if int(base.state["task"]) < task:
-        detector.engine.grow(labels)
-        detector.ore.grow(labels)
+        detector.grow(labels)
     return detector
 
 
@@ -364,19 +363,18 @@ def fit_energy(run: Run, task: int, detector: Detector, started: float) -> None:
     The images show the known labels only, unless the options ask to fit on annotated unknown objects.
     """
     labels = run.labels(task)
-    view = held_out_view(run.sources.held_out, labels, with_unknown=detector.ore.energy.uses_unknown_labels)
-    known, unknown = [torch.zeros(0)], [torch.zeros(0)]
+    method = detector.method
+    view = held_out_view(run.sources.held_out, labels, with_unknown=method.calibrates_on == "with_unknown")
+    parts: list[dict[str, Tensor]] = [dict.fromkeys(method.samples, torch.zeros(0))]
     detector.eval()
-    if detector.ore.energy.enabled:
+    if method.calibrates_on != "nothing":
         with progress_bar(f"task {task} energy", _own_images(len(view))) as bar:
             for images, targets in held_out_batches(view, run.config.data.loader):
-                regions = detector.engine.labelled_regions(images, targets, detector.ore.label_for_energy)
-                for samples, values in zip((known, unknown), detector.ore.energy_samples(regions), strict=True):
-                    samples.append(values.cpu())
+                found = detector.calibration_samples(images, targets)
+                parts.append({name: values.cpu() for name, values in found.items()})
                 bar.advance(len(images))
-    report = detector.ore.fit_energy(
-        distributed.gather_rows(torch.cat(known)), distributed.gather_rows(torch.cat(unknown))
-    )
+    samples = {name: distributed.gather_rows(torch.cat([part[name] for part in parts])) for name in method.samples}
+    report = method.calibrate(samples)
     _write_json(run.task_folder(task) / "energy.json", report)
     run.log.append("phase", stage="energy", task=task, seconds=time.monotonic() - started)
     phase = Phase(
@@ -427,7 +425,7 @@ def score_task(
         PredictedImage(record.image_id, _as_seen_from(run.folder, record.path), record.width, record.height, found)
         for record, found in zip(records, detections, strict=True)
     ]
-    told = detector.ore.energy.uses_unknown_labels
+    told = detector.method.uses_unknown_labels
     write_predictions(folder / "predictions.json", labels, images, uses_unknown_labels=told)
     metrics = evaluate_predictions(read_predictions(folder / "predictions.json"), run.sources.test)
     run.log.append("phase", stage="evaluate", task=task, seconds=time.monotonic() - started)

@@ -80,7 +80,7 @@ def test_prototypes_and_memory_are_in_the_checkpoint_and_grow(tiny_run: Path) ->
     rows = 4 + 1  # known classes of both tasks, and unknown
     present = [value for key, value in tensors.items() if key.endswith("prototypes.present")]
     assert len(present) == 1 and present[0].shape == (rows,) and bool(present[0].any())
-    assert tensors["engine.classify.weight"].shape[0] == rows + 1
+    assert tensors["engine.cls_score.weight"].shape[0] == rows + 1
 
 
 def test_training_saw_no_label_of_a_later_task(tiny_run: Path) -> None:

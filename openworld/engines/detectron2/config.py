@@ -13,6 +13,7 @@ from openworld.engines.detectron2.names import ROI_KEYS, SECTIONS, ore_defaults,
 from openworld.engines.options import RoiOptions
 from openworld.errors import ConfigError
 from openworld.labels import LabelSpace
+from openworld.methods.base import OpenWorldMethod
 from openworld.methods.ore.method import Ore
 
 
@@ -66,10 +67,10 @@ def roi_options(cfg: CfgNode) -> RoiOptions:
     return RoiOptions(**values)
 
 
-def build_ore(cfg: CfgNode, labels: LabelSpace, feature_dim: int) -> Ore:
+def build_method(cfg: CfgNode, space: LabelSpace, feature_dim: int) -> OpenWorldMethod:
     """ORE with the options of the configuration."""
     unknown, clustering, energy = (section(cfg, name) for name in ("UNKNOWN_LABELS", "CLUSTERING", "ENERGY"))
-    return Ore(labels, feature_dim, clustering, unknown, energy)
+    return Ore(space, feature_dim, clustering, unknown, energy)
 
 
 def section(cfg: CfgNode, name: str) -> Any:

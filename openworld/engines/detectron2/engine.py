@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Literal
 
 import torch
 from detectron2.config import get_cfg
@@ -14,44 +12,40 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 from openworld.data.transforms import as_float
-from openworld.engines.base import Decide, LabelUnknowns
+from openworld.engines.base import Proposals
 from openworld.engines.detectron2.backbone import backbone_stages, load_trunk
 from openworld.engines.detectron2.config import add_ore_config, set_keys
 from openworld.engines.detectron2.names import model_keys
-from openworld.engines.detectron2.output_layers import OpenWorldOutputLayers, regions_of
+from openworld.engines.detectron2.output_layers import OpenWorldOutputLayers, proposals_of
 from openworld.engines.options import ModelOptions
+from openworld.engines.sampling import boxes_by_image
 from openworld.labels import LabelSpace
-from openworld.structures import Detections, Regions, Target
+from openworld.structures import Regions, Target
 from ssl_backbones.options import IMAGENET_MEAN, IMAGENET_STD, ArchOptions
 
-LOSSES = {
-    "loss_rpn_cls": "objectness",
-    "loss_rpn_loc": "rpn_box",
-    "loss_cls": "classification",
-    "loss_box_reg": "box",
-}
-"""detectron2's names of the losses, and the engine's."""
+LOSSES = {"loss_rpn_cls": "objectness", "loss_rpn_loc": "rpn_box"}
+"""detectron2's names of the proposals' losses, and the engine's."""
 
 
 class Detectron2RCNN(nn.Module):
     """The engine ``detectron2``; with the same weights it computes what :class:`OpenWorldRCNN` computes.
 
-    The proposals' losses are detectron2's: divided by ``rpn.sampled_anchors`` an image, also where an image has fewer.
+    The proposals' losses are detectron2's: divided by ``rpn.sampled_anchors`` per image, also where an image has fewer.
 
     Args:
-        labels: label space whose rows the head has.
+        space: label space whose rows the head has.
         arch: the ResNet; its weights come by :func:`openworld.engines.weights.load_backbone`.
         options: as of the other engine.
     """
 
-    def __init__(self, labels: LabelSpace, arch: ArchOptions, options: ModelOptions) -> None:
+    def __init__(self, space: LabelSpace, arch: ArchOptions, options: ModelOptions) -> None:
         super().__init__()
         self.options = options
         cfg = get_cfg()
         add_ore_config(cfg)
-        set_keys(cfg, {**model_keys(options, arch, labels), "MODEL.DEVICE": "cpu"})
+        set_keys(cfg, {**model_keys(options, arch, space), "MODEL.DEVICE": "cpu"})
         self.model = build_model(cfg)
-        self.model.roi_heads.box_predictor.ore = None  # the detector of a run has its own
+        self.model.roi_heads.box_predictor.method = None  # the detector of a run has its own
         for name, values in (("pixel_mean", IMAGENET_MEAN), ("pixel_std", IMAGENET_STD)):
             self.model.register_buffer(name, torch.tensor(values).view(3, 1, 1))  # saved, unlike detectron2's
 
@@ -64,9 +58,9 @@ class Detectron2RCNN(nn.Module):
         return predictor
 
     @property
-    def labels(self) -> LabelSpace:
-        """Of the current task."""
-        return self.predictor.labels
+    def space(self) -> LabelSpace:
+        """Label space of the current task."""
+        return self.predictor.space
 
     @property
     def feature_dim(self) -> int:
@@ -121,71 +115,41 @@ class Detectron2RCNN(nn.Module):
         return {name: level.float() for name, level in levels.items()}
 
     def _instances(self, targets: Sequence[Target], batch: ImageList) -> list[Instances]:
-        targets = [target.to(self.pixel_mean.device) for target in targets]
         return [
             Instances(size, gt_boxes=Boxes(target.boxes), gt_classes=target.labels)
             for size, target in zip(batch.image_sizes, targets, strict=True)
         ]
 
-    def _predict(self, levels: Mapping[str, Tensor], proposals: Sequence[Instances]) -> tuple[Tensor, Tensor, Tensor]:
-        with self.autocast():
-            features = self.model.roi_heads.region_features(levels, [each.proposal_boxes for each in proposals])
-        predictions: tuple[Tensor, Tensor, Tensor] = self.predictor(features)
-        return predictions
+    # -- the two stages -----------------------------------------------------------------------------------------------
 
-    # -- the engine ---------------------------------------------------------------------------------------------------
-
-    def training_step(
-        self,
-        images: Sequence[Tensor],
-        targets: Sequence[Target],
-        label_unknowns: LabelUnknowns,
-        among: Literal["all_proposals", "sampled"] = "all_proposals",
-    ) -> tuple[dict[str, Tensor], Regions]:
+    def propose(
+        self, images: Sequence[Tensor], targets: Sequence[Target] | None = None
+    ) -> tuple[Proposals, dict[str, Tensor]]:
         """See :class:`openworld.engines.base.Engine`."""
         batch = self.normalise(images)
-        levels, annotated = self._levels(batch), self._instances(targets, batch)
+        levels = self._levels(batch)
+        annotated = None if targets is None else self._instances(targets, batch)
         with EventStorage():  # detectron2's parts log what they do; the run has a log of its own
-            proposals, losses = self.model.proposal_generator(batch, levels, annotated)
-            sampled = self.model.roi_heads.sampled_proposals(proposals, annotated, label_unknowns, among)
-            predictions = self._predict(levels, sampled)
-            losses = {**losses, **self.predictor.box_losses(predictions, sampled)}
-        regions, _ = regions_of(sampled)
-        logits_RK, _, features_RD = predictions
-        renamed = {LOSSES[name]: loss for name, loss in losses.items()}
-        return renamed, replace(regions, features=features_RD, logits=logits_RK)
+            instances, losses = self.model.proposal_generator(batch, levels, annotated)
+        return proposals_of(levels, instances), {LOSSES[name]: loss for name, loss in losses.items()}
 
-    @torch.no_grad()
-    def labelled_regions(
-        self, images: Sequence[Tensor], targets: Sequence[Target], label_unknowns: LabelUnknowns
-    ) -> Regions:
+    def box_head(self, found: Proposals, regions: Regions) -> Regions:
         """See :class:`openworld.engines.base.Engine`."""
-        batch = self.normalise(images)
-        levels = self._levels(batch)
-        proposals, _ = self.model.proposal_generator(batch, levels, None)
+        boxes = [Boxes(each) for each in boxes_by_image(regions, len(found.image_sizes))]
         with self.autocast():
-            regions: Regions = self.model.roi_heads.labelled_regions(
-                levels, proposals, self._instances(targets, batch), label_unknowns
-            )
-        return regions
+            features = self.model.roi_heads.region_features(found.levels, boxes)
+        return self.predictor.predicted(regions, self.predictor(features))
 
-    @torch.no_grad()
-    def detect(self, images: Sequence[Tensor], decide: Decide, *, nms_after_decision: bool = True) -> list[Detections]:
+    def refine(self, regions: Regions) -> Tensor:
         """See :class:`openworld.engines.base.Engine`."""
-        batch = self.normalise(images)
-        levels = self._levels(batch)
-        proposals, _ = self.model.proposal_generator(batch, levels, None)
-        if not sum(map(len, proposals)):
-            return [Detections.empty() for _ in images]
-        found = self.predictor.detections(
-            self._predict(levels, proposals), proposals, decide, nms_after_decision=nms_after_decision
-        )
-        return [detections for detections, _ in found]
+        return self.predictor.refine(regions)
 
-    def grow(self, labels: LabelSpace) -> None:
+    # -- growth -------------------------------------------------------------------------------------------------------
+
+    def grow(self, space: LabelSpace) -> None:
         """See :class:`openworld.engines.base.Engine`."""
-        self.predictor.grow(labels)
-        self.model.roi_heads.num_classes = labels.background
+        self.predictor.grow(space)
+        self.model.roi_heads.num_classes = space.background
 
     # -- weights ------------------------------------------------------------------------------------------------------
 

@@ -23,8 +23,8 @@ PREDICTOR = "roi_heads.box_predictor"
 """The two last layers, and beside them the buffers of ORE."""
 
 _MODULES = {
-    "classify": f"{PREDICTOR}.cls_score",
-    "refine": f"{PREDICTOR}.bbox_pred",
+    "cls_score": f"{PREDICTOR}.cls_score",
+    "bbox_pred": f"{PREDICTOR}.bbox_pred",
     "rpn.head.conv.0.0": "proposal_generator.rpn_head.conv",
     "rpn.head.cls_logits": "proposal_generator.rpn_head.objectness_logits",
     "rpn.head.bbox_pred": "proposal_generator.rpn_head.anchor_deltas",

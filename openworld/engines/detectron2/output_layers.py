@@ -1,11 +1,12 @@
-"""The two last layers of the box head in detectron2, with ORE beside them.
+"""The two last layers of the box head in detectron2, with an open-world method beside them.
 
 R regions over the batch, D feature dimension, K head rows, C sets of box deltas: 1 or one a row before background.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,50 +17,75 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers, _log_c
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
-from torchvision.ops import boxes as box_ops
 
-from openworld.engines.base import Decide
-from openworld.engines.detectron2.config import build_ore, check_supported, label_space, roi_options
+from openworld.engines.base import Proposals
+from openworld.engines.detectron2.config import build_method, check_supported, label_space, roi_options
 from openworld.engines.head_rows import grown_classifier, grown_deltas
 from openworld.engines.options import RoiOptions
-from openworld.engines.roi_inference import detections_of_image
+from openworld.engines.roi_inference import detections_of_batch
 from openworld.engines.roi_losses import BOX_WEIGHTS, box_head_losses
+from openworld.engines.sampling import unmatched_regions
 from openworld.errors import ConfigError
 from openworld.labels import LabelSpace
-from openworld.methods.ore.method import Ore
+from openworld.methods.base import OpenWorldMethod
 from openworld.runtime import distributed
-from openworld.structures import Detections, Regions
+from openworld.structures import Regions
 
 Predictions = tuple[Tensor, Tensor, Tensor]
 """Logits (R, K), box deltas (R, 4·C) and features (R, D), float32."""
 
+EXTRA = "extra_"
+"""Before the name of a method's extra column in detected ``Instances``."""
 
-def regions_of(proposals: Sequence[Instances]) -> tuple[Regions, Tensor]:
-    """The sampled proposals of all images as regions, and the annotated box of each (R, 4); zeros where it has none."""
+
+def proposals_of(levels: Mapping[str, Tensor], instances: Sequence[Instances]) -> Proposals:
+    """detectron2's proposals as an engine's."""
+    return Proposals(
+        levels,
+        [each.proposal_boxes.tensor for each in instances],
+        [each.objectness_logits for each in instances],
+        [each.image_size for each in instances],
+    )
+
+
+def instances_of(regions: Regions, proposals: Instances) -> Instances:
+    """Sampled regions of an image as detectron2's instances; the inverse of :func:`regions_of`."""
+    return Instances(
+        proposals.image_size,
+        proposal_boxes=Boxes(regions.boxes),
+        objectness_logits=regions.objectness,
+        proposal_iou=regions.iou,
+        gt_classes=regions.labels,
+        gt_boxes=Boxes(regions.goals),
+    )
+
+
+def regions_of(proposals: Sequence[Instances]) -> Regions:
+    """The sampled proposals of all images as regions."""
     boxes = [each.proposal_boxes.tensor for each in proposals]
     index = [torch.full((len(each),), number, device=each.device) for number, each in enumerate(boxes)]
-    regions = Regions(
-        torch.cat(boxes),
-        torch.cat(index),
-        torch.cat([each.objectness_logits for each in proposals]),
-        torch.cat([each.proposal_iou for each in proposals]),
-        torch.cat([each.gt_classes for each in proposals]),
+    return Regions(
+        boxes=torch.cat(boxes),
+        image_index=torch.cat(index),
+        objectness=torch.cat([each.objectness_logits for each in proposals]),
+        iou=torch.cat([each.proposal_iou for each in proposals]),
+        labels=torch.cat([each.gt_classes for each in proposals]),
+        goals=torch.cat([each.gt_boxes.tensor for each in proposals]),
     )
-    return regions, torch.cat([each.gt_boxes.tensor for each in proposals])
 
 
 class OpenWorldOutputLayers(FastRCNNOutputLayers):
     """Classification and box deltas whose rows are those of our label space.
 
-    The module ``ore`` holds feature memory, prototypes and the energy model; it has buffers only, which detectron2's
-    checkpoints save with the rest. Predictions carry the features as a third part. Detected ``Instances`` have two
-    fields more: ``energies`` and ``known_classes``, the best known class whatever was decided.
+    The module ``method`` is saved by detectron2's checkpoints with the rest. Predictions carry the features as a third
+    part. Detected ``Instances`` have further fields: ``known_classes``, the best known class whatever was decided, and
+    each extra column of the method as ``extra_<name>``.
 
     Args:
         input_shape: of the features that enter.
-        labels: of the current task; ``num_classes`` is its row of background.
+        space: label space of the current task; ``num_classes`` is its row of background.
         roi: options of the box head. Thresholds and the cap at test are its own, not attributes of detectron2's layer.
-        ore: None, where somebody else watches the regions.
+        method: None where the caller holds the method.
         first_step: steps that the task had before this training; they time the prototypes.
         replay: this training fine-tunes on exemplars, see ``clustering.during_replay``.
 
@@ -76,38 +102,40 @@ class OpenWorldOutputLayers(FastRCNNOutputLayers):
         self,
         input_shape: ShapeSpec,
         *,
-        labels: LabelSpace,
+        space: LabelSpace,
         roi: RoiOptions,
-        ore: Ore | None = None,
+        method: OpenWorldMethod | None = None,
         first_step: int = 0,
         replay: bool = False,
     ) -> None:
         super().__init__(
             input_shape,
             box2box_transform=Box2BoxTransform(weights=BOX_WEIGHTS),
-            num_classes=labels.background,
+            num_classes=space.background,
             cls_agnostic_bbox_reg=roi.box_regression == "agnostic",
             smooth_l1_beta=roi.smooth_l1_beta,
         )
-        self.labels = labels
+        self.space = space
         self.roi = roi
-        self.ore = ore
+        self.method = method
         self.first_step = first_step
         self.replay = replay
-        self.register_buffer("num_known", torch.tensor(labels.num_known))
+        self.register_buffer("num_known", torch.tensor(space.num_known))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         """Arguments out of a configuration."""
         check_supported(cfg)
-        labels = label_space(cfg)
+        space = label_space(cfg)
         if cfg.ORE.STAGE not in ("train", "replay"):
             raise ConfigError(f"ORE.STAGE is {cfg.ORE.STAGE!r}", remedy="choose train or replay")
         return {
             "input_shape": input_shape,
-            "labels": labels,
+            "space": space,
             "roi": roi_options(cfg),
-            "ore": build_ore(cfg, labels, input_shape.channels * (input_shape.width or 1) * (input_shape.height or 1)),
+            "method": build_method(
+                cfg, space, input_shape.channels * (input_shape.width or 1) * (input_shape.height or 1)
+            ),
             "first_step": cfg.ORE.FIRST_STEP,
             "replay": cfg.ORE.STAGE == "replay",
         }
@@ -123,73 +151,58 @@ class OpenWorldOutputLayers(FastRCNNOutputLayers):
             features_RD = x.flatten(1).float()
             return self.cls_score(features_RD), self.bbox_pred(features_RD), features_RD
 
+    def predicted(self, regions: Regions, predictions: Predictions) -> Regions:
+        """The regions with what :meth:`forward` says of them."""
+        logits_RK, deltas_RC, features_RD = predictions
+        return replace(regions, features=features_RD, logits=logits_RK, deltas=deltas_RC)
+
+    def refine(self, regions: Regions) -> Tensor:
+        """Move the boxes by their deltas: (R, C, 4) pixels, not clipped."""
+        boxes: Tensor = self.box2box_transform.apply_deltas(regions.deltas, regions.boxes)
+        return boxes.reshape(len(regions), -1, 4)
+
     # -- training -----------------------------------------------------------------------------------------------------
 
     def losses(self, predictions: Predictions, proposals: list[Instances]) -> dict[str, Tensor]:
-        """``loss_cls``, ``loss_box_reg`` and ``loss_clustering`` of the sampled proposals."""
-        logits_RK, _, features_RD = predictions
-        losses = self.box_losses(predictions, proposals)
-        assert self.ore is not None
-        storage, rows = get_event_storage(), torch.cat([each.gt_classes for each in proposals])
-        with torch.autocast(logits_RK.device.type, enabled=False):
-            losses["loss_clustering"] = self.ore.step(
-                features_RD, rows, self.first_step + storage.iter, replay=self.replay, ranks=distributed
-            )
-        _log_classification_stats(logits_RK, rows)
-        storage.put_scalar("ore/num_unknown_samples", float((rows == self.labels.unknown).sum()) / len(proposals))
-        storage.put_scalar("ore/num_prototypes", float(self.ore.prototypes.present.sum()))
-        storage.put_scalar("ore/num_remembered", float(self.ore.memory.counts.sum()))
-        return losses
-
-    def box_losses(self, predictions: Predictions, proposals: list[Instances]) -> dict[str, Tensor]:
-        """``loss_cls`` and ``loss_box_reg`` alone."""
-        logits_RK, deltas_RC, _ = predictions
-        regions, goals_R4 = regions_of(proposals)
-        classification, box = box_head_losses(logits_RK, deltas_RC, regions, goals_R4, self.labels, self.roi)
-        return {"loss_cls": classification, "loss_box_reg": box}
+        """``loss_cls``, ``loss_box_reg`` and the method's, ``loss_<name>``, of the sampled proposals."""
+        assert self.method is not None
+        regions = self.predicted(regions_of(proposals), predictions)
+        box = box_head_losses(regions, self.space, self.roi, self.method.unused_rows)
+        storage, step = get_event_storage(), self.first_step + get_event_storage().iter
+        with torch.autocast(regions.boxes.device.type, enabled=False):
+            own = self.method.losses(regions, step, replay=self.replay, ranks=distributed)
+        _log_classification_stats(regions.logits, regions.labels)
+        num_unknown = float((regions.labels == self.space.unknown).sum())
+        storage.put_scalar("openworld/num_unknown_samples", num_unknown / len(proposals))
+        return {
+            "loss_cls": box["classification"],
+            "loss_box_reg": box["box"],
+            **{f"loss_{name}": loss for name, loss in own.items()},
+        }
 
     # -- test ---------------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def inference(self, predictions: Predictions, proposals: list[Instances]) -> tuple[list[Instances], list[Tensor]]:
         """Detections of each image with the decision on each, and the region (N,) of each."""
-        assert self.ore is not None
-        found = self.detections(
-            predictions, proposals, self.ore.decide, nms_after_decision=self.ore.energy.nms_after_decision
+        assert self.method is not None
+        found = proposals_of({}, proposals)
+        regions = self.predicted(unmatched_regions(found, self.space), predictions)
+        of_images = detections_of_batch(
+            regions, self.refine(regions), found.image_sizes, self.method, self.space, self.roi
         )
-        instances = []
-        for each, (detections, _) in zip(proposals, found, strict=True):
-            instances.append(
-                Instances(
-                    each.image_size,
-                    pred_boxes=Boxes(detections.boxes),
-                    scores=detections.scores,
-                    pred_classes=detections.labels,
-                    energies=detections.energies,
-                    known_classes=detections.known_labels,
-                )
+        instances = [
+            Instances(
+                size,
+                pred_boxes=Boxes(detections.boxes),
+                scores=detections.scores,
+                pred_classes=detections.labels,
+                known_classes=detections.known_labels,
+                **{f"{EXTRA}{name}": column for name, column in detections.extras.items()},
             )
-        return instances, [region for _, region in found]
-
-    @torch.no_grad()
-    def detections(
-        self, predictions: Predictions, proposals: list[Instances], decide: Decide, *, nms_after_decision: bool
-    ) -> list[tuple[Detections, Tensor]]:
-        """Detections of each image, boxes in pixels of the network's input, and the region (N,) of each."""
-        logits_RK, deltas_RC, _ = predictions
-        boxes_R4 = torch.cat([each.proposal_boxes.tensor for each in proposals])
-        boxes_RC = self.box2box_transform.apply_deltas(deltas_RC, boxes_R4)
-        counts = [len(each) for each in proposals]
-        return [
-            detections_of_image(
-                box_ops.clip_boxes_to_image(boxes.reshape(-1, 4), each.image_size).reshape(boxes.shape),
-                logits,
-                self.labels,
-                self.roi,
-                decide,
-                nms_after_decision=nms_after_decision,
-            )
-            for each, boxes, logits in zip(proposals, boxes_RC.split(counts), logits_RK.split(counts), strict=True)
+            for size, (detections, _) in zip(found.image_sizes, of_images, strict=True)
         ]
+        return instances, [region for _, region in of_images]
 
     def predict_boxes(self, predictions: Predictions, proposals: list[Instances]) -> tuple[Tensor, ...]:
         """See detectron2's."""
@@ -210,14 +223,14 @@ class OpenWorldOutputLayers(FastRCNNOutputLayers):
 
     # -- growth -------------------------------------------------------------------------------------------------------
 
-    def grow(self, labels: LabelSpace) -> None:
+    def grow(self, space: LabelSpace) -> None:
         """Go on to the label space of a later task; see :class:`openworld.engines.base.Engine`."""
-        labels.kept_rows(self.labels)  # raises where the spaces do not belong together
-        if labels.num_rows != self.labels.num_rows:
-            self.cls_score = grown_classifier(self.cls_score, self.labels, labels)
+        space.kept_rows(self.space)  # raises where the spaces do not belong together
+        if space.num_rows != self.space.num_rows:
+            self.cls_score = grown_classifier(self.cls_score, self.space, space)
             if self.roi.box_regression == "per_class":
-                self.bbox_pred = grown_deltas(self.bbox_pred, self.labels, labels)
-        if self.ore is not None:
-            self.ore.grow(labels)
-        self.labels, self.num_classes = labels, labels.background
-        self.num_known.fill_(labels.num_known)
+                self.bbox_pred = grown_deltas(self.bbox_pred, self.space, space)
+        if self.method is not None:
+            self.method.grow(space)
+        self.space, self.num_classes = space, space.background
+        self.num_known.fill_(space.num_known)

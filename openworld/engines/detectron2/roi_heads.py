@@ -6,8 +6,7 @@ B images, R regions over the batch, D feature dimension.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -18,11 +17,10 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from openworld.engines.base import LabelUnknowns
 from openworld.engines.detectron2.backbone import stage
-from openworld.engines.detectron2.output_layers import OpenWorldOutputLayers
+from openworld.engines.detectron2.output_layers import OpenWorldOutputLayers, instances_of, proposals_of
 from openworld.engines.sampling import match_regions, training_regions
-from openworld.structures import Regions, Target
+from openworld.structures import Target
 
 
 class OpenWorldHeads:
@@ -49,24 +47,7 @@ class OpenWorldHeads:
         super().__init__(box_predictor=box_predictor, **parts)  # type: ignore[call-arg]
 
     def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
-        """The proposals of the losses, some of them labelled unknown, as ``ORE.UNKNOWN_LABELS`` says."""
-        ore = self.box_predictor.ore
-        assert ore is not None
-        sampled = self.sampled_proposals(proposals, targets, ore.label_unknowns, ore.unknown.among)
-        foreground = sum(float((each.gt_classes != self.box_predictor.labels.background).sum()) for each in sampled)
-        storage = get_event_storage()
-        storage.put_scalar("roi_head/num_fg_samples", foreground / len(sampled))
-        storage.put_scalar("roi_head/num_bg_samples", (sum(map(len, sampled)) - foreground) / len(sampled))
-        return sampled
-
-    def sampled_proposals(
-        self,
-        proposals: Sequence[Instances],
-        targets: Sequence[Instances],
-        label_unknowns: LabelUnknowns,
-        among: Literal["all_proposals", "sampled"],
-    ) -> list[Instances]:
-        """The same with any labelling. See :func:`openworld.engines.sampling.training_regions`.
+        """Match and sample the proposals of the losses, some of them relabelled by the method.
 
         Returns:
             for each image the sampled proposals with ``proposal_boxes``, ``objectness_logits``, ``proposal_iou`` (the
@@ -74,54 +55,29 @@ class OpenWorldHeads:
             none).
         """
         predictor = self.box_predictor
-        regions, goals_R4 = training_regions(
-            [each.proposal_boxes.tensor for each in proposals],
-            [each.objectness_logits for each in proposals],
-            targets_of(targets),
-            _sizes(proposals),
-            predictor.labels,
-            predictor.roi,
-            label_unknowns,
-            among,
+        assert predictor.method is not None
+        space = predictor.space
+        regions = training_regions(
+            proposals_of({}, proposals), targets_of(targets), predictor.method, space, predictor.roi
         )
-        result = []
-        for number, each in enumerate(proposals):
-            here = regions.image_index == number
-            own = regions[here]
-            result.append(
-                Instances(
-                    each.image_size,
-                    proposal_boxes=Boxes(own.boxes),
-                    objectness_logits=own.objectness,
-                    proposal_iou=own.iou,
-                    gt_classes=own.labels,
-                    gt_boxes=Boxes(goals_R4[here]),
-                )
-            )
-        return result
+        sampled = [instances_of(regions[regions.image_index == number], each) for number, each in enumerate(proposals)]
+        foreground = float((regions.labels != space.background).sum())
+        storage = get_event_storage()
+        storage.put_scalar("roi_head/num_fg_samples", foreground / len(sampled))
+        storage.put_scalar("roi_head/num_bg_samples", (len(regions) - foreground) / len(sampled))
+        return sampled
 
     @torch.no_grad()
-    def labelled_regions(
-        self,
-        features: Mapping[str, Tensor],
-        proposals: Sequence[Instances],
-        targets: Sequence[Instances],
-        label_unknowns: LabelUnknowns,
-    ) -> Regions:
-        """All proposals matched to the targets, with features and logits. No sampling, no gradient."""
+    def calibration_samples(
+        self, features: Mapping[str, Tensor], proposals: Sequence[Instances], targets: Sequence[Instances]
+    ) -> dict[str, Tensor]:
+        """Let the method collect from all proposals, matched to the targets, what it is calibrated with."""
         predictor = self.box_predictor
-        regions, _ = match_regions(
-            [each.proposal_boxes.tensor for each in proposals],
-            [each.objectness_logits for each in proposals],
-            targets_of(targets),
-            predictor.labels,
-            foreground_iou=predictor.roi.foreground_iou,
-            add_annotated=False,
-        )
-        region_features = self.region_features(features, [each.proposal_boxes for each in proposals])
-        logits_RK, _, features_RD = predictor(region_features)
-        regions = replace(regions, features=features_RD, logits=logits_RK)
-        return replace(regions, labels=label_unknowns(regions, _sizes(proposals)))
+        assert predictor.method is not None
+        found, iou = proposals_of({}, proposals), predictor.roi.foreground_iou
+        regions = match_regions(found, targets_of(targets), predictor.space, foreground_iou=iou, add_annotated=False)
+        predictions = predictor(self.region_features(features, [each.proposal_boxes for each in proposals]))
+        return predictor.method.collect(predictor.predicted(regions, predictions), found.sizes)
 
     def region_features(self, features: Mapping[str, Tensor], boxes: list[Boxes]) -> Tensor:
         """What enters the predictor, (R, D), of the boxes of all images."""
@@ -131,12 +87,6 @@ class OpenWorldHeads:
 def targets_of(instances: Sequence[Instances]) -> list[Target]:
     """Annotated boxes of each image; ``gt_classes`` are head rows."""
     return [Target(each.gt_boxes.tensor, each.gt_classes) for each in instances]
-
-
-def _sizes(proposals: Sequence[Instances]) -> Tensor:
-    """(B, 2) height and width in pixels."""
-    device = proposals[0].proposal_boxes.device
-    return torch.tensor([each.image_size for each in proposals], device=device)
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from openworld.errors import ConfigError
+from openworld.labels import LabelSpace
 from openworld.methods.ore.options import UnknownLabelOptions
+from openworld.structures import Regions
 
 
 def top_per_image(scores: Tensor, candidates: Tensor, image_index: Tensor, per_image: int) -> Tensor:
@@ -75,24 +77,13 @@ def _iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def unknown_candidates(
-    labels: Tensor,
-    objectness: Tensor,
-    iou: Tensor,
-    boxes: Tensor,
-    image_index: Tensor,
-    *,
-    background: int,
-    options: UnknownLabelOptions,
-    image_sizes: Tensor | None = None,
+    regions: Regions, background: int, options: UnknownLabelOptions, image_sizes: Tensor | None = None
 ) -> Tensor:
-    """Background regions that may be taken for an unknown object.
+    """Find the background regions that may be taken for an unknown object.
 
     Args:
-        labels: (R,) int64 head rows.
-        objectness: (R,) logits; regions whose logit is not finite (ground-truth boxes among them) are no candidates.
-        iou: (R,) largest IoU with any annotated box.
-        boxes: (R, 4) x1 y1 x2 y2 in pixels.
-        image_index: (R,) int64 into the batch.
+        regions: matched to annotated boxes. A region whose objectness is not finite, such as an annotated box, is not
+            a candidate.
         background: row of background.
         options: the filters.
         image_sizes: (B, 2) height and width in pixels; needed for ``max_area_fraction`` only.
@@ -103,36 +94,28 @@ def unknown_candidates(
     Raises:
         ConfigError: ``max_area_fraction`` is set and the image sizes are not given.
     """
-    candidates = (labels == background) & (iou < options.max_iou) & torch.isfinite(objectness)
+    candidates = (regions.labels == background) & (regions.iou < options.max_iou) & torch.isfinite(regions.objectness)
+    boxes = regions.boxes
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     if options.min_objectness is not None:
-        candidates &= objectness >= options.min_objectness
+        candidates &= regions.objectness >= options.min_objectness
     if options.min_side_px is not None:
         candidates &= torch.minimum(width, height) >= options.min_side_px
     if options.max_area_fraction is not None:
         if image_sizes is None:
             raise ConfigError(
-                f"unknown.max_area_fraction = {options.max_area_fraction} needs image sizes, which were not given",
-                remedy="leave unknown.max_area_fraction out, or use an engine that passes image sizes",
+                f"method.unknown_labels.max_area_fraction is {options.max_area_fraction}, and no image sizes are given",
+                remedy="leave it out, or pass the image sizes",
             )
-        image_area = image_sizes.to(boxes.dtype).prod(1)[image_index]
+        image_area = image_sizes.to(boxes.dtype).prod(1)[regions.image_index]
         candidates &= width * height <= options.max_area_fraction * image_area
     return candidates
 
 
 def label_unknowns(
-    labels: Tensor,
-    objectness: Tensor,
-    iou: Tensor,
-    boxes: Tensor,
-    image_index: Tensor,
-    *,
-    unknown: int,
-    background: int,
-    options: UnknownLabelOptions,
-    image_sizes: Tensor | None = None,
+    regions: Regions, space: LabelSpace, options: UnknownLabelOptions, image_sizes: Tensor | None = None
 ) -> Tensor:
-    """Labels in which the best candidates of each image are *unknown*; arguments as in :func:`unknown_candidates`.
+    """Label the best candidates of each image *unknown*; arguments as in :func:`unknown_candidates`.
 
     With ``options.foreground = "logit_minus_one"`` every region competes, those that are not background with a score
     of -1; a foreground region is then relabelled where the background is scarcer than ``per_image`` or has lower
@@ -141,23 +124,15 @@ def label_unknowns(
     Returns:
         (R,) int64, a new tensor.
     """
-    scores = objectness.sigmoid() if options.score == "probability" else objectness
+    labels, boxes, image_index = regions.labels, regions.boxes, regions.image_index
+    scores = regions.objectness.sigmoid() if options.score == "probability" else regions.objectness
     if options.foreground == "logit_minus_one":
-        scores = scores.masked_fill(labels != background, -1.0)
+        scores = scores.masked_fill(labels != space.background, -1.0)
         candidates = torch.ones_like(labels, dtype=torch.bool)
     else:
-        candidates = unknown_candidates(
-            labels,
-            objectness,
-            iou,
-            boxes,
-            image_index,
-            background=background,
-            options=options,
-            image_sizes=image_sizes,
-        )
+        candidates = unknown_candidates(regions, space.background, options, image_sizes)
     if options.spread_iou is not None and options.foreground == "excluded":
         chosen = spread_per_image(scores, candidates, boxes, image_index, options.per_image, options.spread_iou)
     else:
         chosen = top_per_image(scores, candidates, image_index, options.per_image)
-    return labels.masked_fill(chosen, unknown)
+    return labels.masked_fill(chosen, space.unknown)

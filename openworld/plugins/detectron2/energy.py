@@ -52,27 +52,22 @@ def fit_energy(model: GeneralizedRCNN, batches: Iterable[list[dict[str, Any]]], 
         the record, see :meth:`openworld.methods.ore.method.Ore.fit_energy`; ``energy.json`` holds it.
     """
     model = model.module if isinstance(model, DistributedDataParallel) else model
-    ore = model.roi_heads.box_predictor.ore
-    known, unknown = [torch.zeros(0)], [torch.zeros(0)]
-    if ore.energy.enabled:
+    method = model.roi_heads.box_predictor.method
+    parts: list[dict[str, Tensor]] = [dict.fromkeys(method.samples, torch.zeros(0))]
+    if method.calibrates_on != "nothing":
         with inference_context(model):
             for batch in batches:
                 images = model.preprocess_image(batch)
                 features = model.backbone(images.tensor)
                 proposals, _ = model.proposal_generator(images, features, None)
                 targets = [image["instances"].to(model.device) for image in batch]
-                regions = model.roi_heads.labelled_regions(features, proposals, targets, ore.label_for_energy)
-                for samples, values in zip((known, unknown), ore.energy_samples(regions), strict=True):
-                    samples.append(values.cpu())
-    record: dict[str, Any] = ore.fit_energy(_of_all(known), _of_all(unknown))
+                found = model.roi_heads.calibration_samples(features, proposals, targets)
+                parts.append({name: values.cpu() for name, values in found.items()})
+    samples = {name: distributed.gather_rows(torch.cat([part[name] for part in parts])) for name in method.samples}
+    record: dict[str, Any] = method.calibrate(samples)
     if comm.is_main_process():
         write_json(Path(folder) / "energy.json", record)
     return record
-
-
-def _of_all(parts: list[Tensor]) -> Tensor:
-    """The values of all processes."""
-    return distributed.gather_rows(torch.cat(parts))
 
 
 class EnergyFit(HookBase):

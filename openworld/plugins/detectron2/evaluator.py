@@ -12,6 +12,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
 
+from openworld.engines.detectron2.output_layers import EXTRA
 from openworld.errors import ConfigError
 from openworld.metrics.protocols import UNIQUE, Protocol
 from openworld.plugins.detectron2.datasets import registered
@@ -37,12 +38,10 @@ a hyphen.)"""
 def detections_of(instances: Instances) -> Detections:
     """Detections of one image, boxes in the pixels of the instances."""
     instances = instances.to("cpu")
+    named = instances.get_fields()
+    extras = {name.removeprefix(EXTRA): column for name, column in named.items() if name.startswith(EXTRA)}
     return Detections(
-        instances.pred_boxes.tensor,
-        instances.scores,
-        instances.pred_classes,
-        instances.energies,
-        instances.known_classes,
+        instances.pred_boxes.tensor, instances.scores, instances.pred_classes, instances.known_classes, extras
     )
 
 

@@ -81,7 +81,7 @@ def grow_weights(cfg: Config) -> str:
 def build_model(cfg: Config) -> GeneralizedRCNN:
     """The detector on its device; the data sets of its schedule are registered."""
     model = instantiate(cfg.model).to(cfg.train.device)
-    told = model.roi_heads.box_predictor.ore.energy.uses_unknown_labels
+    told = model.roi_heads.box_predictor.method.uses_unknown_labels
     register_schedule(cfg.ore.schedule, head=cfg.ore.head, held_out_with_unknown=told)
     return model
 
@@ -126,7 +126,7 @@ def evaluate(cfg: Config, model: GeneralizedRCNN) -> OrderedDict[str, dict[str, 
         name,
         Path(cfg.train.output_dir) / "inference" / name,
         [protocol_named(cfg.ore.protocol)],
-        uses_unknown_labels=predictor.ore.energy.uses_unknown_labels,
+        uses_unknown_labels=predictor.method.uses_unknown_labels,
     )
     results: OrderedDict[str, dict[str, float]] | None = inference_on_dataset(
         model, instantiate(cfg.dataloader.test), evaluator

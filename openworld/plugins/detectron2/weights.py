@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import Tensor
 
-from openworld.engines.detectron2.config import build_ore, label_space, roi_options
+from openworld.engines.detectron2.config import build_method, label_space, roi_options
 from openworld.engines.detectron2.names import PREDICTOR
 from openworld.engines.detectron2.output_layers import OpenWorldOutputLayers
 from openworld.errors import CheckpointError
@@ -32,9 +32,9 @@ def grow_weights(cfg: CfgNode) -> str:
     """
 
     def make(labels: LabelSpace, dim: int) -> OpenWorldOutputLayers:
-        ore = build_ore(cfg, labels, dim)
+        method = build_method(cfg, labels, dim)
         shape = ShapeSpec(channels=dim)
-        made: OpenWorldOutputLayers = OpenWorldOutputLayers(shape, labels=labels, roi=roi_options(cfg), ore=ore)
+        made: OpenWorldOutputLayers = OpenWorldOutputLayers(shape, space=labels, roi=roi_options(cfg), method=method)
         return made
 
     return grown_file(cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, label_space(cfg), make)

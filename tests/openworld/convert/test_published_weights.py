@@ -302,7 +302,7 @@ def test_other_pixel_statistics_and_agnostic_boxes(state: dict[str, Tensor]) -> 
     changed["pixel_std"] = torch.tensor([57.375, 57.12, 58.395]).view(3, 1, 1)
     changed["backbone.stem.conv1.weight"] *= 57
     model = converted(changed, LabelSpace.of(SCHEDULES["voc_10_10"].tasks, 2, "fixed"))
-    assert model.refine.weight.shape[0] == 4 and not model.per_class
+    assert model.bbox_pred.weight.shape[0] == 4 and not model.per_class
     image = picture(64, 64)
     close(
         model.features(model.normalise([image.float() / 255]).tensors)["c4"], D2(changed).backbone(image.flip(0))["c4"]

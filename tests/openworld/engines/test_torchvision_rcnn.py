@@ -261,13 +261,13 @@ def test_an_image_without_regions_has_none_in_the_sample() -> None:
 
 def test_growth_keeps_old_rows_bit_for_bit() -> None:
     model = engine()
-    weight, bias = model.classify.weight.clone(), model.classify.bias.clone()
+    weight, bias = model.cls_score.weight.clone(), model.cls_score.bias.clone()
     later = SPACE.at(2)
     model.grow(later)
-    assert model.classify.weight.shape[0] == later.num_rows == 5
+    assert model.cls_score.weight.shape[0] == later.num_rows == 5
     for old, new in [(0, 0), (1, 1), (SPACE.unknown, later.unknown), (SPACE.background, later.background)]:
-        assert torch.equal(model.classify.weight[new], weight[old])
-        assert torch.equal(model.classify.bias[new], bias[old])
+        assert torch.equal(model.cls_score.weight[new], weight[old])
+        assert torch.equal(model.cls_score.bias[new], bias[old])
     model.train().training_step(images((64, 64)), [target((8, 8, 40, 44), labels=(2,))], keep_labels)
 
 
@@ -308,10 +308,10 @@ def test_every_head_trains(head: str, box_regression: str, targets: list[Target]
         bool(torch.isfinite(parameter.grad).all()) for parameter in model.parameters() if parameter.grad is not None
     )
     columns = model.labels.background if box_regression == "per_class" else 1
-    assert model.refine.weight.shape[0] == 4 * columns
+    assert model.bbox_pred.weight.shape[0] == 4 * columns
     if head == "fixed":
-        assert model.classify.weight.grad is not None and not model.classify.weight.grad[2].any()  # car
-        assert bool(model.classify.weight.grad[[0, 1, 3, 4]].abs().sum(1).all())
+        assert model.cls_score.weight.grad is not None and not model.cls_score.weight.grad[2].any()  # car
+        assert bool(model.cls_score.weight.grad[[0, 1, 3, 4]].abs().sum(1).all())
 
 
 @HEADS
@@ -326,7 +326,7 @@ def test_losses_equal_a_slow_loop(head: str, box_regression: str) -> None:
     losses, regions = model.training_step(images((64, 64)), [ONE], ore.label_unknowns, "sampled")
     assert regions.features is not None and regions.logits is not None
     assert {1, space.unknown, space.background} == set(regions.labels.tolist())
-    deltas = model.refine(regions.features).detach().reshape(len(regions), -1, 4)
+    deltas = model.bbox_pred(regions.features).detach().reshape(len(regions), -1, 4)
     rows = [*space.detected_rows, space.background]
     classification, box = 0.0, 0.0
     for index, label in enumerate(regions.labels.tolist()):
@@ -422,19 +422,19 @@ def test_growth_of_a_fixed_head_moves_nothing(box_regression: str) -> None:
     losses = detector.losses(images((64, 64)), [target((8, 8, 40, 44), labels=(2,))], 1)
     assert all(bool(torch.isfinite(value)) for value in losses.values())
     losses["classification"].backward()  # type: ignore[no-untyped-call]
-    assert model.classify.weight.grad is not None and bool(model.classify.weight.grad[2].any())
+    assert model.cls_score.weight.grad is not None and bool(model.cls_score.weight.grad[2].any())
 
 
 def test_growth_keeps_the_deltas_of_each_class() -> None:
     model = engine(roi=roi(box_regression="per_class"))
-    torch.nn.init.normal_(model.refine.bias)
-    weight = model.refine.weight.detach().clone().reshape(3, 4, -1)
-    bias = model.refine.bias.detach().clone().reshape(3, 4)
+    torch.nn.init.normal_(model.bbox_pred.bias)
+    weight = model.bbox_pred.weight.detach().clone().reshape(3, 4, -1)
+    bias = model.bbox_pred.bias.detach().clone().reshape(3, 4)
     model.grow(SPACE.at(2))
-    assert model.refine.weight.shape == (16, model.feature_dim)
+    assert model.bbox_pred.weight.shape == (16, model.feature_dim)
     for new, old in enumerate([0, 1, SPACE.unknown, SPACE.unknown]):  # car starts from unknown's
-        assert torch.equal(model.refine.weight.reshape(4, 4, -1)[new], weight[old])
-        assert torch.equal(model.refine.bias.reshape(4, 4)[new], bias[old])
+        assert torch.equal(model.bbox_pred.weight.reshape(4, 4, -1)[new], weight[old])
+        assert torch.equal(model.bbox_pred.bias.reshape(4, 4)[new], bias[old])
     model.train().training_step(images((64, 64)), [target((8, 8, 40, 44), labels=(2,))], keep_labels)
 
 
@@ -444,14 +444,14 @@ def test_a_class_that_no_task_has_taught_is_never_detected(mask_future: str, box
     """Its row has the largest logit everywhere; it takes probability from the others unless it is masked."""
     chosen = roi(score_threshold=0.0, mask_future=mask_future, box_regression=box_regression)
     model = engine(head="fixed", roi=chosen).eval()
-    torch.nn.init.zeros_(model.classify.weight)
+    torch.nn.init.zeros_(model.cls_score.weight)
     with torch.no_grad():
-        model.classify.bias.copy_(torch.tensor([1.0, 0.0, 5.0, 0.5, 0.0]))
+        model.cls_score.bias.copy_(torch.tensor([1.0, 0.0, 5.0, 0.5, 0.0]))
     ore = Ore(FIXED, model.feature_dim)
     (found,) = model.detect(images((64, 64)), ore.decide)
     assert len(found) > 0 and set(found.labels.tolist()) <= {0, 1, 3} and set(found.known_labels.tolist()) == {0}
     rows = [0, 1, 3, 4] if mask_future == "always" else [0, 1, 2, 3, 4]
-    shares = model.classify.bias.detach()[rows].softmax(0)
+    shares = model.cls_score.bias.detach()[rows].softmax(0)
     torch.testing.assert_close(found.scores[0], shares[0])
     assert ore.decide(torch.tensor([[1.0, 0, 5, 0.5, 0], [0, 0, 5, 1, 9]])).labels.tolist() == [0, 3]
 
@@ -460,7 +460,7 @@ def test_future_classes_are_in_the_loss_only_where_they_are_not_masked() -> None
     values = {}
     for mask_future in ("training", "always", "never"):
         model = engine(head="fixed", roi=roi(mask_future=mask_future)).train()
-        torch.nn.init.zeros_(model.classify.weight)
+        torch.nn.init.zeros_(model.cls_score.weight)
         torch.manual_seed(0)
         losses, _ = model.training_step(images((64, 64)), [EMPTY], keep_labels)
         values[mask_future] = float(losses["classification"].detach())
@@ -481,7 +481,7 @@ def test_each_class_is_detected_with_its_own_box() -> None:
     torch.testing.assert_close(found.boxes, wanted.boxes)
     assert torch.equal(found.labels, wanted.labels) and len(found) > 0
     with torch.no_grad():  # unknown's deltas alone move: its boxes do, the others do not
-        model.refine.bias.reshape(4, 4)[FIXED.unknown] += torch.tensor([5.0, 0, 0, 0])
+        model.bbox_pred.bias.reshape(4, 4)[FIXED.unknown] += torch.tensor([5.0, 0, 0, 0])
     (moved,) = model.detect(images((64, 64)), decide)
     known, still_known = FIXED.is_known(found.labels), FIXED.is_known(moved.labels)
     assert torch.equal(moved.boxes[still_known], found.boxes[known]) and bool(known.any())
@@ -530,7 +530,7 @@ def test_the_configuration_of_the_reference_code_can_be_said() -> None:
     ore = Ore(FIXED, model.feature_dim, ClusteringOptions(start_step=0), unknown)
     losses = Detector(model, ore).losses(images((128, 128)), [ONE], 0)
     assert all(bool(torch.isfinite(value)) for value in losses.values())
-    assert model.refine.weight.shape == (4 * 4, model.feature_dim) and model.classify.weight.shape[0] == 5
+    assert model.bbox_pred.weight.shape == (4 * 4, model.feature_dim) and model.cls_score.weight.shape[0] == 5
     labels = torch.full((2100,), FIXED.background)
     labels[:300] = 1
     none = torch.zeros(2100)

@@ -82,8 +82,8 @@ def twins(options: ModelOptions, space: LabelSpace = SPACE) -> list[Any]:
         for module, spread in (
             (ours.rpn.head.cls_logits, 0.5),
             (ours.rpn.head.bbox_pred, 0.05),
-            (ours.classify, 0.5),
-            (ours.refine, 0.05),
+            (ours.cls_score, 0.5),
+            (ours.bbox_pred, 0.05),
         ):
             nn.init.normal_(module.weight, std=spread)
     theirs: Any = build_engine(replace(space, layout=options.head), replace(options, engine="detectron2"), None)
@@ -179,7 +179,7 @@ def test_growth_keeps_both_the_same(case: str) -> None:
         torch.manual_seed(5)
         engine.grow(later)
     state = theirs.model.state_dict()
-    for name in ("classify.weight", "classify.bias", "refine.weight", "refine.bias"):
+    for name in ("cls_score.weight", "cls_score.bias", "bbox_pred.weight", "bbox_pred.bias"):
         assert torch.equal(state[detectron2_name(name)], ours.state_dict()[name])
     assert theirs.labels == later and int(state["roi_heads.box_predictor.num_known"]) == 3
     found = theirs.eval().detect(images(), Ore(later, theirs.feature_dim).decide)
