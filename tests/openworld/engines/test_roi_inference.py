@@ -12,7 +12,7 @@ import torch
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import boxes as box_ops
 
-from openworld.engines.roi_inference import candidates, suppress, suppress_across
+from openworld.engines.roi_inference import candidates_of_regions, suppress, suppress_across
 from openworld.engines.roi_losses import BOX_WEIGHTS
 
 ORACLES = Path(os.environ.get("OPENWORLD_ORACLES", Path(__file__).parents[2] / "oracles")) / "losses"
@@ -22,12 +22,12 @@ def test_candidates_by_hand() -> None:
     """Rows: 0 known, 1 a future class, 2 unknown, 3 background."""
     boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 0.5, 9], [0, 0, torch.inf, 9], [5, 5, 9, 9]])[:, None]
     scores = torch.tensor([[0.3, 0.3, 0.3, 0.1], [0.9, 0.0, 0.1, 0.0], [0.9, 0.0, 0.1, 0.0], [0.2, 0.5, 0.3, 0.0]])
-    region, row, found = candidates(boxes, scores, (0, 2), score_threshold=0.2, min_side_px=1.0)
+    region, row, found = candidates_of_regions(boxes, scores, (0, 2), score_threshold=0.2, min_side_px=1.0)
     assert list(zip(region.tolist(), row.tolist(), strict=True)) == [(0, 0), (0, 2), (3, 2)]  # 0.2 is not above 0.2
     assert found.tolist() == [[0, 0, 9, 9], [0, 0, 9, 9], [5, 5, 9, 9]]
-    region, _, _ = candidates(boxes, scores, (0, 2), score_threshold=0.2, min_side_px=0.0)
+    region, _, _ = candidates_of_regions(boxes, scores, (0, 2), score_threshold=0.2, min_side_px=0.0)
     assert region.tolist() == [0, 0, 1, 3]
-    none = candidates(boxes[:0], scores[:0], (0, 2), score_threshold=0.2, min_side_px=1.0)
+    none = candidates_of_regions(boxes[:0], scores[:0], (0, 2), score_threshold=0.2, min_side_px=1.0)
     assert [tuple(part.shape) for part in none] == [(0,), (0,), (0, 4)]
 
 
@@ -35,7 +35,7 @@ def test_a_candidate_has_the_box_of_its_row() -> None:
     boxes = torch.arange(24.0).reshape(2, 3, 4)
     boxes[1, 2, 2:] = boxes[1, 2, :2]  # empty, of row 2 only
     scores = torch.full((2, 4), 0.25)
-    region, row, found = candidates(boxes, scores, (0, 2), score_threshold=0.0, min_side_px=1.0)
+    region, row, found = candidates_of_regions(boxes, scores, (0, 2), score_threshold=0.0, min_side_px=1.0)
     assert list(zip(region.tolist(), row.tolist(), strict=True)) == [(0, 0), (0, 2), (1, 0)]
     assert torch.equal(found, torch.stack([boxes[0, 0], boxes[0, 2], boxes[1, 0]]))
 
@@ -77,7 +77,7 @@ def test_reference_detections(path: Path) -> None:
     decoded = BoxCoder(weights=BOX_WEIGHTS).decode_single(deltas, torch.from_numpy(arrays["proposals"]))
     boxes = box_ops.clip_boxes_to_image(decoded.reshape(len(deltas), -1, 4), (height, width))
     scores = logits.softmax(1)
-    region, row, found = candidates(
+    region, row, found = candidates_of_regions(
         boxes, scores, range(background), score_threshold=float(arrays["score_thresh"]), min_side_px=0.0
     )
     most = int(arrays["topk"])

@@ -16,6 +16,7 @@ from openworld.engines.roi_losses import box_loss, classification_loss, masked_l
 from openworld.labels import LabelSpace
 from openworld.methods.ore.method import Ore
 from openworld.methods.ore.options import ClusteringOptions
+from tests.regions import clustering_step
 
 ORACLES = Path(os.environ.get("OPENWORLD_ORACLES", Path(__file__).parents[2] / "oracles")) / "losses"
 
@@ -168,7 +169,7 @@ def test_reference_losses_and_gradients(path: Path) -> None:
         beta=float(arrays["smooth_l1_beta"]),
         weights=tuple(arrays["bbox_weights"].tolist()),
     )
-    clustering = ore.step(features, labels, 0)
+    clustering = clustering_step(ore, features, labels, 0)
     (classification + box + clustering).backward()  # type: ignore[no-untyped-call]
 
     classification, box, clustering = classification.detach(), box.detach(), clustering.detach()

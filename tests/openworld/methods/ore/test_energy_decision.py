@@ -21,6 +21,7 @@ from openworld.methods.ore.method import Ore
 from openworld.methods.ore.options import EnergyOptions
 from openworld.methods.ore.weibull import WeibullFit
 from openworld.structures import Regions
+from tests.regions import candidates_of
 
 ORACLES = Path(os.environ.get("OPENWORLD_ORACLES", Path(__file__).parents[3] / "oracles")) / "energy"
 FILES = [pytest.param(path, id=path.stem) for path in sorted(ORACLES.glob("*.npz"))]
@@ -96,11 +97,11 @@ def test_reference_decisions(path: Path) -> None:
     predicted = torch.where(before == 80, space.unknown, before)
     ours = torch.cat([logits[:count, :seen], logits[:count, -1:], torch.zeros(count, 1)], dim=1)
     scores = torch.rand(count)
-    decision = ore.decide(ours, predicted, scores)
+    decision = ore.decide(candidates_of(ours, space, predicted, scores))
     after = torch.where(decision.labels == space.unknown, 80, decision.labels).masked_fill(~decision.kept, -100)
     assert after.tolist() == arrays["det_classes_out"][:count].tolist()
     assert torch.equal(decision.scores, scores)
-    torch.testing.assert_close(-decision.energies, torch.logsumexp(logits[:count, :seen], 1))
+    torch.testing.assert_close(-decision.extras["energy"], torch.logsumexp(logits[:count, :seen], 1))
 
 
 def test_window_probability_by_integration_and_by_a_slow_sum() -> None:
@@ -282,8 +283,9 @@ SCORES = torch.tensor([0.9, 0.8, 0.7, 0.6])
 
 def by_hand(**options: Any) -> Any:
     ore = Ore(SPACE, 4, energy=EnergyOptions(**options))
-    assert ore.fit_energy(drawn(2, 6, 3, 500, 1), drawn(2, 0.5, 2, 500, 2))["status"] == "fitted"
-    return ore, ore.decide(LOGITS, PREDICTED, SCORES)
+    samples = {"known": drawn(2, 6, 3, 500, 1), "unknown": drawn(2, 0.5, 2, 500, 2)}
+    assert ore.calibrate(samples)["status"] == "fitted"
+    return ore, ore.decide(candidates_of(LOGITS, SPACE, PREDICTED, SCORES))
 
 
 @pytest.mark.parametrize("options", named([rule for rule in RULES if rule.get("window_sum") != "riemann"]))
@@ -293,12 +295,11 @@ def test_contradictions_by_hand(options: dict[str, Any], contradiction: str, unk
     ore, found = by_hand(**options, contradiction=contradiction, unknown_contradiction=unknown_contradiction)
     assert found.kept.tolist() == [True, contradiction != "drop", unknown_contradiction != "drop", True]
     assert found.labels.tolist() == [0, 0 if contradiction == "drop" else 2, 2, 2]
-    assert found.known_labels.tolist() == [0, 0, 0, 0]
     assert torch.equal(found.scores[[0, 2, 3]], SCORES[[0, 2, 3]])
     if contradiction != "rescore":
         assert found.scores[1] == SCORES[1]
         return
-    value = -found.energies[1].double().item()
+    value = -found.extras["energy"][1].double().item()
     model = ore.energy_model
     known, unknown = (WeibullFit(*numbers.tolist()) for numbers in (model.known, model.unknown))
     if options["decision"] == "density":
@@ -327,11 +328,11 @@ def test_confidence_where_the_monotone_boundary_overrules_the_densities() -> Non
 
 def test_temperature_of_the_test() -> None:
     ore = Ore(SPACE, 4, energy=EnergyOptions(temperature=1.5, test_temperature=1.0))
-    torch.testing.assert_close(-ore.decide(LOGITS).energies, torch.logsumexp(LOGITS[:, :2], 1))
+    candidates = candidates_of(LOGITS, SPACE)
+    torch.testing.assert_close(-ore.decide(candidates).extras["energy"], torch.logsumexp(LOGITS[:, :2], 1))
     same = Ore(SPACE, 4, energy=EnergyOptions(temperature=1.5))
-    torch.testing.assert_close(-same.decide(LOGITS).energies, 1.5 * torch.logsumexp(LOGITS[:, :2] / 1.5, 1))
-    empty = torch.zeros(0, dtype=torch.int64)
-    assert len(ore.decide(torch.zeros(0, 4), empty, torch.zeros(0))) == 0
+    wanted = 1.5 * torch.logsumexp(LOGITS[:, :2] / 1.5, 1)
+    torch.testing.assert_close(-same.decide(candidates).extras["energy"], wanted)
 
 
 # -- the samples ------------------------------------------------------------------------------------------------------
@@ -355,11 +356,7 @@ def test_which_regions_are_samples(fit_on: Any, unknowns: list[int]) -> None:
         labels=torch.tensor([0, 1, 2 if shown else 3, 3, 3]),
         logits=torch.arange(20.0).view(5, 4),
     )
-    labels = ore.label_for_energy(regions)
-    labelled = Regions(
-        regions.boxes, regions.image_index, regions.objectness, regions.iou, labels, None, regions.logits
-    )
-    known, unknown = ore.energy_samples(labelled)
+    known, unknown = (ore.collect(regions, torch.full((1, 2), 64))[name] for name in ore.samples)
     assert regions.logits is not None
     energies = torch.logsumexp(regions.logits[:, :2], 1)
     assert torch.equal(known, energies[:2]) and torch.equal(unknown, energies[unknowns])

@@ -14,6 +14,7 @@ from openworld.labels import LabelSpace
 from openworld.methods.ore.method import Ore
 from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, UnknownLabelOptions
 from openworld.structures import Regions
+from tests.regions import candidates_of, clustering_step
 
 TASKS = [["cat", "dog"], ["cow"]]
 SPACE = LabelSpace.of(TASKS, task=1)  # cat 0, dog 1, unknown 2, background 3
@@ -31,7 +32,7 @@ def test_later_tasks_have_a_start_of_their_own() -> None:
     features, labels = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
     for task, started in ((1, False), (2, True)):
         ore = Ore(LabelSpace.of([["a", "b"], ["c"]], task), 3, options)
-        ore.step(features, labels, 0)
+        clustering_step(ore, features, labels, 0)
         assert ore.prototypes.started is started
 
 
@@ -41,7 +42,7 @@ def test_loss_is_zero_before_the_start_and_follows_the_schedule() -> None:
         features, labels = batch(step, [0, 0, 1, 1, 2, 3, 3, 3])
         features.requires_grad_()
         before = ore.prototypes.vectors.clone()
-        loss = ore.step(features, labels, step)
+        loss = clustering_step(ore, features, labels, step)
         loss.backward()  # type: ignore[no-untyped-call]
         assert features.grad is not None
         means, seen = ore.memory.means()
@@ -58,32 +59,32 @@ def test_loss_is_zero_before_the_start_and_follows_the_schedule() -> None:
 
 def test_a_start_without_foreground_is_made_up_for() -> None:
     ore = Ore(SPACE, 4, QUICK)
-    assert ore.step(*batch(2, [3] * 8), 2) == 0 and not ore.prototypes.started
-    assert ore.step(*batch(3, [0] * 8), 3) > 0
+    assert clustering_step(ore, *batch(2, [3] * 8), 2) == 0 and not ore.prototypes.started
+    assert clustering_step(ore, *batch(3, [0] * 8), 3) > 0
     assert ore.prototypes.present.tolist() == [True, False, False]
 
 
 def test_off_does_nothing_and_empty_batches_pass() -> None:
     off = Ore(SPACE, 4, ClusteringOptions(enabled=False), UnknownLabelOptions(enabled=False))
-    assert off.step(*batch(5000), 5000) == 0 and not off.memory.counts.any()
+    assert clustering_step(off, *batch(5000), 5000) == 0 and not off.memory.counts.any()
     ore = Ore(SPACE, 4, QUICK)
     empty = torch.zeros(0, dtype=torch.int64)
     for step in range(4):
-        assert ore.step(torch.zeros(0, 4, requires_grad=True), empty, step).requires_grad
-    assert len(ore.decide(torch.zeros(0, 4))) == 0
+        assert clustering_step(ore, torch.zeros(0, 4, requires_grad=True), empty, step).requires_grad
+    assert len(ore.decide(candidates_of(torch.zeros(0, 4), SPACE))) == 0
     none = Regions(torch.zeros(0, 4), empty, torch.zeros(0), torch.zeros(0), empty)
-    assert ore.label_unknowns(none).shape == (0,)
+    assert ore.relabel(none, torch.zeros(0, 2)).labels.shape == (0,)
 
 
 def test_resume_is_exact() -> None:
     ore = Ore(SPACE, 4, QUICK)
     for step in range(3):
-        ore.step(*batch(step), step)
-    ore.fit_energy(torch.linspace(5, 9, 100), torch.linspace(1, 4, 100))
+        clustering_step(ore, *batch(step), step)
+    ore.calibrate({"known": torch.linspace(5, 9, 100), "unknown": torch.linspace(1, 4, 100)})
     resumed = Ore(SPACE, 4, QUICK)
     resumed.load_state_dict(copy.deepcopy(ore.state_dict()))
     for step in range(3, 8):
-        assert torch.equal(ore.step(*batch(step), step), resumed.step(*batch(step), step))
+        assert torch.equal(clustering_step(ore, *batch(step), step), clustering_step(resumed, *batch(step), step))
     for (name, left), right in zip(ore.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(left, right), name
     assert not list(ore.parameters())
@@ -95,17 +96,17 @@ def test_replay_refreshes_the_old_classes(during_replay: bool) -> None:
     ore = Ore(SPACE, 1, replace(QUICK, during_replay=during_replay))
     cats = torch.zeros(4, dtype=torch.int64)
     for step in range(4):
-        ore.step(torch.ones(4, 1), cats, step)
+        clustering_step(ore, torch.ones(4, 1), cats, step)
     ore.grow(SPACE.at(2))
     cows = torch.full((4,), 2)
     for step in range(4):  # the new task shows no cat
-        ore.step(torch.full((4, 1), 9.0), cows, step)
+        clustering_step(ore, torch.full((4, 1), 9.0), cows, step)
     assert ore.prototypes.vectors[:3, 0].tolist() == [1.0, 0.0, 9.0]
     before = {name: value.clone() for name, value in ore.state_dict().items() if name.startswith(("memory", "proto"))}
     path = []
     for step in range(4, 10):
         features = torch.full((4, 1), 5.0, requires_grad=True)
-        loss = ore.step(features, cats, step, replay=True)
+        loss = clustering_step(ore, features, cats, step, replay=True)
         assert loss.requires_grad and bool(loss > 0) == during_replay
         path.append(ore.prototypes.vectors[0].item())
     if during_replay:
@@ -119,8 +120,8 @@ def test_replay_refreshes_the_old_classes(during_replay: bool) -> None:
 def test_growth_keeps_rows_and_moves_unknown(with_background: bool) -> None:
     options = ClusteringOptions(start_step=0, background_prototype=with_background)
     ore = Ore(SPACE, 4, options)
-    ore.step(*batch(0, [0, 1, 1, 2, 2, 2, 3, 3]), 0)
-    ore.fit_energy(torch.linspace(5, 9, 100), torch.linspace(1, 4, 100))
+    clustering_step(ore, *batch(0, [0, 1, 1, 2, 2, 2, 3, 3]), 0)
+    ore.calibrate({"known": torch.linspace(5, 9, 100), "unknown": torch.linspace(1, 4, 100)})
     old_vectors, old_counts = ore.prototypes.vectors.clone(), ore.memory.counts.tolist()
     ore.grow(SPACE.at(2))
     assert ore.memory.counts.tolist() == [1, 2, 0, 3, *old_counts[3:]]
@@ -129,7 +130,7 @@ def test_growth_keeps_rows_and_moves_unknown(with_background: bool) -> None:
     assert not ore.energy_model.fitted
     twin = Ore(SPACE.at(2), 4, options)
     twin.load_state_dict(ore.state_dict())
-    ore.step(*batch(1, [0, 1, 2, 2, 3, 3, 4, 4]), 1)
+    clustering_step(ore, *batch(1, [0, 1, 2, 2, 3, 3, 4, 4]), 1)
     with pytest.raises(ConfigError, match="grow along"):
         ore.grow(LabelSpace.of([["horse"], ["cow"]], task=1))
 
@@ -137,15 +138,17 @@ def test_growth_keeps_rows_and_moves_unknown(with_background: bool) -> None:
 def test_decision() -> None:
     ore = Ore(SPACE, 4)
     logits = torch.tensor([[9.0, 1, 0, 12], [0, 9, 1, 0], [1, 0, 9, 0], [1, 0.5, 0, 0]])
-    decision = ore.decide(logits)
-    assert decision.labels.tolist() == [0, 1, 2, 0] and decision.known_labels.tolist() == [0, 1, 0, 0]
-    torch.testing.assert_close(decision.energies, -torch.logsumexp(logits[:, :2], 1))
+    candidates = candidates_of(logits, SPACE)
+    decision = ore.decide(candidates)
+    assert decision.labels.tolist() == [0, 1, 2, 0] and candidates.known_labels.tolist() == [0, 1, 0, 0]
+    torch.testing.assert_close(decision.extras["energy"], -torch.logsumexp(logits[:, :2], 1))
     torch.testing.assert_close(decision.scores, logits.softmax(1)[:, :3].max(1).values)
-    record = ore.fit_energy(torch.linspace(6, 12, 200), torch.linspace(0.5, 4, 200))
+    record = ore.calibrate({"known": torch.linspace(6, 12, 200), "unknown": torch.linspace(0.5, 4, 200)})
     assert record["status"] == "fitted"
-    assert ore.decide(logits).labels.tolist() == [0, 1, 2, 2] and ore.decide(logits).kept.all()
+    assert ore.decide(candidates).labels.tolist() == [0, 1, 2, 2] and ore.decide(candidates).kept.all()
     # A region may be detected as several classes; the energy is the region's.
-    assert ore.decide(logits, torch.tensor([1, 2, 2, 1])).labels.tolist() == [1, 2, 2, 2]
+    several = candidates_of(logits, SPACE, torch.tensor([1, 2, 2, 1]))
+    assert ore.decide(several).labels.tolist() == [1, 2, 2, 2]
 
 
 def test_labels_unknown_and_collects_energy_samples() -> None:
@@ -158,16 +161,11 @@ def test_labels_unknown_and_collects_energy_samples() -> None:
         labels=torch.tensor([0, 3, 3, 3, 3]),
         logits=torch.randn(5, 4),
     )
-    labels = ore.label_unknowns(regions)
-    assert labels.tolist() == [0, 3, 2, 2, 3]
-    labelled = Regions(
-        regions.boxes, regions.image_index, regions.objectness, regions.iou, labels, None, regions.logits
-    )
-    known, unknown = ore.energy_samples(labelled)
+    sizes = torch.full((2, 2), 64)
+    assert ore.relabel(regions, sizes).labels.tolist() == [0, 3, 2, 2, 3]
+    known, unknown = (ore.collect(regions, sizes)[name] for name in ore.samples)
     assert regions.logits is not None
     wanted = 2 * torch.logsumexp(regions.logits[:, :2] / 2, 1)
     assert torch.equal(known, wanted[:1]) and torch.equal(unknown, wanted[2:3])  # region 3 overlaps by 0.4
     with pytest.raises(ConfigError, match="logits"):
-        ore.energy_samples(
-            Regions(*(getattr(regions, n) for n in ("boxes", "image_index", "objectness", "iou", "labels")))
-        )
+        ore.collect(replace(regions, logits=None), sizes)

@@ -19,9 +19,11 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from openworld.labels import LabelSpace
-from openworld.methods.ore.method import Ore, Ranks
+from openworld.methods.base import Ranks
+from openworld.methods.ore.method import Ore
 from openworld.methods.ore.options import ClusteringOptions
 from openworld.runtime import distributed
+from openworld.structures import Regions
 
 SPACE = LabelSpace.of([["cat", "dog"]], task=1)  # cat 0, dog 1, unknown 2, background 3
 STEPS = 7
@@ -54,7 +56,10 @@ def train(options: ClusteringOptions, batches: list[tuple[Tensor, Tensor]], rank
     seen = []
     for step, (inputs, labels) in enumerate(batches):
         features = model(inputs)
-        loss = ore.step(features, labels, step, ranks=ranks)
+        count = len(labels)
+        zeros, index = torch.zeros(count), torch.zeros(count, dtype=torch.int64)
+        regions = Regions(torch.zeros(count, 4), index, zeros, zeros, labels, features=features)
+        loss = ore.losses(regions, step, replay=False, ranks=ranks)["clustering"]
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         assert layer.weight.grad is not None

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from openworld.errors import ConfigError
+from openworld.labels import LabelSpace
 from openworld.methods.ore.options import UnknownLabelOptions
 from openworld.methods.ore.unknown_labels import label_unknowns, spread_per_image, top_per_image
+from openworld.structures import Regions
 
 ORACLES = Path(os.environ.get("OPENWORLD_ORACLES", Path(__file__).parents[3] / "oracles")) / "autolabel"
 UNKNOWN, BACKGROUND = 3, 4
@@ -27,19 +29,18 @@ def files(*, full: bool) -> list[Any]:
 
 
 def label(labels: Tensor, objectness: Tensor, **fields: Any) -> Tensor:
+    """Labels of regions; the head has ``num_known`` known classes, then unknown and background."""
     count = len(labels)
     image_sizes = fields.pop("image_sizes", None)
-    return label_unknowns(
-        labels,
-        objectness,
-        fields.pop("iou", torch.zeros(count)),
+    regions = Regions(
         fields.pop("boxes", torch.tensor([[0.0, 0.0, 10.0, 10.0]]).expand(count, 4)),
         fields.pop("image_index", torch.zeros(count, dtype=torch.int64)),
-        unknown=fields.pop("unknown", UNKNOWN),
-        background=fields.pop("background", BACKGROUND),
-        options=UnknownLabelOptions(**fields),
-        image_sizes=image_sizes,
+        objectness,
+        fields.pop("iou", torch.zeros(count)),
+        labels,
     )
+    space = LabelSpace.of([[f"class {row}" for row in range(fields.pop("num_known", UNKNOWN))]], 1)
+    return label_unknowns(regions, space, UnknownLabelOptions(**fields), image_sizes)
 
 
 @settings(max_examples=60, deadline=None)
@@ -130,8 +131,7 @@ def test_reference_cases(path: Path) -> None:
         labels = labels.masked_fill(matched == 0, background).masked_fill(matched == -1, -1)
     objectness = torch.from_numpy(arrays["objectness_logits"])
     options = {
-        "unknown": background - 1,
-        "background": background,
+        "num_known": background - 1,
         "per_image": int(arrays["unk_k"]),
         "foreground": "logit_minus_one",
     }
@@ -175,8 +175,7 @@ def test_reference_from_boxes(path: Path) -> None:
         torch.cat(labels),
         torch.cat(objectness),
         image_index=torch.cat(image_index),
-        unknown=background - 1,
-        background=background,
+        num_known=background - 1,
         per_image=int(arrays["unk_k"]),
         foreground="logit_minus_one",
     )

@@ -1,0 +1,35 @@
+"""Options of the maximum-logit method. Standard library only, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from openworld.methods.options import MethodOptions
+
+if TYPE_CHECKING:
+    from openworld.labels import LabelSpace
+    from openworld.methods.max_logit.method import MaxLogit
+
+
+@dataclass(kw_only=True)
+class MaxLogitOptions(MethodOptions):
+    """A closed detector whose unknowns are found after training, by objectness and the largest known logit."""
+
+    name: str = "max_logit"
+    known_rejection_rate: float = 0.05
+    """Share of held-out known regions that may look less than fully known: a region whose largest known logit is above
+    that of this share has no unknown score (own choice)."""
+    min_samples: int = 20
+    """Fewest held-out known regions to calibrate with; with fewer the softmax says how known a region is (own
+    guard)."""
+
+    def build(self, space: LabelSpace, feature_dim: int) -> MaxLogit:
+        """See :class:`MethodOptions`."""
+        from openworld.methods.max_logit.method import MaxLogit
+
+        return MaxLogit(space, self)
+
+    def before_calibration(self) -> MaxLogitOptions:
+        """See :class:`MethodOptions`: everything acts after the training."""
+        return MaxLogitOptions()
