@@ -1,13 +1,19 @@
-"""Regions and candidates for tests, of which only some columns matter, and a step of ORE on them."""
+"""Regions and candidates for tests, of which only some columns matter, and steps that show what they are made of."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from openworld.detector import Detector
 from openworld.labels import LabelSpace
+from openworld.methods.base import OpenWorldMethod
 from openworld.methods.ore.method import Ore
-from openworld.structures import Candidates, Regions
+from openworld.structures import Candidates, Regions, Target
 
 
 def regions_with(features: Tensor, labels: Tensor, logits: Tensor | None = None) -> Regions:
@@ -36,3 +42,20 @@ def candidates_of(
 def clustering_step(ore: Ore, features: Tensor, labels: Tensor, step: int, *, replay: bool = False) -> Tensor:
     """The clustering loss of a training step on regions with these features and labels."""
     return ore.losses(regions_with(features, labels), step, replay=replay, ranks=None)["clustering"]
+
+
+def training_step(
+    engine: Any, images: Sequence[Tensor], targets: Sequence[Target], method: OpenWorldMethod | None = None
+) -> tuple[dict[str, Tensor], Regions]:
+    """The detector's own losses of a step, without the method's, and the sampled regions that they are made of."""
+    method = OpenWorldMethod(engine.space) if method is None else method
+    seen: list[Regions] = []
+
+    def watch(regions: Regions, step: int, **_: Any) -> dict[str, Tensor]:
+        seen.append(regions)
+        return {}
+
+    with patch.object(method, "losses", watch):
+        losses = Detector(engine, method).losses(images, targets, 0)
+    (regions,) = seen
+    return losses, regions

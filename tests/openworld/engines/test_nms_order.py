@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from openworld.detector import Detector
 from openworld.engines.options import ModelOptions, RoiOptions
 from openworld.engines.torchvision_rcnn import OpenWorldRCNN
 from openworld.engines.weights import build_engine
 from openworld.labels import LabelSpace
-from openworld.structures import Decision, Detections
+from openworld.methods.base import OpenWorldMethod
+from openworld.structures import Candidates, Decision, Detections
 from ssl_backbones.options import ArchOptions
 
 SPACE = LabelSpace.of((("cat", "dog"), ("car",)), 1)  # cat 0, dog 1, unknown 2
@@ -25,22 +27,33 @@ def engine() -> OpenWorldRCNN:
     return build_engine(SPACE, options, None).eval()
 
 
-def kept_as_they_are(logits: Tensor, rows: Tensor, scores: Tensor) -> Decision:
-    return Decision(rows, scores, -logits[:, :2].logsumexp(1), logits[:, :2].argmax(1), torch.ones_like(rows) > 0)
+class Kept(OpenWorldMethod):
+    """Every candidate stays what it is, before the suppression or after it."""
+
+    def __init__(self, *, after: bool) -> None:
+        super().__init__(SPACE)
+        self.after = after
+
+    @property
+    def nms_after_decision(self) -> bool:
+        return self.after
 
 
-def all_unknown(logits: Tensor, rows: Tensor, scores: Tensor) -> Decision:
-    return replace(kept_as_they_are(logits, rows, scores), labels=torch.full_like(rows, SPACE.unknown))
+class AllUnknown(Kept):
+    def decide(self, candidates: Candidates) -> Decision:
+        return replace(super().decide(candidates), labels=torch.full_like(candidates.rows, SPACE.unknown))
 
 
-def turned_round(logits: Tensor, rows: Tensor, scores: Tensor) -> Decision:
+class TurnedRound(Kept):
     """The weakest becomes the best, and cats go."""
-    return replace(kept_as_they_are(logits, rows, scores), scores=1 - scores, kept=rows != 0)
+
+    def decide(self, candidates: Candidates) -> Decision:
+        return replace(super().decide(candidates), scores=1 - candidates.scores, kept=candidates.rows != 0)
 
 
-def detected(decide: object, *, after: bool) -> Detections:
+def detected(method: type[Kept], *, after: bool) -> Detections:
     image = torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(1))
-    return engine().detect([image], decide, nms_after_decision=after)[0]  # type: ignore[arg-type]
+    return Detector(engine(), method(after=after)).eval().detect([image])[0]
 
 
 def overlaps(found: Detections) -> Tensor:
@@ -49,22 +62,22 @@ def overlaps(found: Detections) -> Tensor:
 
 
 def test_order_does_not_matter_if_nothing_changes() -> None:
-    after, before = (detected(kept_as_they_are, after=order) for order in (True, False))
+    after, before = (detected(Kept, after=order) for order in (True, False))
     assert len(set(after.labels.tolist())) == 3
-    for name in ("boxes", "scores", "labels", "energies", "known_labels"):
+    for name in ("boxes", "scores", "labels", "known_labels"):
         assert torch.equal(getattr(after, name), getattr(before, name)), name
 
 
 def test_before_the_decision_one_object_may_be_unknown_twice() -> None:
-    plain = detected(kept_as_they_are, after=True)
-    before, after = (detected(all_unknown, after=order) for order in (False, True))
+    plain = detected(Kept, after=True)
+    before, after = (detected(AllUnknown, after=order) for order in (False, True))
     assert torch.equal(before.boxes, plain.boxes) and (before.labels == SPACE.unknown).all()
     assert (overlaps(before) > ROI.nms_iou).any() and not (overlaps(after) > ROI.nms_iou).any()
 
 
 def test_dropped_and_rescored_detections() -> None:
-    plain = detected(kept_as_they_are, after=True)
-    before, after = (detected(turned_round, after=order) for order in (False, True))
+    plain = detected(Kept, after=True)
+    before, after = (detected(TurnedRound, after=order) for order in (False, True))
     assert len(before) == int((plain.labels != 0).sum()) < len(plain)
     for found in (before, after):
         assert (found.labels != 0).all() and (found.scores.diff() <= 0).all()

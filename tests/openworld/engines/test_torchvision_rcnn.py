@@ -1,8 +1,8 @@
 """The engine: its losses against slow loops and stock torchvision, its proposals, its growth, its handover."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import safetensors.torch
@@ -20,12 +20,14 @@ from openworld.engines.torchvision_rcnn import OpenWorldRCNN
 from openworld.engines.weights import build_engine
 from openworld.errors import CheckpointError, ConfigError, HandoverError
 from openworld.labels import LabelSpace
+from openworld.methods.base import OpenWorldMethod
 from openworld.methods.ore import clustering, method
 from openworld.methods.ore.method import Ore
 from openworld.methods.ore.options import ClusteringOptions, UnknownLabelOptions
 from openworld.structures import Regions, Target
 from ssl_backbones.nets import ResNet
 from ssl_backbones.options import IMAGENET_MEAN, IMAGENET_STD, ArchOptions, Preprocess
+from tests.regions import training_step
 
 SPACE = LabelSpace.of((("cat", "dog"), ("car",)), 1)
 FIXED = LabelSpace.of(SPACE.tasks, 1, "fixed")  # cat 0, dog 1, car 2 (not taught yet), unknown 3, background 4
@@ -49,10 +51,6 @@ def roi(**changes: object) -> RoiOptions:
     return replace(RoiOptions(hidden_dim=24, sampled_regions=16), **changes)  # type: ignore[arg-type]
 
 
-def keep_labels(regions: Regions, sizes: Tensor) -> Tensor:
-    return regions.labels.clone()
-
-
 def images(*sizes: tuple[int, int]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [torch.rand(3, *size, generator=generator) for size in sizes]
@@ -70,7 +68,7 @@ EMPTY = target()
 @pytest.mark.parametrize("targets", [[ONE, ONE], [ONE, EMPTY], [EMPTY, EMPTY]])
 def test_losses_are_finite_and_box_losses_are_zero_without_objects(neck: str, targets: list[Target]) -> None:
     model = engine(neck=neck).train()
-    losses, regions = model.training_step(images((64, 64), (48, 80)), targets, keep_labels)
+    losses, regions = training_step(model, images((64, 64), (48, 80)), targets)
     assert set(losses) == {"objectness", "rpn_box", "classification", "box"}
     assert all(bool(torch.isfinite(value)) for value in losses.values())
     sum(losses.values()).backward()  # type: ignore[union-attr]
@@ -225,18 +223,21 @@ def test_proposals_equal_stock_torchvision() -> None:
 def test_unknown_regions_stay_out_of_the_box_loss() -> None:
     model = engine().train()
 
-    def all_background_unknown(regions: Regions, sizes: Tensor) -> Tensor:
-        return regions.labels.masked_fill(regions.labels == SPACE.background, SPACE.unknown)
+    class AllBackgroundUnknown(OpenWorldMethod):
+        labels_among = "all_proposals"
+
+        def relabel(self, regions: Regions, image_sizes: Tensor) -> Regions:
+            return replace(regions, labels=torch.full_like(regions.labels, SPACE.unknown))
 
     torch.manual_seed(0)
-    losses, regions = model.training_step(images((64, 64)), [EMPTY], all_background_unknown)
+    losses, regions = training_step(model, images((64, 64)), [EMPTY], AllBackgroundUnknown(SPACE))
     assert bool((regions.labels == SPACE.unknown).all()) and len(regions) > 0
     assert float(losses["box"].detach()) == 0.0
 
 
 def test_every_unknown_region_is_sampled() -> None:
     model = engine().train()
-    space = model.labels
+    space = model.space
     count = 60
     labels = torch.full((count,), space.background)
     labels[[3, 50, 59]] = space.unknown
@@ -268,16 +269,16 @@ def test_growth_keeps_old_rows_bit_for_bit() -> None:
     for old, new in [(0, 0), (1, 1), (SPACE.unknown, later.unknown), (SPACE.background, later.background)]:
         assert torch.equal(model.cls_score.weight[new], weight[old])
         assert torch.equal(model.cls_score.bias[new], bias[old])
-    model.train().training_step(images((64, 64)), [target((8, 8, 40, 44), labels=(2,))], keep_labels)
+    training_step(model.train(), images((64, 64)), [target((8, 8, 40, 44), labels=(2,))])
 
 
 def test_batched_detection_equals_one_image_at_a_time() -> None:
     model = engine(roi=RoiOptions(hidden_dim=24, score_threshold=0.0)).eval()
-    ore = Ore(SPACE, model.feature_dim)
+    detector = Detector(model, Ore(SPACE, model.feature_dim))
     pictures = images((64, 64), (64, 64), (64, 64))
-    together = model.detect(pictures, ore.decide)
+    together = detector.detect(pictures)
     for picture, found in zip(pictures, together, strict=True):
-        alone = model.detect([picture], ore.decide)[0]
+        alone = detector.detect([picture])[0]
         assert len(alone) == len(found) > 0
         torch.testing.assert_close(alone.boxes, found.boxes, atol=1e-3, rtol=1e-4)
         torch.testing.assert_close(alone.scores, found.scores, atol=1e-4, rtol=1e-4)
@@ -287,8 +288,8 @@ def test_batched_detection_equals_one_image_at_a_time() -> None:
 
 def test_no_proposals_gives_no_detections() -> None:
     model = engine(rpn=RpnOptions(test_proposals=0)).eval()
-    found = model.detect(images((64, 64)), Ore(SPACE, model.feature_dim).decide)
-    assert [len(item) for item in found] == [0]
+    (found,) = Detector(model, Ore(SPACE, model.feature_dim)).detect(images((64, 64)))
+    assert len(found) == 0 and set(found.extras) == {"energy"}
 
 
 # -- layouts of the head, and what the reference code does otherwise --------------------------------------------------
@@ -300,14 +301,14 @@ def test_no_proposals_gives_no_detections() -> None:
 def test_every_head_trains(head: str, box_regression: str, targets: list[Target]) -> None:
     """With unknowns in the box loss too, images without annotated boxes give finite losses."""
     model = engine(head=head, roi=roi(box_regression=box_regression, unknown_box_loss="included")).train()
-    ore = Ore(model.labels, model.feature_dim, ClusteringOptions(start_step=0), UnknownLabelOptions(per_image=2))
+    ore = Ore(model.space, model.feature_dim, ClusteringOptions(start_step=0), UnknownLabelOptions(per_image=2))
     losses = Detector(model, ore).losses(images((64, 64), (48, 80)), targets, 0)
     assert all(bool(torch.isfinite(value)) for value in losses.values())
     torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
     assert all(
         bool(torch.isfinite(parameter.grad).all()) for parameter in model.parameters() if parameter.grad is not None
     )
-    columns = model.labels.background if box_regression == "per_class" else 1
+    columns = model.space.background if box_regression == "per_class" else 1
     assert model.bbox_pred.weight.shape[0] == 4 * columns
     if head == "fixed":
         assert model.cls_score.weight.grad is not None and not model.cls_score.weight.grad[2].any()  # car
@@ -320,10 +321,10 @@ def test_losses_equal_a_slow_loop(head: str, box_regression: str) -> None:
     """The losses of the reference code's options, region by region from what the engine returns."""
     changed = roi(box_regression=box_regression, unknown_box_loss="included", smooth_l1_beta=0.0)
     model = engine(head=head, roi=changed).train()
-    space = model.labels
-    ore = Ore(space, model.feature_dim, unknown=UnknownLabelOptions(per_image=3, among="sampled"))
+    space = model.space
+    ore = Ore(space, model.feature_dim, unknown_labels=UnknownLabelOptions(per_image=3, among="sampled"))
     torch.manual_seed(0)
-    losses, regions = model.training_step(images((64, 64)), [ONE], ore.label_unknowns, "sampled")
+    losses, regions = training_step(model, images((64, 64)), [ONE], ore)
     assert regions.features is not None and regions.logits is not None
     assert {1, space.unknown, space.background} == set(regions.labels.tolist())
     deltas = model.bbox_pred(regions.features).detach().reshape(len(regions), -1, 4)
@@ -344,35 +345,17 @@ def test_losses_equal_a_slow_loop(head: str, box_regression: str) -> None:
 
 def test_unknowns_are_labelled_among_all_proposals_or_among_the_sampled_ones() -> None:
     model = engine().train()
-    seen: dict[str, int] = {}
-    for among in ("all_proposals", "sampled"):
-
-        def count(regions: Regions, sizes: Tensor, among: str = among) -> Tensor:
-            seen[among] = len(regions)
-            return regions.labels.clone()
-
-        torch.manual_seed(0)
-        _, regions = model.training_step(images((64, 64)), [ONE], count, among)  # type: ignore[arg-type]
-        assert len(regions) == model.options.roi.sampled_regions
-    assert seen["sampled"] == model.options.roi.sampled_regions < seen["all_proposals"]
-
-    for among, count_seen in seen.items():
-        ore = Ore(SPACE, model.feature_dim, unknown=UnknownLabelOptions(among=among))  # type: ignore[arg-type]
-        label, calls = ore.label_unknowns, []
-
-        def spy(
-            regions: Regions,
-            sizes: Tensor | None = None,
-            label: Callable[..., Tensor] = label,
-            calls: list[int] = calls,
-        ) -> Tensor:
-            calls.append(len(regions))
-            return label(regions, sizes)
-
-        ore.label_unknowns = spy  # type: ignore[method-assign]
-        torch.manual_seed(0)
-        Detector(model, ore).losses(images((64, 64)), [ONE], 0)
-        assert calls == [count_seen]
+    proposed = model.propose(images((64, 64)))[0].boxes
+    total = len(proposed[0]) + 1  # with the annotated box
+    for among, wanted in (("all_proposals", total), ("sampled", model.options.roi.sampled_regions)):
+        ore = Ore(SPACE, model.feature_dim, unknown_labels=UnknownLabelOptions(among=among))  # type: ignore[arg-type]
+        with patch.object(ore, "relabel", wraps=ore.relabel) as relabel:
+            _, regions = training_step(model, images((64, 64)), [ONE], ore)
+        assert [len(call.args[0]) for call in relabel.call_args_list] == [wanted]
+        assert len(regions) == model.options.roi.sampled_regions < total
+    off = Ore(SPACE, model.feature_dim, unknown_labels=UnknownLabelOptions(enabled=False))
+    _, regions = training_step(model, images((64, 64)), [ONE], off)
+    assert not bool((regions.labels == SPACE.unknown).any())
 
 
 @HEADS
@@ -380,7 +363,7 @@ def test_unknowns_are_labelled_among_all_proposals_or_among_the_sampled_ones() -
 def test_shares_of_the_sample(head: str, share: str, known: int, unknown: int) -> None:
     """A quarter of 16 is 4: of known and of unknown regions each, or of both together."""
     model = engine(head=head, roi=roi(unknown_share=share))
-    space = model.labels
+    space = model.space
     labels = torch.full((80,), space.background)
     labels[:10], labels[10:20] = 1, space.unknown
     none = torch.zeros(80)
@@ -402,7 +385,7 @@ def test_shares_of_the_sample(head: str, share: str, known: int, unknown: int) -
 def test_annotated_boxes_are_regions_or_not() -> None:
     for append, wanted in ((True, 1), (False, 0)):
         model = engine(roi=roi(append_annotated=append, sampled_regions=10**6)).train()
-        _, regions = model.training_step(images((64, 64)), [ONE], keep_labels)
+        _, regions = training_step(model, images((64, 64)), [ONE])
         assert int((regions.boxes == ONE.boxes[0]).all(1).sum()) == wanted
 
 
@@ -435,7 +418,7 @@ def test_growth_keeps_the_deltas_of_each_class() -> None:
     for new, old in enumerate([0, 1, SPACE.unknown, SPACE.unknown]):  # car starts from unknown's
         assert torch.equal(model.bbox_pred.weight.reshape(4, 4, -1)[new], weight[old])
         assert torch.equal(model.bbox_pred.bias.reshape(4, 4)[new], bias[old])
-    model.train().training_step(images((64, 64)), [target((8, 8, 40, 44), labels=(2,))], keep_labels)
+    training_step(model.train(), images((64, 64)), [target((8, 8, 40, 44), labels=(2,))])
 
 
 @KINDS
@@ -448,12 +431,11 @@ def test_a_class_that_no_task_has_taught_is_never_detected(mask_future: str, box
     with torch.no_grad():
         model.cls_score.bias.copy_(torch.tensor([1.0, 0.0, 5.0, 0.5, 0.0]))
     ore = Ore(FIXED, model.feature_dim)
-    (found,) = model.detect(images((64, 64)), ore.decide)
+    (found,) = Detector(model, ore).detect(images((64, 64)))
     assert len(found) > 0 and set(found.labels.tolist()) <= {0, 1, 3} and set(found.known_labels.tolist()) == {0}
     rows = [0, 1, 3, 4] if mask_future == "always" else [0, 1, 2, 3, 4]
     shares = model.cls_score.bias.detach()[rows].softmax(0)
     torch.testing.assert_close(found.scores[0], shares[0])
-    assert ore.decide(torch.tensor([[1.0, 0, 5, 0.5, 0], [0, 0, 5, 1, 9]])).labels.tolist() == [0, 3]
 
 
 def test_future_classes_are_in_the_loss_only_where_they_are_not_masked() -> None:
@@ -462,7 +444,7 @@ def test_future_classes_are_in_the_loss_only_where_they_are_not_masked() -> None
         model = engine(head="fixed", roi=roi(mask_future=mask_future)).train()
         torch.nn.init.zeros_(model.cls_score.weight)
         torch.manual_seed(0)
-        losses, _ = model.training_step(images((64, 64)), [EMPTY], keep_labels)
+        losses, _ = training_step(model, images((64, 64)), [EMPTY])
         values[mask_future] = float(losses["classification"].detach())
     wanted = {"training": 4, "always": 4, "never": 5}
     assert values == pytest.approx({name: float(torch.tensor(rows).log()) for name, rows in wanted.items()})
@@ -474,15 +456,15 @@ def test_each_class_is_detected_with_its_own_box() -> None:
     shared = engine(head="fixed", roi=chosen).eval()
     model = engine(head="fixed", roi=replace(chosen, box_regression="per_class")).eval()
     state = dict(shared.state_dict())
-    state |= {f"refine.{part}": torch.cat([state[f"refine.{part}"]] * 4) for part in ("weight", "bias")}
+    state |= {f"bbox_pred.{part}": torch.cat([state[f"bbox_pred.{part}"]] * 4) for part in ("weight", "bias")}
     model.load_state_dict(state)
-    decide = Ore(FIXED, model.feature_dim).decide
-    (wanted,), (found,) = shared.detect(images((64, 64)), decide), model.detect(images((64, 64)), decide)
+    ore = Ore(FIXED, model.feature_dim)
+    (wanted,), (found,) = (Detector(each, ore).detect(images((64, 64))) for each in (shared, model))
     torch.testing.assert_close(found.boxes, wanted.boxes)
     assert torch.equal(found.labels, wanted.labels) and len(found) > 0
     with torch.no_grad():  # unknown's deltas alone move: its boxes do, the others do not
         model.bbox_pred.bias.reshape(4, 4)[FIXED.unknown] += torch.tensor([5.0, 0, 0, 0])
-    (moved,) = model.detect(images((64, 64)), decide)
+    (moved,) = Detector(model, ore).detect(images((64, 64)))
     known, still_known = FIXED.is_known(found.labels), FIXED.is_known(moved.labels)
     assert torch.equal(moved.boxes[still_known], found.boxes[known]) and bool(known.any())
     assert not {tuple(box) for box in moved.boxes[~still_known].tolist()} & {
@@ -537,7 +519,7 @@ def test_the_configuration_of_the_reference_code_can_be_said() -> None:
     regions = Regions(torch.zeros(2100, 4), none.long(), none, none, labels)
     sampled = labels[sample_regions(regions, 1, FIXED, model.options.roi)]
     assert int((sampled == 1).sum()) == 128 and len(sampled) == 512
-    (found,) = model.eval().detect(images((128, 128)), ore.decide)
+    (found,) = Detector(model, ore).eval().detect(images((128, 128)))
     assert len(found) <= 50
 
 
@@ -575,7 +557,7 @@ def test_bf16_losses_are_close_to_fp32() -> None:
     for precision in ("fp32", "bf16"):
         model = engine(precision=precision).train()
         torch.manual_seed(0)
-        result, _ = model.training_step(images((64, 64)), [ONE], keep_labels)
+        result, _ = training_step(model, images((64, 64)), [ONE])
         assert all(value.dtype == torch.float32 for value in result.values())
         losses.append(float(sum(result.values()).detach()))  # type: ignore[union-attr]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
@@ -611,7 +593,7 @@ def test_bf16_is_for_convolutions_and_linear_layers_only(neck: str, monkeypatch:
     model.features.register_forward_hook(lambda _module, _inputs, output: levels.extend(output.values()))
     ore = Ore(SPACE, model.feature_dim, ClusteringOptions(start_step=0))
     losses = Detector(model, ore).train().losses(images((64, 64)), [ONE], 0)
-    model.eval().detect(images((64, 64)), ore.decide)
+    Detector(model, ore).eval().detect(images((64, 64)))
     assert {level.dtype for level in levels} == {torch.bfloat16}
     assert {value.dtype for value in losses.values()} == {torch.float32}
     assert len(seen) == 10
@@ -626,7 +608,7 @@ def test_frozen_stages_do_not_move() -> None:
     frozen.features.body.load_state_dict(body.state_dict())
     before = {key: value.clone() for key, value in frozen.features.body.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in frozen.parameters() if p.requires_grad], lr=0.1)
-    losses, _ = frozen.training_step(images((64, 64)), [ONE], keep_labels)
+    losses, _ = training_step(frozen, images((64, 64)), [ONE])
     sum(losses.values()).backward()  # type: ignore[union-attr]
     optimizer.step()
     after = frozen.features.body.state_dict()
