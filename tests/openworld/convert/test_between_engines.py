@@ -53,7 +53,7 @@ def written_run(folder: Path, chosen: RunConfig) -> Path:
         for parameter in detector.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.3)
-        for buffer in detector.ore.buffers():
+        for buffer in detector.method.buffers():
             if buffer.is_floating_point():
                 nn.init.normal_(buffer)
         phase = Phase(task, "energy", PhaseOptions(steps=1, lr=1.0), folder / f"task{task}" / "checkpoint", 0, 0)
@@ -87,7 +87,7 @@ def test_there_and_back_is_the_same_run(tmp_path: Path, neck: str, head: str) ->
     keys = yaml.safe_load((native / "config.yaml").read_text())
     assert keys["ORE"]["TASKS"] == TASKS and keys["ORE"]["TASK"] == 2 and keys["ORE"]["HEAD"] == head
     state = torch.load(native / "model_final.pth", weights_only=True)["model"]
-    assert "roi_heads.box_predictor.ore.prototypes.vectors" in state and "pixel_mean" not in state
+    assert "roi_heads.box_predictor.method.prototypes.vectors" in state and "pixel_mean" not in state
     with pytest.raises(ConfigError, match="its engine is detectron2 already"):
         convert_engine(tmp_path / "there", tmp_path / "again", "detectron2")
     found = load_task(tmp_path / "back", replace(chosen), 2)
@@ -118,7 +118,7 @@ def test_predictions_are_equal_in_the_engine_and_in_detectron2_itself(tmp_path: 
     assert len(wanted) > 3 and torch.equal(wanted.labels, found.labels)
     torch.testing.assert_close(found.boxes, wanted.boxes, atol=1e-3, rtol=1e-4)
     torch.testing.assert_close(found.scores, wanted.scores, atol=1e-6, rtol=1e-4)
-    torch.testing.assert_close(found.energies, wanted.energies, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.extras["energy"], wanted.extras["energy"], atol=1e-4, rtol=1e-4)
 
     cfg = get_cfg()
     add_ore_config(cfg)
@@ -134,4 +134,4 @@ def test_predictions_are_equal_in_the_engine_and_in_detectron2_itself(tmp_path: 
         instances = model([{"image": 255 * pixels, "height": 64, "width": 80}])[0]["instances"]
     assert instances.pred_classes.tolist() == wanted.labels.tolist()
     torch.testing.assert_close(instances.pred_boxes.tensor, wanted.boxes, atol=1e-3, rtol=1e-4)
-    torch.testing.assert_close(instances.energies, wanted.energies, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(instances.extra_energy, wanted.extras["energy"], atol=1e-4, rtol=1e-4)

@@ -28,12 +28,14 @@ from openworld.convert.published_weights import (
     reference_options,
 )
 from openworld.data.schedules import SCHEDULES
-from openworld.detector import load_task
+from openworld.detector import Detector, load_task
+from openworld.engines.base import Proposals
 from openworld.engines.torchvision_rcnn import OpenWorldRCNN
 from openworld.errors import CheckpointError, ConfigError
 from openworld.labels import LabelSpace
 from openworld.methods.ore.method import Ore
-from openworld.structures import Decision, Detections
+from openworld.methods.ore.options import EnergyOptions
+from openworld.structures import Detections, Regions
 
 LABELS = LabelSpace.of(SCHEDULES["m_owodb"].tasks, 1, "fixed")
 WIDTH = 4  # channels of the stem; ResNet-50 has 64
@@ -237,8 +239,11 @@ def test_each_part_computes_what_detectron2_does(
     boxes = torch.tensor([[0.0, 0, 128, 96], [10.3, 7.9, 61.2, 50.4], [-60, -40, 220, 190], [40, 40, 43, 42]])
     # A side of 280 pixels has 17.5 cells in 14 bins: two samples a bin.
     outputs = original.head(maps["c4"], boxes)
-    for found, value in zip(model.head({"c4": stages["c4"]}, [boxes]), outputs, strict=True):
-        close(found, value)
+    zeros = torch.zeros(4)
+    regions = Regions(boxes, zeros.long(), zeros, zeros, zeros.long())
+    found = model.box_head(Proposals({"c4": stages["c4"]}, [boxes], [zeros], [size]), regions)
+    for mine, value in zip((found.features, found.logits, found.deltas), outputs, strict=True):
+        close(mine, value)
     assert outputs[1].shape == (4, 82) and outputs[2].shape == (4, 324)
 
 
@@ -274,10 +279,8 @@ def test_an_image_gives_the_detections_of_detectron2(state: dict[str, Tensor], s
     def detections(**changes: float) -> Detections:
         model = converted(state, **changes)
 
-        def classifier(logits: Tensor, predicted: Tensor, scores: Tensor) -> Decision:
-            return Ore(LABELS, model.feature_dim).decide(logits, predicted, scores)
-
-        return model.detect([image.float() / 255], classifier, nms_after_decision=False)[0]
+        classifier = Ore(LABELS, model.feature_dim, energy=EnergyOptions(nms_after_decision=False))
+        return Detector(model, classifier).detect([image.float() / 255])[0]
 
     every = detections(nms_iou=1.0, detections_per_image=1000)
     assert len(every) == len(chosen) > 30 and len(set(every.labels.tolist())) > 3
@@ -468,15 +471,15 @@ def test_a_converted_checkpoint_is_a_run(
     main(["convert", *given])
     config = read_config(folder / "config.yaml")
     detector = load_task(folder, config, None)
-    assert detector.engine.labels == LABELS
+    assert detector.space == LABELS
     for name, value in model.state_dict().items():
         assert torch.equal(detector.engine.state_dict()[name], value), name
-    roi, decision = config.model.roi, detector.ore.energy
+    roi, decision = config.model.roi, detector.method.energy
     assert (roi.nms_iou, roi.detections_per_image, config.data.loader.min_size) == (0.4, 50, 800)
     assert (decision.decision, decision.window_sum, decision.test_temperature) == ("window", "riemann", 1.0)
-    assert detector.ore.energy_model.fitted
+    assert detector.method.energy_model.fitted
 
-    said = detector.ore.energy_model.verdict(torch.tensor([3.5, 8.0, 1.0, 6.2]))
+    said = detector.method.energy_model.verdict(torch.tensor([3.5, 8.0, 1.0, 6.2]))
     assert said.tolist() == [0, -1, 0, 0]  # windows below a shift decide nothing, as in the reference code
 
     with pytest.raises(SystemExit):

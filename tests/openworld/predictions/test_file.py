@@ -27,8 +27,8 @@ def detections(count: int, seed: int = 0) -> Detections:
         boxes=torch.cat([corner, corner + torch.rand(count, 2, generator=generator) * 50], dim=1),
         scores=torch.rand(count, generator=generator),
         labels=torch.randint(0, 3, (count,), generator=generator),
-        energies=torch.randn(count, generator=generator),
         known_labels=torch.randint(0, 2, (count,), generator=generator),
+        extras={"energy": torch.randn(count, generator=generator)},
     )
 
 
@@ -50,8 +50,9 @@ def test_round_trip_keeps_every_bit(tmp_path: Path) -> None:
     assert read.widths.tolist() == [640] * 3 and read.heights.tolist() == [480] * 3
     assert read.image_index.tolist() == [0] * 20 + [2] * 5
     order = torch.argsort(some.scores, descending=True, stable=True)
-    for ours, field in ((read.boxes, "boxes"), (read.scores, "scores"), (read.energies, "energies")):
-        np.testing.assert_array_equal(ours[:20], getattr(some, field)[order].double().numpy())
+    energies = some.extras["energy"]
+    for ours, wanted in ((read.boxes, some.boxes), (read.scores, some.scores), (read.extras["energy"], energies)):
+        np.testing.assert_array_equal(ours[:20], wanted[order].double().numpy())
         assert ours.dtype == np.float64
     np.testing.assert_array_equal(read.labels[:20], some.labels[order])
     np.testing.assert_array_equal(read.best_known[:20], some.known_labels[order])
@@ -63,8 +64,8 @@ def test_the_file_is_what_the_format_says(tmp_path: Path) -> None:
         torch.tensor([[1.0, 2, 11, 22], [0, 0, 5, 5]]),
         torch.tensor([0.25, 0.5]),
         torch.tensor([2, 1]),
-        torch.tensor([-1.5, float("nan")]),
         torch.tensor([0, 1]),
+        {"energy": torch.tensor([-1.5, float("nan")])},
     )
     write_predictions(path, SPACE, [image(1, detections=one)])
     assert json.loads(path.read_text()) == {
@@ -96,7 +97,6 @@ def test_files_are_the_same_for_both_layouts_of_the_head(tmp_path: Path) -> None
             torch.tensor([[0.0, 0, 5, 5]] * 3),
             torch.tensor([0.9, 0.5, 0.1]),
             torch.tensor([0, unknown, 1]),
-            torch.zeros(3),
             torch.tensor([0, 1, 1]),
         )
         write_predictions(tmp_path / f"{layout}.json", space, [image(1, detections=found)])
@@ -113,13 +113,17 @@ def test_no_images_and_no_detections(tmp_path: Path) -> None:
     write_predictions(path, SPACE, [])
     empty = read_predictions(path)
     assert len(empty) == 0 and empty.image_ids == () and empty.boxes.shape == (0, 4)
-    assert empty.labels.dtype == np.int64 and empty.energies.dtype == np.float64
+    assert empty.labels.dtype == np.int64 and empty.extras == {}
 
 
-def test_other_detectors_may_leave_energies_out(tmp_path: Path) -> None:
+def test_other_detectors_have_other_columns_or_none(tmp_path: Path) -> None:
     path = content(tmp_path, lambda file: [first(file).pop(name) for name in ("energy", "best_known")])
     read = read_predictions(path)
-    assert np.isnan(read.energies).all() and read.best_known.tolist() == [-1]
+    assert read.extras == {} and read.best_known.tolist() == [-1]
+    path = content(tmp_path, lambda file: first(file).update(energy=None, quality=1, track="a", crowd=True))
+    read = read_predictions(path)
+    assert set(read.extras) == {"energy", "quality"} and read.extras["quality"].tolist() == [1.0]
+    assert np.isnan(read.extras["energy"]).all()
 
 
 @pytest.mark.parametrize(
@@ -131,7 +135,8 @@ def test_other_detectors_may_leave_energies_out(tmp_path: Path) -> None:
         ({"boxes": torch.tensor([[0.0, 0, 1, float("inf")]])}, r"image 'k', detection 0: box"),
         ({"labels": torch.tensor([3])}, r"image 'k', detection 0: label 3"),
         ({"known_labels": torch.tensor([2])}, r"best known class 2"),
-        ({"energies": torch.tensor([float("inf")])}, r"energy inf"),
+        ({"extras": {"energy": torch.tensor([float("inf")])}}, r"energy inf"),
+        ({"extras": {"score": torch.tensor([0.0])}}, r"the extra column 'score'"),
     ],
 )
 def test_bad_detections_are_not_written(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -139,7 +144,6 @@ def test_bad_detections_are_not_written(tmp_path: Path, changes: dict[str, Any],
         "boxes": torch.tensor([[0.0, 0, 1, 1]]),
         "scores": torch.tensor([0.5]),
         "labels": torch.tensor([0]),
-        "energies": torch.tensor([0.0]),
         "known_labels": torch.tensor([0]),
     }
     with pytest.raises(DataError, match=message):

@@ -66,8 +66,8 @@ def some_predictions(path: Path, seed: int = 0) -> Predictions:
             torch.tensor(boxes),
             torch.tensor([next(scores) for _ in range(count)], dtype=torch.float64),
             torch.tensor(generator.integers(0, 4, count)),
-            torch.zeros(count),
             torch.tensor(generator.integers(0, 3, count)),
+            {"energy": torch.zeros(count)},
         )
         images.append(PredictedImage(entry.image_id, str(entry.path), 100, 100, found))
     images.append(PredictedImage(4, "images/000000000004.jpg", 100, 100, Detections.empty()))
@@ -120,7 +120,7 @@ def assert_same(one: Predictions, other: Predictions, tolerance: float) -> None:
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
     for name in ("boxes", "scores"):
         np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=tolerance)
-    assert np.isnan(one.energies).all() and (one.best_known == -1).all()
+    assert one.extras == {} and (one.best_known == -1).all()
 
 
 @pytest.mark.parametrize("name_image", [int, float, str, "{:012}".format])
@@ -355,7 +355,7 @@ def test_open_tells_the_forms_apart(tmp_path: Path) -> None:
         (read,) = open_predictions(tmp_path / name, DATASET, SCHEDULE, 2, **settings)
         assert read.task == 2 and read.labels.tolist() == ours.labels.tolist()
     (read,) = open_predictions(tmp_path / "predictions.json", DATASET)
-    assert read.tasks == TASKS and not np.isnan(read.energies).all()
+    assert read.tasks == TASKS and not np.isnan(read.extras["energy"]).all()
 
 
 def test_open_needs_what_a_foreign_form_does_not_say(tmp_path: Path) -> None:

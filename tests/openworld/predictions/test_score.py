@@ -36,9 +36,7 @@ def dataset(*names: Any) -> Any:
 
 def predictions(folder: Path, *names: Any) -> Predictions:
     """Right about cat and dog, and the cow is unknown."""
-    seen = Detections(
-        BOXES, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 1, 2]), torch.zeros(3), torch.tensor([0, 1, 0])
-    )
+    seen = Detections(BOXES, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 1, 2]), torch.tensor([0, 1, 0]))
     write_predictions(folder / "p.json", SPACE, [PredictedImage(name, "f", 60, 60, seen) for name in names])
     return read_predictions(folder / "p.json")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,32 +33,29 @@ NAMES = ("cat", "dog", "cow", "kite")  # kite is in no task
 TASKS = [["cat", "dog"], ["cow"]]
 
 
-class Watched(nn.Module):
-    """An engine whose regions are the boxes that it is shown, and one background region an image."""
+class Watched(Detector):
+    """A detector whose regions are the boxes that it is shown, and one background region per image."""
 
-    def __init__(self, labels: LabelSpace) -> None:
-        super().__init__()
-        self.labels = labels
+    def __init__(self, method: Ore) -> None:
+        super().__init__(nn.Module(), method)  # type: ignore[arg-type]
         self.shown: list[tuple[int | str, int]] = []
         self.generator = torch.Generator().manual_seed(0)
 
-    def labelled_regions(self, images: list[Tensor], targets: list[Target], label_unknowns: Any) -> Regions:
-        parts = []
+    def matched_regions(self, images: Sequence[Tensor], targets: Sequence[Target]) -> tuple[Regions, Tensor]:
+        space, parts = self.method.space, []
         for index, target in enumerate(targets):
             self.shown += [(target.image_id, row) for row in target.labels.tolist()]
             count = len(target) + 1
-            labels = torch.cat([target.labels, torch.tensor([self.labels.background])])
-            high = torch.where(self.labels.is_known(labels), 8.0, 3.0)
-            logits = high[:, None] + torch.randn(count, self.labels.num_rows, generator=self.generator)
+            labels = torch.cat([target.labels, torch.tensor([space.background])])
+            high = torch.where(space.is_known(labels), 8.0, 3.0)
+            logits = high[:, None] + torch.randn(count, space.num_rows, generator=self.generator)
             boxes = torch.cat([target.boxes, torch.tensor([[0.0, 0.0, 9.0, 9.0]])])
             iou = torch.ones(count).index_fill(0, torch.tensor([count - 1]), 0.0)
-            parts.append(Regions(boxes, torch.full((count,), index), torch.zeros(count), iou, labels, None, logits))
-        names = ("boxes", "image_index", "objectness", "iou", "labels")
-        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-        logits = torch.cat([part.logits for part in parts])  # type: ignore[misc]
-        regions = Regions(**joined, logits=logits)
-        joined["labels"] = label_unknowns(regions, torch.full((len(images), 2), 16))
-        return Regions(**joined, logits=logits)
+            index_R = torch.full((count,), index)
+            parts.append(Regions(boxes, index_R, torch.zeros(count), iou, labels, logits=logits))
+        names = ("boxes", "image_index", "objectness", "iou", "labels", "logits")
+        joined = Regions(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+        return joined, torch.full((len(images), 2), 16)
 
 
 @pytest.fixture
@@ -84,18 +82,16 @@ def held_out(tmp_path: Path) -> Dataset:
     return Dataset(NAMES, tuple(records))
 
 
-def fitted(tmp_path: Path, held_out: Dataset, **energy: Any) -> tuple[Run, Watched, Detector]:
+def fitted(tmp_path: Path, held_out: Dataset, **energy: Any) -> tuple[Run, Watched]:
     config = RunConfig(ore=OreOptions(energy=EnergyOptions(**energy), clustering=ClusteringOptions(enabled=False)))
     config.data.tasks = TASKS
     sources: Any = SimpleNamespace(train=held_out, held_out=held_out, test=held_out)
     run = Run(config, tmp_path / "run", sources, RunLog(tmp_path / "run" / "metrics.jsonl"))
     labels = LabelSpace.of(TASKS, 1)
-    engine = Watched(labels)
-    ore = Ore(labels, 4, config.ore.clustering, config.ore.unknown_labels, config.ore.energy)
-    detector = Detector(engine, ore)  # type: ignore[arg-type]
+    detector = Watched(Ore(labels, 4, config.ore.clustering, config.ore.unknown_labels, config.ore.energy))
     (tmp_path / "run" / "task1").mkdir()
     fit_energy(run, 1, detector, time.monotonic())
-    return run, engine, detector
+    return run, detector
 
 
 @pytest.mark.parametrize(
@@ -111,35 +107,37 @@ def fitted(tmp_path: Path, held_out: Dataset, **energy: Any) -> tuple[Run, Watch
 def test_only_a_fit_on_annotated_unknowns_sees_their_labels(
     tmp_path: Path, held_out: Dataset, options: dict[str, Any], unknown_samples: int, images: int
 ) -> None:
-    run, engine, detector = fitted(tmp_path, held_out, **options)
+    run, detector = fitted(tmp_path, held_out, **options)
     told = options.get("fit_on", "").startswith("annotated") and options.get("enabled", True)
-    rows = {row for _, row in engine.shown}
-    assert (engine.labels.unknown in rows) == told and len({image for image, _ in engine.shown}) == images
+    rows = {row for _, row in detector.shown}
+    assert (detector.method.space.unknown in rows) == told and len({image for image, _ in detector.shown}) == images
     record = json.loads((run.task_folder(1) / "energy.json").read_text())
     assert record["uses_unknown_labels"] is told
     assert len(record["samples"]["unknown"]) == unknown_samples
     assert record["status"] == ("fitted" if options.get("enabled", True) else "off")
     checkpoint = newest_valid(run.task_folder(1) / "checkpoint")
     assert checkpoint is not None and checkpoint.state["stage"] == "energy"
-    twin = Ore(engine.labels, 4, run.config.ore.clustering, run.config.ore.unknown_labels, run.config.ore.energy)
-    twin.load_state_dict({name.removeprefix("ore."): value for name, value in checkpoint.tensors.items()})
+    twin = Ore(
+        detector.method.space, 4, run.config.ore.clustering, run.config.ore.unknown_labels, run.config.ore.energy
+    )
+    twin.load_state_dict({name.removeprefix("method."): value for name, value in checkpoint.tensors.items()})
     values = torch.linspace(0, 12, 200)
-    assert torch.equal(twin.energy_model.verdict(values), detector.ore.energy_model.verdict(values))
+    assert torch.equal(twin.energy_model.verdict(values), detector.method.energy_model.verdict(values))
 
 
 def test_a_checkpoint_has_the_entries_that_it_always_had(tmp_path: Path, held_out: Dataset) -> None:
-    run, _, _ = fitted(tmp_path, held_out, decision="window")
+    run, _ = fitted(tmp_path, held_out, decision="window")
     checkpoint = newest_valid(run.task_folder(1) / "checkpoint")
     assert checkpoint is not None
     entries = {name for name in checkpoint.tensors if "energy_model" in name}
-    assert entries == {f"ore.energy_model.{name}" for name in ("state", "known", "unknown", "boundary")}
+    assert entries == {f"method.energy_model.{name}" for name in ("state", "known", "unknown", "boundary")}
 
 
 @pytest.mark.parametrize("fit_on", ["auto_labelled", "annotated_unknown"])
 def test_the_metrics_and_the_table_say_which_labels_were_used(
     tmp_path: Path, held_out: Dataset, fit_on: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, _, detector = fitted(tmp_path, held_out, fit_on=fit_on)
+    run, detector = fitted(tmp_path, held_out, fit_on=fit_on)
     monkeypatch.setattr("openworld.run.schedule.restore_detector", lambda *_: detector)
     monkeypatch.setattr(
         "openworld.run.schedule.detect_prepared", lambda _, images, *__: [Detections.empty()] * len(images)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -103,22 +104,22 @@ def config(**exemplars: Any) -> RunConfig:
     )
 
 
-class FixedEngine:
+class FixedDetector:
     """Proposals that lie on the annotated boxes, with features and logits that depend on the images alone."""
 
-    feature_dim = 3
+    engine = SimpleNamespace(feature_dim=3)
 
-    def labelled_regions(self, images: Sequence[Tensor], targets: Sequence[Target], label_unknowns: Any) -> Regions:
+    def matched_regions(self, images: Sequence[Tensor], targets: Sequence[Target]) -> tuple[Regions, Tensor]:
         boxes = torch.cat([target.boxes for target in targets])
         index = torch.cat([torch.full((len(target),), place) for place, target in enumerate(targets)])
         mean = torch.stack([image.mean() for image in images])[index]
         seed = (mean[:, None] * 1e4 + boxes[:, :1]) * torch.arange(1, 8)
         labels = torch.cat([target.labels for target in targets])
-        return Regions(boxes, index, seed[:, 0].sin(), torch.ones(len(boxes)), labels, seed[:, :3].sin(), seed.cos())
-
-
-class FixedDetector:
-    engine = FixedEngine()
+        features, logits = seed[:, :3].sin(), seed.cos()
+        found = Regions(
+            boxes, index, seed[:, 0].sin(), torch.ones(len(boxes)), labels, features=features, logits=logits
+        )
+        return found, torch.zeros(len(images), 2)
 
 
 # -- what the choice may see ------------------------------------------------------------------------------------------

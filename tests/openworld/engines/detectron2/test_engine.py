@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import safetensors.torch
@@ -18,10 +19,11 @@ from openworld.engines.weights import build_engine
 from openworld.errors import EnvironmentProblem, HandoverError
 from openworld.labels import LabelSpace
 from openworld.methods.ore.method import Ore
-from openworld.methods.ore.options import ClusteringOptions, UnknownLabelOptions
+from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, UnknownLabelOptions
 from openworld.structures import Regions, Target
 from ssl_backbones.nets import ResNet
 from ssl_backbones.options import ArchOptions
+from tests.regions import training_step
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("one_thread")]
@@ -95,26 +97,14 @@ def twins(options: ModelOptions, space: LabelSpace = SPACE) -> list[Any]:
 
 def step(engine: Any, seed: int = 3) -> tuple[dict[str, float], list[Regions], dict[str, Tensor]]:
     """Losses of a training step, the regions before and after the sampling, and gradients by our names."""
-    ore = Ore(engine.labels, engine.feature_dim, ClusteringOptions(start_step=0), UnknownLabelOptions(per_image=2))
-    seen: list[Regions] = []
-    label = ore.label_unknowns
-
-    def spy(regions: Regions, sizes: Tensor | None = None) -> Tensor:
-        seen.append(regions)
-        return label(regions, sizes)
-
-    ore.label_unknowns = spy  # type: ignore[method-assign]
-    original = engine.training_step
-
-    def keep(*arguments: Any) -> Any:
-        losses, regions = original(*arguments)
-        seen.append(regions)
-        return losses, regions
-
-    engine.training_step = keep
+    ore = Ore(engine.space, engine.feature_dim, ClusteringOptions(start_step=0), UnknownLabelOptions(per_image=2))
     torch.manual_seed(seed)
-    losses = Detector(engine.train(), ore).losses(images(), targets(), 0)
-    del engine.training_step
+    with (
+        patch.object(ore, "relabel", wraps=ore.relabel) as relabel,
+        patch.object(ore, "losses", wraps=ore.losses) as own_losses,
+    ):
+        losses = Detector(engine.train(), ore).losses(images(), targets(), 0)
+    seen = [call.args[0] for watched in (relabel, own_losses) for call in watched.call_args_list]
     torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
     named = engine.model if hasattr(engine, "model") else engine
     gradients = {name: value.grad for name, value in named.named_parameters() if value.grad is not None}
@@ -134,7 +124,7 @@ def test_a_training_step_is_the_same(case: str) -> None:
         torch.testing.assert_close(mine.objectness, other.objectness, rtol=CLOSE, atol=1e-5)
         torch.testing.assert_close(mine.iou, other.iou, rtol=CLOSE, atol=1e-5)
     assert len(regions[0]) > len(regions[1]) > 0
-    assert bool((regions[1].labels == ours.labels.unknown).any()) and bool((regions[1].labels < 2).any())
+    assert bool((regions[1].labels == ours.space.unknown).any()) and bool((regions[1].labels < 2).any())
     anchors = 256 if options.neck == "fpn" else (4 * 4 + 3 * 5) * 12 / 2
     for name, value in losses.items():
         factor = anchors / 256 if name in ("objectness", "rpn_box") and options.neck == "c4" else 1
@@ -151,52 +141,56 @@ def test_a_training_step_is_the_same(case: str) -> None:
 @pytest.mark.parametrize("nms_after_decision", [True, False])
 def test_detections_are_the_same(case: str, nms_after_decision: bool) -> None:
     ours, theirs = (engine.eval() for engine in twins(CASES[case]))
-    decide = Ore(ours.labels, ours.feature_dim).decide
-    found, other = (engine.detect(images(), decide, nms_after_decision=nms_after_decision) for engine in (ours, theirs))
+    ore = Ore(ours.space, ours.feature_dim, energy=EnergyOptions(nms_after_decision=nms_after_decision))
+    found, other = (Detector(engine, ore).detect(images()) for engine in (ours, theirs))
     for mine, its in zip(found, other, strict=True):
         assert (
             len(mine) > 3 and torch.equal(mine.labels, its.labels) and torch.equal(mine.known_labels, its.known_labels)
         )
         torch.testing.assert_close(mine.boxes, its.boxes, rtol=CLOSE, atol=1e-3)
         torch.testing.assert_close(mine.scores, its.scores, rtol=CLOSE, atol=1e-6)
-        torch.testing.assert_close(mine.energies, its.energies, rtol=CLOSE, atol=1e-4)
+        torch.testing.assert_close(mine.extras["energy"], its.extras["energy"], rtol=CLOSE, atol=1e-4)
 
 
 def test_held_out_regions_are_the_same() -> None:
     ours, theirs = (engine.eval() for engine in twins(CASES["c4"]))
-    label = Ore(SPACE, ours.feature_dim).label_unknowns
-    mine, its = (engine.labelled_regions(images(), targets(), label) for engine in (ours, theirs))
-    assert torch.equal(mine.labels, its.labels) and bool((mine.labels == SPACE.unknown).any())
+    detectors = [Detector(engine, Ore(SPACE, engine.feature_dim)) for engine in (ours, theirs)]
+    (mine, sizes), (its, its_sizes) = (detector.matched_regions(images(), targets()) for detector in detectors)
+    assert torch.equal(mine.labels, its.labels) and torch.equal(sizes, its_sizes)
     torch.testing.assert_close(mine.logits, its.logits, rtol=CLOSE, atol=1e-4)
     torch.testing.assert_close(mine.features, its.features, rtol=CLOSE, atol=1e-4)
+    samples, its_samples = (detector.calibration_samples(images(), targets()) for detector in detectors)
+    assert len(samples["unknown"]) > 0
+    torch.testing.assert_close(samples, its_samples, rtol=CLOSE, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", ["fpn", "c4 as the reference code"])
 def test_growth_keeps_both_the_same(case: str) -> None:
     ours, theirs = twins(CASES[case])
-    later = ours.labels.at(2)
+    later = ours.space.at(2)
     for engine in (ours, theirs):
         torch.manual_seed(5)
         engine.grow(later)
     state = theirs.model.state_dict()
     for name in ("cls_score.weight", "cls_score.bias", "bbox_pred.weight", "bbox_pred.bias"):
         assert torch.equal(state[detectron2_name(name)], ours.state_dict()[name])
-    assert theirs.labels == later and int(state["roi_heads.box_predictor.num_known"]) == 3
-    found = theirs.eval().detect(images(), Ore(later, theirs.feature_dim).decide)
+    assert theirs.space == later and int(state["roi_heads.box_predictor.num_known"]) == 3
+    found = Detector(theirs, Ore(later, theirs.feature_dim)).eval().detect(images())
     assert all(int(each.labels.max()) <= later.unknown for each in found)
 
 
 def test_no_proposals_give_no_detections() -> None:
     options = replace(CASES["fpn"], engine="detectron2", rpn=RpnOptions(test_proposals=0))
     engine: Any = build_engine(SPACE, options, None)
-    assert [len(each) for each in engine.eval().detect(images(), Ore(SPACE, engine.feature_dim).decide)] == [0, 0]
+    found = Detector(engine, Ore(SPACE, engine.feature_dim)).eval().detect(images())
+    assert [len(each) for each in found] == [0, 0]
 
 
 def test_frozen_stages_and_bf16() -> None:
     options = replace(CASES["fpn"], engine="detectron2", freeze_stages=0, precision="bf16")
     torch.manual_seed(0)
     engine: Any = build_engine(SPACE, options, None)
-    losses, regions = engine.train().training_step(images(), targets(), lambda regions, sizes: regions.labels)
+    losses, regions = training_step(engine.train(), images(), targets())
     assert all(value.dtype == torch.float32 and bool(torch.isfinite(value)) for value in losses.values())
     assert regions.features is not None and regions.features.dtype == torch.float32
 

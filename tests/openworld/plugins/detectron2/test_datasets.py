@@ -88,7 +88,7 @@ def test_perfect_detections_score_perfectly(world: Path, tmp_path: Path) -> None
             pred_boxes=Boxes(boxes),
             scores=torch.linspace(0.9, 0.5, len(rows)),
             pred_classes=rows,
-            energies=-torch.ones(len(rows)),
+            extra_energy=-torch.ones(len(rows)),
             known_classes=rows.clamp(max=2),
         )
         evaluator.process([image], [{"instances": found}])

@@ -28,8 +28,8 @@ pytestmark = pytest.mark.detectron2
 SMALL = """
 dataloader.train.total_batch_size=2 dataloader.train.mapper.augmentations.0.short_edge_length=[64]
 train.log_period=1 model.proposal_generator.post_nms_topk=[30,60]
-model.roi_heads.box_predictor.roi.sampled_regions=16 model.roi_heads.box_predictor.ore.energy.min_samples=3
-model.roi_heads.box_predictor.ore.clustering.start_step=0
+model.roi_heads.box_predictor.roi.sampled_regions=16 model.roi_heads.box_predictor.method.energy.min_samples=3
+model.roi_heads.box_predictor.method.clustering.start_step=0
 """
 
 
@@ -54,9 +54,9 @@ def test_it_is_the_detector_of_the_yaml_file(monkeypatch: pytest.MonkeyPatch) ->
     models = [build_model(yacs), instantiate(python.model)]
     models[1].load_state_dict(models[0].state_dict())
     predictors = [model.roi_heads.box_predictor for model in models]
-    assert predictors[0].roi == predictors[1].roi and predictors[0].labels == predictors[1].labels
+    assert predictors[0].roi == predictors[1].roi and predictors[0].space == predictors[1].space
     for name in ("clustering", "unknown", "energy"):
-        assert getattr(predictors[0].ore, name) == getattr(predictors[1].ore, name)
+        assert getattr(predictors[0].method, name) == getattr(predictors[1].method, name)
     assert [model.roi_heads.num_classes for model in models] == [4, 4]
     assert [model.roi_heads.batch_size_per_image for model in models] == [48, 48]
     image = torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(1)) * 255
@@ -96,7 +96,7 @@ def test_two_steps_then_the_next_task(
     assert seen == [0, 1]
     state = torch.load(first / "model_final.pth", weights_only=True)["model"]
     head = "roi_heads.box_predictor"
-    assert state[f"{head}.cls_score.weight"].shape == (5, 256) and int(state[f"{head}.ore.energy_model.state"]) > 0
+    assert state[f"{head}.cls_score.weight"].shape == (5, 256) and int(state[f"{head}.method.energy_model.state"]) > 0
     assert json.loads((first / "energy.json").read_text())["status"] in ("fitted", "fallback")
     (scores,) = json.loads((first / "inference" / "world_t1_test" / "metrics.json").read_text())
     assert scores["task"] == 1 and scores["counts"]["images"] == 4

@@ -52,9 +52,11 @@ def test_two_tasks_with_a_kill_and_a_resume(
     command.run(arguments(first, 1, "train", "SOLVER.MAX_ITER", "3"))
     state = model_of(first / "model_final.pth")
     assert state[f"{HEAD}.cls_score.weight"].shape == (5, 12) and int(state[f"{HEAD}.num_known"]) == 3
-    assert bool(state[f"{HEAD}.ore.prototypes.present"].any()) and int(state[f"{HEAD}.ore.memory.counts"].sum()) > 0
+    assert (
+        bool(state[f"{HEAD}.method.prototypes.present"].any()) and int(state[f"{HEAD}.method.memory.counts"].sum()) > 0
+    )
     energy = json.loads((first / "energy.json").read_text())
-    assert int(state[f"{HEAD}.ore.energy_model.state"]) == {"fitted": 1, "fallback": 2}[energy["status"]]
+    assert int(state[f"{HEAD}.method.energy_model.state"]) == {"fitted": 1, "fallback": 2}[energy["status"]]
     (scores,) = scores_of(first, 1)
     assert scores["protocol"] == "unique" and scores["task"] == 1 and scores["counts"]["images"] == 4
     logged = {name for line in (first / "metrics.json").read_text().splitlines() for name in json.loads(line)}
@@ -72,10 +74,10 @@ def test_two_tasks_with_a_kill_and_a_resume(
     assert grown[f"{HEAD}.cls_score.weight"].shape == (8, 12)
     old = state[f"{HEAD}.cls_score.weight"]
     assert torch.equal(grown[f"{HEAD}.cls_score.weight"][[0, 1, 2, 6, 7]], old)
-    prototypes = f"{HEAD}.ore.prototypes.vectors"
+    prototypes = f"{HEAD}.method.prototypes.vectors"
     assert torch.equal(grown[prototypes][:3], state[prototypes][:3]) and not grown[prototypes][3:6].any()
     halfway = model_of(second / "model_0000001.pth")
-    assert bool(halfway[f"{HEAD}.ore.prototypes.present"].any())
+    assert bool(halfway[f"{HEAD}.method.prototypes.present"].any())
 
     seen: list[int] = []
     with monkeypatch.context() as patch:
