@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from openworld.data.options import DataOptions
+from openworld.data.options import DataOptions, ExemplarOptions
 from openworld.engines.options import ModelOptions
 from openworld.errors import ConfigError
-from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, ExemplarOptions, UnknownLabelOptions
+from openworld.methods.options import MethodOptions
+from openworld.methods.ore.options import OreOptions
 from ssl_backbones.options import PretrainOptions
 
 
@@ -65,20 +66,6 @@ class PhaseOptions:
 
 
 @dataclass(kw_only=True)
-class OreOptions:
-    """The parts of ORE (Joseph et al., CVPR 2021)."""
-
-    unknown_labels: UnknownLabelOptions = field(
-        default_factory=lambda: UnknownLabelOptions(per_image=2, max_iou=0.3, spread_iou=0.5)
-    )
-    clustering: ClusteringOptions = field(
-        default_factory=lambda: ClusteringOptions(weight=0.01, start_step=100, update_every=50, momentum=0.9)
-    )
-    energy: EnergyOptions = field(default_factory=EnergyOptions)
-    exemplars: ExemplarOptions = field(default_factory=lambda: ExemplarOptions(per_class=50))
-
-
-@dataclass(kw_only=True)
 class RunConfig:
     """Everything that decides the outcome of a run."""
 
@@ -99,7 +86,10 @@ class RunConfig:
     """Contrastive pretraining of the backbone, before task 1. Off (null) where model.weights names a backbone, or to
     start from random weights."""
     model: ModelOptions = field(default_factory=ModelOptions)
-    ore: OreOptions = field(default_factory=OreOptions)
+    method: MethodOptions = field(default_factory=OreOptions)
+    """The open-world method; its ``name`` chooses one of openworld/methods, or another package's."""
+    exemplars: ExemplarOptions = field(default_factory=lambda: ExemplarOptions(per_class=50))
+    """Images of earlier tasks that are kept for the replay."""
     train: PhaseOptions = field(default_factory=lambda: PhaseOptions(steps=320, lr=1e-3))
     """Task 1."""
     increment: PhaseOptions = field(default_factory=lambda: PhaseOptions(steps=220, lr=1e-3))
@@ -158,19 +148,11 @@ def scaled(config: RunConfig) -> RunConfig:
             warmup_steps=whole(options.warmup_steps, longer),
         )
 
-    clustering = config.ore.clustering
-    later = clustering.later_start_step
-    clustering = replace(
-        clustering,
-        start_step=whole(clustering.start_step, longer),
-        later_start_step=None if later is None else whole(later, longer),
-        update_every=whole(clustering.update_every, longer),
-    )
     return replace(
         config,
         batch_factor=1.0,
         length_factor=1.0,
-        ore=replace(config.ore, clustering=clustering),
+        method=config.method.rescaled(lambda steps: whole(steps, longer)),
         train=phase(config.train),
         increment=phase(config.increment),
         replay=phase(config.replay),

@@ -17,7 +17,6 @@ from openworld.engines.weights import build_engine
 from openworld.errors import CheckpointError
 from openworld.labels import LabelSpace
 from openworld.methods.base import OpenWorldMethod
-from openworld.methods.ore.method import Ore
 from openworld.runtime import distributed
 from openworld.runtime.batch_norm import synchronise_batch_norm
 from openworld.runtime.checkpoint import Checkpoint, newest_valid
@@ -117,8 +116,7 @@ class Detector(nn.Module):
 def build_detector(config: RunConfig, labels: LabelSpace, weights: Path | None) -> Detector:
     """An untrained detector of a label space on its backbone, on the configured device."""
     engine = build_engine(labels, config.model, weights)
-    options = config.ore
-    method = Ore(labels, engine.feature_dim, options.clustering, options.unknown_labels, options.energy)
+    method = config.method.build(labels, engine.feature_dim)
     detector = Detector(engine, method).to(select_device(config.model.device))
     if config.model.synchronise_norm and distributed.world_size() > 1:
         synchronise_batch_norm(detector, only_trained=True)

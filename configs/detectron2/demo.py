@@ -36,7 +36,7 @@ WIDTH, CHANNELS, HIDDEN = 32, 64, 256
 LEVELS = ["p2", "p3", "p4", "p5"]
 
 # schedule: a .yaml or a benchmark by its name, such as m_owodb; name: what its data sets begin with
-ore = {"schedule": "configs/demo.yaml", "name": "demo", "task": 1, "head": "growing", "protocol": "unique"}
+openworld = {"schedule": "configs/demo.yaml", "name": "demo", "task": 1, "layout": "growing", "protocol": "unique"}
 
 model = LazyCall(GeneralizedRCNN)(
     backbone=LazyCall(FPN)(
@@ -88,15 +88,17 @@ model = LazyCall(GeneralizedRCNN)(
         ),
         box_predictor=LazyCall(OpenWorldOutputLayers)(
             input_shape=LazyCall(ShapeSpec)(channels=HIDDEN),
-            labels=LazyCall(labels_of_schedule)(schedule="${ore.schedule}", task="${ore.task}", head="${ore.head}"),
+            space=LazyCall(labels_of_schedule)(
+                schedule="${openworld.schedule}", task="${openworld.task}", layout="${openworld.layout}"
+            ),
             roi=LazyCall(RoiOptions)(
                 sampled_regions=48, smooth_l1_beta=0.0, sampling_ratio=0, aligned=True, canonical_size_px=64
             ),
-            ore=LazyCall(Ore)(
-                label_space="${..labels}",
+            method=LazyCall(Ore)(
+                space="${..space}",
                 feature_dim=HIDDEN,
                 clustering=LazyCall(ClusteringOptions)(weight=0.01, start_step=100, update_every=50, momentum=0.9),
-                unknown=LazyCall(UnknownLabelOptions)(per_image=2, max_iou=0.3, spread_iou=0.5),
+                unknown_labels=LazyCall(UnknownLabelOptions)(per_image=2, max_iou=0.3, spread_iou=0.5),
                 energy=LazyCall(EnergyOptions)(),
             ),
         ),
@@ -116,7 +118,7 @@ def _images(kind, sizes, training, **more):  # the annotations come along in the
         ],
         image_format="BGR",
     )
-    names = f"${{ore.name}}_t${{ore.task}}_{kind}"
+    names = f"${{openworld.name}}_t${{openworld.task}}_{kind}"
     return dict(
         dataset=LazyCall(get_detection_dataset_dicts)(names=names, filter_empty=training), mapper=mapper, **more
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 from openworld.config import RunConfig
 from openworld.configfile import read_config
 from openworld.detector import backbone_file, build_detector
-from openworld.engines.detectron2.names import PREDICTOR, SECTIONS, detectron2_name, model_keys, section_keys
+from openworld.engines.detectron2.names import PREDICTOR, detectron2_name, model_keys, option_keys
 from openworld.errors import CheckpointError, ConfigError
 from openworld.labels import LabelSpace
 from openworld.run.schedule import claim, locked
@@ -136,11 +136,9 @@ def write_detectron2(
         "MODEL.PIXEL_MEAN": (255 * tensors["engine.model.pixel_mean"]).flatten().tolist(),
         "MODEL.PIXEL_STD": (255 * tensors["engine.model.pixel_std"]).flatten().tolist(),
         "MODEL.WEIGHTS": str(folder.resolve() / "model_final.pth"),
-        "ORE.SCHEDULE": "",
+        "OPENWORLD.SCHEDULE": "",
     }
-    parts = (config.ore.unknown_labels, config.ore.clustering, config.ore.energy)
-    for node, part in zip(SECTIONS, parts, strict=True):
-        keys |= {f"ORE.{node}.{name}": value for name, value in section_keys(part).items()}
+    keys["OPENWORLD.METHOD"] = option_keys(config.method)
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"model": state}, folder / "model_final.pth")
     write_atomic(folder / "config.yaml", yaml.safe_dump({**_tree(keys), "VERSION": 2}, sort_keys=False))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import safetensors.torch
 
-from openworld.config import OreOptions, PhaseOptions, RunConfig
+from openworld.config import PhaseOptions, RunConfig
 from openworld.configfile import read_config
 from openworld.convert.published_weights import convert_detectron2, read_detectron2, read_energy, reference_options
 from openworld.data.options import DataOptions, LoaderOptions, SourceOptions
@@ -15,8 +15,7 @@ from openworld.data.schedules import SCHEDULES, Schedule, read_schedule
 from openworld.detector import Detector
 from openworld.errors import ConfigError
 from openworld.labels import LabelSpace
-from openworld.methods.ore.method import Ore
-from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, UnknownLabelOptions
+from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, OreOptions, UnknownLabelOptions
 from openworld.run.schedule import claim, locked
 from openworld.run.train import Phase, save_progress
 from openworld.runtime.environment import describe
@@ -76,13 +75,14 @@ def convert_run(
     options = reference_options(tensors, str(weights), nms_iou=nms_iou, detections_per_image=most)
     engine = convert_detectron2(tensors, labels, options, str(weights))
     backbone = folder.resolve() / "backbone" / "backbone.safetensors"
+    options_of_method = reference_ore(energy=energy is not None)
     converted = replace(
         base,
         pretrain=None,
         model=replace(options, weights=str(backbone), device=base.model.device, precision=base.model.precision),
-        ore=replace(reference_ore(energy=energy is not None), exemplars=base.ore.exemplars),
+        method=options_of_method,
     )
-    ore = Ore(labels, engine.feature_dim, converted.ore.clustering, converted.ore.unknown_labels, converted.ore.energy)
+    ore = options_of_method.build(labels, engine.feature_dim)
     if energy is not None:
         refused = ore.energy_model.take(*read_energy(energy, labels.num_known))
         assert refused is None  # the window rule needs nothing but the two distributions

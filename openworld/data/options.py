@@ -187,3 +187,45 @@ class DataOptions:
 def _check(name: str, value: object, fits: bool, remedy: str) -> None:
     if not fits:
         raise ConfigError(f"{name}={value!r} cannot be used", remedy=remedy)
+
+
+@dataclass(kw_only=True)
+class ExemplarOptions:
+    """The images that are kept for replay after later tasks (paper, section 4.4).
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    enabled: bool = True
+    """Keep exemplars and fine-tune on them after each later task (paper, section 4.4)."""
+
+    per_class: int = 50
+    """N_ex, fewest instances kept of each class, where the data have as many (paper, section 5.2)."""
+
+    strategy: Literal["balanced", "greedy", "random", "herding", "by_score"] = "balanced"
+    """``balanced``: images are added, the rarest class first, until every class has its instances (paper, section 4.4).
+    ``greedy``: the last instances of each class in a walk through the shuffled images of all tasks so far (reference
+    code, datasets/coco_utils/balanced_ft.py, which ran with 20 a class). ``random``: instances drawn class by class
+    (control of PROB, Zohar et al., CVPR 2023). ``herding``: instances whose mean feature follows the class mean (iCaRL,
+    Rebuffi et al., CVPR 2017, algorithm 4). ``by_score``: the instances that the detector is least and most sure of
+    (PROB, create_ft_dataset in main_open_world.py). The last two look at the task's images once more after training,
+    about the time of an evaluation on as many images; herding holds 4 bytes times feature dimension times annotated
+    boxes in memory."""
+
+    list: str | None = None
+    """Path of lists to use instead of choosing, for each task that replays; ``{task}`` in it stands for the number of
+    the task. A list is an exemplars.json of a run, or a text file with one image id a line, as the published
+    ``t2_ft.txt``, which holds images for all classes known at its task and is replayed alone. Ids are matched as
+    written, else by the stem of the image file, else as a number. Example: ``ImageSets/Main/t{task}_ft.txt``."""
+
+    def __post_init__(self) -> None:
+        _check("exemplars.per_class", self.per_class, self.per_class >= 1, "choose 1 or more")
+        strategies = ("balanced", "greedy", "random", "herding", "by_score")
+        fits = self.strategy in strategies
+        _check("exemplars.strategy", self.strategy, fits, f"choose one of {', '.join(strategies)}")
+
+    @property
+    def needs_detector(self) -> bool:
+        """The choice is made by the task's trained detector, and therefore after its training."""
+        return self.list is None and self.strategy in ("herding", "by_score")

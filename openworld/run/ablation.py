@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from openworld.configfile import dump_config
 from openworld.data.synthetic import make_world, pretrain_folder, world_sources
 from openworld.engines.options import RoiOptions
 from openworld.errors import ConfigError, OpenWorldError
-from openworld.methods.ore.options import EnergyOptions
+from openworld.methods.closed.options import ClosedOptions
 from openworld.run.schedule import run_backbone
 from openworld.runtime.console import narrow_table
 from openworld.runtime.dotted import leaves
@@ -32,17 +33,28 @@ from ssl_backbones.options import ArchOptions
 
 Change = Callable[[RunConfig], RunConfig]
 
-VARIANTS: dict[str, Change] = {
-    "full": lambda config: config,
-    "no unknown labelling": lambda config: _without(config, "unknown_labels"),
-    "no clustering": lambda config: _without(config, "clustering"),
-    "no energy": lambda config: _without(config, "energy"),
-    "no replay": lambda config: _without(config, "exemplars"),
-    "random initialisation": lambda config: replace(
+
+def variants_of(config: RunConfig) -> dict[str, Change]:
+    """The variants of a configuration: each differs from it in one thing.
+
+    They are the full configuration, each part that the method can switch off, the closed detector (which bounds known
+    mAP from above), no replay, and random initialisation.
+    """
+    variants: dict[str, Change] = {"full": lambda config: config}
+    for name in config.method.variants():
+        variants[name] = partial(_with_variant, name=name)
+    if not isinstance(config.method, ClosedOptions):
+        variants["closed"] = lambda config: replace(config, method=ClosedOptions())
+    variants["no replay"] = lambda config: replace(config, exemplars=replace(config.exemplars, enabled=False))
+    variants["random initialisation"] = lambda config: replace(
         config, pretrain=None, model=replace(config.model, weights=None, arch=_arch(config))
-    ),
-}
-"""Each variant differs from the full configuration in one thing."""
+    )
+    return variants
+
+
+def _with_variant(config: RunConfig, name: str) -> RunConfig:
+    return replace(config, method=config.method.variants()[name])
+
 
 COLUMNS: dict[str, str] = {
     "known_ap50": "Known mAP@50",
@@ -78,7 +90,7 @@ def switched_one_by_one(config: RunConfig, options: Mapping[str, Any]) -> dict[s
 
     variants = {f"{key}={value}": switch(key) for key, value in changed.items()}
     together = {"all of them": switch(*changed)} if len(changed) > 1 else {}
-    return {"full": VARIANTS["full"], **variants, **together}
+    return {"full": lambda config: config, **variants, **together}
 
 
 def from_backbones(config: RunConfig, files: Mapping[str, Path]) -> dict[str, Change]:
@@ -128,11 +140,6 @@ def _with_leaf(owner: Any, path: Sequence[str], value: Any) -> Any:
     return replace(owner, **{path[0]: value})
 
 
-def _without(config: RunConfig, part: str) -> RunConfig:
-    options = replace(getattr(config.ore, part), enabled=False)
-    return replace(config, ore=replace(config.ore, **{part: options}))
-
-
 def _arch(config: RunConfig) -> Any:
     return config.pretrain.arch if config.pretrain is not None else config.model.arch
 
@@ -158,7 +165,7 @@ def run_ablation(
         config: the full configuration; its seed is replaced.
         folder: where the runs, ablation.json and ablation.md go.
         seeds: of weights, order and choice; the data stay the same.
-        variants: names out of :data:`VARIANTS`; none means all.
+        variants: names out of :func:`variants_of`; none means all.
         switch: a tree of options; the variants are then those of :func:`switched_one_by_one`.
         backbones: weight files by name; the variants are then those of :func:`from_backbones`.
         jobs: runs side by side, each with its share of the CPU's threads.
@@ -169,7 +176,7 @@ def run_ablation(
     """
     if switch is not None and backbones:
         raise ConfigError("switch and backbones are given", remedy="ablate one after the other")
-    changes = VARIANTS if switch is None else switched_one_by_one(config, switch)
+    changes = variants_of(config) if switch is None else switched_one_by_one(config, switch)
     if backbones:
         config = replace(config, pretrain=None)
         changes = from_backbones(config, backbones)
@@ -227,7 +234,7 @@ def _training_of(config: RunConfig) -> str:
     plain, roi = RoiOptions(), config.model.roi
     later = ("score_threshold", "nms_iou", "cross_nms_iou", "detections_per_image")
     model = replace(config.model, roi=replace(roi, **{name: getattr(plain, name) for name in later}))
-    return dump_config(replace(config, name="", model=model, ore=replace(config.ore, energy=EnergyOptions())))
+    return dump_config(replace(config, name="", model=model, method=config.method.before_calibration()))
 
 
 def _take_over(trained: Path, folder: Path) -> None:

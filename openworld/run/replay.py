@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from openworld.data.exemplars import ImageId, ImageRows, Instances, exemplar_record, listed_record
 from openworld.data.loader import eval_batches, eval_target, own_batches
-from openworld.data.options import LoaderOptions
+from openworld.data.options import ExemplarOptions, LoaderOptions
 from openworld.data.records import Dataset
 from openworld.data.splits import View, replay_view, training_view
 from openworld.detector import Detector
 from openworld.errors import DataError
 from openworld.labels import LabelSpace
-from openworld.methods.ore.exemplars import ImageId, ImageRows, Instances, exemplar_record, listed_record
-from openworld.methods.ore.options import ExemplarOptions
 from openworld.runtime import distributed
 from openworld.runtime.runlog import progress_bar
 from openworld.structures import Regions, Target
@@ -105,7 +104,7 @@ def check_lists(train: Dataset, held_out: Dataset, labels: LabelSpace, pattern: 
             raise DataError(
                 f"names no image that task {task} can replay",
                 where=str(path),
-                remedy="give a list with at least one training image, or set ore.exemplars.enabled to false",
+                remedy="give a list with at least one training image, or set exemplars.enabled to false",
             )
 
 

@@ -105,8 +105,8 @@ def run_schedule(config: RunConfig, folder: Path, *, resume: bool, profile_steps
             sources = open_sources(config, folder)
         _write_json(folder / "data.json", sources.summary())
         run = Run(config, folder, sources, log, profile_steps)
-        if config.ore.exemplars.list is not None:
-            check_lists(sources.train, sources.held_out, run.labels(1), config.ore.exemplars.list, config.last_task)
+        if config.exemplars.list is not None:
+            check_lists(sources.train, sources.held_out, run.labels(1), config.exemplars.list, config.last_task)
         if config.pretrain is not None:
             pretrain_backbone(run, resume=resume)
         return [run_task(run, task) for task in range(1, config.last_task + 1)]
@@ -221,7 +221,7 @@ def pretrain_backbone(run: Run, *, resume: bool) -> None:
 def run_task(run: Run, task: int) -> dict[str, Any]:
     """All stages of a task that are not done yet, then its evaluation."""
     folder = run.task_folder(task)
-    exemplars, record = run.config.ore.exemplars, folder / "exemplars.json"
+    exemplars, record = run.config.exemplars, folder / "exemplars.json"
     if not exemplars.needs_detector and _absent(record):
         choose_exemplars(run, task)
     for stage in stages_of(run.config, task):
@@ -247,7 +247,7 @@ def run_task(run: Run, task: int) -> dict[str, Any]:
 
 def stages_of(config: RunConfig, task: int) -> list[str]:
     """Stages that a task has: the first one replays nothing."""
-    replays = task > 1 and config.ore.exemplars.enabled and config.replay.for_task(task).steps > 0
+    replays = task > 1 and config.exemplars.enabled and config.replay.for_task(task).steps > 0
     return [stage for stage in STAGES if stage != "replay" or replays]
 
 
@@ -330,7 +330,7 @@ def choose_exemplars(run: Run, task: int) -> None:
     Raises:
         CheckpointError: the file is gone and a later stage has changed the detector.
     """
-    options, labels, folder = run.config.ore.exemplars, run.labels(task), run.task_folder(task)
+    options, labels, folder = run.config.exemplars, run.labels(task), run.task_folder(task)
     train, held_out = run.sources.train, run.sources.held_out
     detector = None
     if options.needs_detector:

@@ -33,10 +33,11 @@ model:
   fpn_channels: 16
   rpn: {train_proposals: 40, test_proposals: 20, anchor_sizes: [8, 16, 32, 64]}
   roi: {sampled_regions: 16, hidden_dim: 24, score_threshold: 0.02}
-ore:
+method:
+  name: ore
   clustering: {start_step: 2, update_every: 2}
   energy: {min_samples: 5}
-  exemplars: {per_class: 4}
+exemplars: {per_class: 4}
 train: {steps: 6, batch_size: 2, lr: 1e-3, warmup_steps: 2, checkpoint_every: 2}
 increment: {steps: 4, batch_size: 2, lr: 1e-3, warmup_steps: 2, checkpoint_every: 2}
 replay: {steps: 3, batch_size: 2, lr: 1e-3, warmup_steps: 1, checkpoint_every: 2}

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from openworld.config import OreOptions, PhaseOptions, RunConfig, scaled
+from openworld.config import PhaseOptions, RunConfig, scaled
 from openworld.configfile import CONFIGS, build, make_parser, read_options
+from openworld.data.options import ExemplarOptions
 from openworld.errors import ConfigError
-from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, ExemplarOptions, UnknownLabelOptions
+from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, OreOptions, UnknownLabelOptions
 
 
 def stacked(*names: str) -> RunConfig:
@@ -25,11 +26,11 @@ def stacked(*names: str) -> RunConfig:
 def test_a_quarter_of_the_batch_by_the_linear_rule() -> None:
     phase = PhaseOptions(steps=18000, steps_by_task={2: 52000}, lr=0.01, batch_size=8, warmup_steps=100)
     clustering = ClusteringOptions(start_step=1000, update_every=3000, later_start_step=0)
-    config = RunConfig(train=phase, ore=OreOptions(clustering=clustering), batch_factor=0.25)
+    config = RunConfig(train=phase, method=OreOptions(clustering=clustering), batch_factor=0.25)
     small = scaled(config)
     assert (small.train.batch_size, small.train.lr) == (2, pytest.approx(0.0025))
     assert (small.train.steps, small.train.steps_by_task, small.train.warmup_steps) == (72000, {2: 208000}, 400)
-    timed = small.ore.clustering
+    timed = small.method.clustering
     assert (timed.start_step, timed.update_every, timed.later_start_step) == (4000, 12000, 0)
     assert scaled(small) is small
     # As many images are seen: 8 x 18000 = 2 x 72000.
@@ -66,20 +67,20 @@ def test_steps_by_task() -> None:
 
 def test_the_paper_preset_is_what_the_options_default_to() -> None:
     config = stacked("demo.yaml", "ore/paper.yaml")
-    assert config.ore.clustering == ClusteringOptions()
-    assert config.ore.unknown_labels == UnknownLabelOptions()
-    assert config.ore.energy == EnergyOptions()
-    assert config.ore.exemplars == ExemplarOptions()
-    assert not config.ore.energy.uses_unknown_labels
+    assert config.method.clustering == ClusteringOptions()
+    assert config.method.unknown_labels == UnknownLabelOptions()
+    assert config.method.energy == EnergyOptions()
+    assert config.exemplars == ExemplarOptions()
+    assert not config.method.energy.uses_unknown_labels
 
 
 def test_the_reference_preset_says_that_it_uses_unknown_labels() -> None:
     config = stacked("demo.yaml", "ore/reference.yaml")
-    assert config.ore.energy.uses_unknown_labels
-    assert config.ore.clustering.distance_order == 10 and config.ore.clustering.margin == 2
+    assert config.method.energy.uses_unknown_labels
+    assert config.method.clustering.distance_order == 10 and config.method.clustering.margin == 2
     assert config.train == RunConfig().train  # a preset of ORE leaves the schedule alone
     again = stacked("demo.yaml", "ore/reference.yaml", "ore/paper.yaml")
-    assert again.ore == stacked("demo.yaml", "ore/paper.yaml").ore
+    assert again.method == stacked("demo.yaml", "ore/paper.yaml").method
 
 
 def test_both_presets_name_the_same_options() -> None:

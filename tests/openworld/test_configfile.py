@@ -21,7 +21,7 @@ def test_one_leaf_changes_and_its_neighbours_keep_their_defaults(tmp_path: Path)
     (tmp_path / "config.yaml").write_text("train: {lr: 5e-4}\nore:\n  clustering: {margin: 3.0}\n")
     config, default = read_config(tmp_path / "config.yaml"), RunConfig()
     assert config_difference(default, config) == [
-        f"ore.clustering.margin: {default.ore.clustering.margin} → 3.0",
+        f"method.clustering.margin: {default.method.clustering.margin} → 3.0",
         f"train.lr: {default.train.lr} → 0.0005",
     ]
 

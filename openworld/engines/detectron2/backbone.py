@@ -61,7 +61,7 @@ def stage(cfg: CfgNode, number: int) -> list[BasicBlock | BottleneckBlock]:
 def build_openworld_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """A ResNet of any width."""
     options = cfg.MODEL.RESNETS
-    stem = (EndPaddedStem if cfg.ORE.POOL_PADDING == "end" else BasicStem)(
+    stem = (EndPaddedStem if cfg.OPENWORLD.POOL_PADDING == "end" else BasicStem)(
         in_channels=input_shape.channels, out_channels=options.STEM_OUT_CHANNELS, norm=options.NORM
     )
     last = max(int(name.removeprefix("res")) for name in options.OUT_FEATURES)

@@ -1,26 +1,34 @@
-"""The node ``ORE`` in detectron2's configuration, and our options out of it."""
+"""The node ``OPENWORLD`` in detectron2's configuration, and our options out of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any, Literal
 
 from detectron2.config import CfgNode
 
 from openworld.data.schedules import read_schedule
-from openworld.engines.detectron2.names import ROI_KEYS, SECTIONS, ore_defaults, own_roi_fields
+from openworld.engines.detectron2.names import ROI_KEYS, openworld_defaults, option_keys, own_roi_fields
 from openworld.engines.options import RoiOptions
 from openworld.errors import ConfigError
 from openworld.labels import LabelSpace
 from openworld.methods.base import OpenWorldMethod
-from openworld.methods.ore.method import Ore
+from openworld.methods.options import MethodOptions
+from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, OreOptions, UnknownLabelOptions
+
+ORE_PAPER = OreOptions(unknown_labels=UnknownLabelOptions(), clustering=ClusteringOptions(), energy=EnergyOptions())
+"""The method of the defaults: ORE with the paper's values."""
 
 
-def add_ore_config(cfg: CfgNode) -> None:
-    """Add the node ``ORE``; see :func:`openworld.engines.detectron2.names.ore_defaults`. Call it before merging a file,
-    since yacs refuses keys that it does not know."""
-    cfg.ORE = CfgNode(ore_defaults())
+def add_openworld_config(cfg: CfgNode) -> None:
+    """Add the node ``OPENWORLD``; see :func:`openworld.engines.detectron2.names.openworld_defaults`.
+
+    Call it before merging a file, since yacs refuses keys that it does not know. Below ``OPENWORLD.METHOD`` any key may
+    be set; :func:`method_options` refuses those that the method does not have.
+    """
+    cfg.OPENWORLD = CfgNode(openworld_defaults())
+    cfg.OPENWORLD.METHOD = CfgNode(option_keys(ORE_PAPER), new_allowed=True)
 
 
 def get_key(cfg: CfgNode, name: str) -> Any:
@@ -38,45 +46,66 @@ def set_keys(cfg: CfgNode, values: Mapping[str, Any]) -> None:
 
 
 def label_space(cfg: CfgNode) -> LabelSpace:
-    """The label space that ``ORE.TASKS`` or ``ORE.SCHEDULE``, ``ORE.TASK`` and ``ORE.HEAD`` name.
+    """The label space of ``OPENWORLD.TASK`` in ``OPENWORLD.TASKS`` or ``OPENWORLD.SCHEDULE``, in its ``LAYOUT``.
 
     Raises:
         ConfigError: neither of the first two, or a schedule that is not one.
     """
-    ore = cfg.ORE
-    if not ore.TASKS and not ore.SCHEDULE:
+    node = cfg.OPENWORLD
+    if not node.TASKS and not node.SCHEDULE:
         raise ConfigError(
             "the configuration names no schedule",
-            remedy="set ORE.SCHEDULE to a name such as m_owodb or to a .yaml file, or list the classes in ORE.TASKS",
+            remedy="set OPENWORLD.SCHEDULE to a name such as m_owodb or to a .yaml file, or list the classes in "
+            "OPENWORLD.TASKS",
         )
-    if ore.TASKS:
-        return LabelSpace.of(ore.TASKS, ore.TASK, ore.HEAD)
-    return labels_of_schedule(ore.SCHEDULE, ore.TASK, ore.HEAD)
+    if node.TASKS:
+        return LabelSpace.of(node.TASKS, node.TASK, node.LAYOUT)
+    return labels_of_schedule(node.SCHEDULE, node.TASK, node.LAYOUT)
 
 
-def labels_of_schedule(schedule: str, task: int, head: Literal["growing", "fixed"] = "growing") -> LabelSpace:
+def labels_of_schedule(schedule: str, task: int, layout: Literal["growing", "fixed"] = "growing") -> LabelSpace:
     """The label space of a task (from 1) of a schedule, see :func:`openworld.data.schedules.read_schedule`."""
-    return LabelSpace.of(read_schedule(schedule).tasks, task, head)
+    return LabelSpace.of(read_schedule(schedule).tasks, task, layout)
 
 
 def roi_options(cfg: CfgNode) -> RoiOptions:
-    """Options of the box head: from detectron2's own keys where it has them, the others from ``ORE.ROI``."""
-    values: dict[str, Any] = {name: cfg.ORE.ROI[name.upper()] for name in own_roi_fields()}
+    """Options of the box head: from detectron2's own keys where it has them, the others from ``OPENWORLD.ROI``."""
+    values: dict[str, Any] = {name: cfg.OPENWORLD.ROI[name.upper()] for name in own_roi_fields()}
     for name, key in ROI_KEYS.items():
         values[name] = key.back(get_key(cfg, key.name))
     return RoiOptions(**values)
 
 
 def build_method(cfg: CfgNode, space: LabelSpace, feature_dim: int) -> OpenWorldMethod:
-    """ORE with the options of the configuration."""
-    unknown, clustering, energy = (section(cfg, name) for name in ("UNKNOWN_LABELS", "CLUSTERING", "ENERGY"))
-    return Ore(space, feature_dim, clustering, unknown, energy)
+    """The method of the configuration for a label space."""
+    return method_options(cfg).build(space, feature_dim)
 
 
-def section(cfg: CfgNode, name: str) -> Any:
-    """The options of a node below ``ORE``, for instance :class:`ClusteringOptions` of ``CLUSTERING``."""
-    node, owner = cfg.ORE[name], SECTIONS[name]
-    return owner(**{field.name: node[field.name.upper()] for field in fields(owner)})
+def method_options(cfg: CfgNode) -> MethodOptions:
+    """Options of the method that ``OPENWORLD.METHOD.NAME`` names.
+
+    Raises:
+        ConfigError: there is no such method, or it has no such option, or a value is out of range.
+    """
+    node = cfg.OPENWORLD.METHOD
+    options: MethodOptions = _options(node, MethodOptions.named(node.NAME), "OPENWORLD.METHOD")
+    return options
+
+
+def _options(node: CfgNode, owner: type, key: str) -> Any:
+    """An options dataclass out of a node; keys of ORE, whose defaults are always there, may belong to nobody."""
+    own = {field.name.upper(): field for field in fields(owner)}
+    if unknown := node.keys() - own.keys() - option_keys(ORE_PAPER).keys():
+        raise ConfigError(
+            f"{key}.{min(unknown)} is not an option of the method", remedy=f"its options are {', '.join(sorted(own))}"
+        )
+    defaults, values = owner(), {}
+    for name, field in own.items():
+        default = getattr(defaults, field.name)
+        if name in node:
+            nested = is_dataclass(default)
+            values[field.name] = _options(node[name], type(default), f"{key}.{name}") if nested else node[name]
+    return owner(**values)
 
 
 _REFUSED = {

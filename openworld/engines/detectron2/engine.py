@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from openworld.data.transforms import as_float
 from openworld.engines.base import Proposals
 from openworld.engines.detectron2.backbone import backbone_stages, load_trunk
-from openworld.engines.detectron2.config import add_ore_config, set_keys
+from openworld.engines.detectron2.config import add_openworld_config, set_keys
 from openworld.engines.detectron2.names import model_keys
 from openworld.engines.detectron2.output_layers import OpenWorldOutputLayers, proposals_of
 from openworld.engines.options import ModelOptions
@@ -42,7 +42,7 @@ class Detectron2RCNN(nn.Module):
         super().__init__()
         self.options = options
         cfg = get_cfg()
-        add_ore_config(cfg)
+        add_openworld_config(cfg)
         set_keys(cfg, {**model_keys(options, arch, space), "MODEL.DEVICE": "cpu"})
         self.model = build_model(cfg)
         self.model.roi_heads.box_predictor.method = None  # the detector of a run has its own

@@ -7,20 +7,19 @@ the one in the other, :func:`model_keys` each option.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any, Literal, NamedTuple
 
 from openworld.engines.options import ModelOptions, RoiOptions
 from openworld.errors import ConfigError
 from openworld.labels import LabelSpace
-from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, UnknownLabelOptions
 from ssl_backbones.handover.names import detectron2_name as trunk_name
 from ssl_backbones.options import ArchOptions
 
 # -- tensors ----------------------------------------------------------------------------------------------------------
 
 PREDICTOR = "roi_heads.box_predictor"
-"""The two last layers, and beside them the buffers of ORE."""
+"""The two last layers, and beside them the open-world method."""
 
 _MODULES = {
     "cls_score": f"{PREDICTOR}.cls_score",
@@ -91,17 +90,10 @@ ROI_KEYS: Mapping[str, Key] = {
     "nms_iou": Key("MODEL.ROI_HEADS.NMS_THRESH_TEST"),
     "detections_per_image": Key("TEST.DETECTIONS_PER_IMAGE"),
 }
-"""Options of the box head for which detectron2 has a key. The others are below ``ORE.ROI``."""
-
-SECTIONS: Mapping[str, type] = {
-    "UNKNOWN_LABELS": UnknownLabelOptions,
-    "CLUSTERING": ClusteringOptions,
-    "ENERGY": EnergyOptions,
-}
-"""Nodes below ``ORE`` and the options that each holds, in capitals and with their defaults."""
+"""Options of the box head for which detectron2 has a key. The others are below ``OPENWORLD.ROI``."""
 
 CANONICAL_SIZE_PX = 224
-"""``ORE.ROI.CANONICAL_SIZE_PX``: detectron2's own, which our heads must not change unasked (poolers.py)."""
+"""``OPENWORLD.ROI.CANONICAL_SIZE_PX``: detectron2's own, which our heads must not change unasked (poolers.py)."""
 
 BACKBONES = {"c4": "build_openworld_resnet_backbone", "fpn": "build_openworld_resnet_fpn_backbone"}
 HEADS = {"c4": "OpenWorldRes5ROIHeads", "fpn": "OpenWorldStandardROIHeads"}
@@ -109,26 +101,27 @@ HEADS = {"c4": "OpenWorldRes5ROIHeads", "fpn": "OpenWorldStandardROIHeads"}
 
 
 def own_roi_fields() -> list[str]:
-    """Options of the box head that stand below ``ORE.ROI``."""
+    """Options of the box head that stand below ``OPENWORLD.ROI``."""
     return [field.name for field in fields(RoiOptions) if field.name not in ROI_KEYS]
 
 
-def ore_defaults() -> dict[str, Any]:
-    """The node ``ORE`` of detectron2's configuration, with the defaults of our options.
+def openworld_defaults() -> dict[str, Any]:
+    """The node ``OPENWORLD`` of detectron2's configuration, with the defaults of our options.
 
     ``SCHEDULE`` is a name or a file for :func:`openworld.data.schedules.read_schedule`, or else ``TASKS`` lists the
-    classes of each task; ``TASK`` is the current one, from 1; ``HEAD`` the layout of the rows. ``STAGE`` is ``train``,
-    or ``replay`` for the fine-tuning on exemplars; ``FIRST_STEP`` the steps that the task had before this training.
+    classes of each task; ``TASK`` is the current one, from 1; ``LAYOUT`` that of the rows. ``STAGE`` is ``train``, or
+    ``replay`` for the fine-tuning on exemplars; ``FIRST_STEP`` the steps that the task had before this training.
     ``POOL_PADDING`` is that of the stem, for our own builders of backbones. ``BACKBONE`` is a pretrained backbone in a
-    layout that :mod:`ssl_backbones.handover` reads; ``HELD_OUT`` the data set that the energy is fitted on, by default
-    that of the schedule; ``PROTOCOL`` the rules of scoring.
+    layout that :mod:`ssl_backbones.handover` reads; ``HELD_OUT`` the data set that the method is calibrated on, by
+    default that of the schedule; ``PROTOCOL`` the rules of scoring. ``METHOD`` holds the options of the method that its
+    ``NAME`` names.
     """
     roi = RoiOptions()
     return {
         "SCHEDULE": "",
         "TASKS": [],
         "TASK": 1,
-        "HEAD": ModelOptions().head,
+        "LAYOUT": ModelOptions().head,
         "STAGE": "train",
         "FIRST_STEP": 0,
         "BACKBONE": "",
@@ -137,13 +130,13 @@ def ore_defaults() -> dict[str, Any]:
         "POOL_PADDING": ArchOptions().pool_padding,
         "ROI": {name.upper(): getattr(roi, name) for name in own_roi_fields()}
         | {"CANONICAL_SIZE_PX": CANONICAL_SIZE_PX},
-        **{name: section_keys(options()) for name, options in SECTIONS.items()},
     }
 
 
-def section_keys(options: object) -> dict[str, Any]:
-    """The fields of an options dataclass in capitals."""
-    return {field.name.upper(): getattr(options, field.name) for field in fields(options)}  # type: ignore[arg-type]
+def option_keys(options: Any) -> dict[str, Any]:
+    """The fields of an options dataclass in capitals; those of dataclasses below it as nested mappings."""
+    values = {field.name.upper(): getattr(options, field.name) for field in fields(options)}
+    return {name: option_keys(value) if is_dataclass(value) else value for name, value in values.items()}
 
 
 def arch_keys(arch: ArchOptions) -> dict[str, Any]:
@@ -161,7 +154,7 @@ def arch_keys(arch: ArchOptions) -> dict[str, Any]:
         "MODEL.RESNETS.WIDTH_PER_GROUP": width,
         "MODEL.RESNETS.RES2_OUT_CHANNELS": width * (4 if arch.arch == "resnet50" else 1),
         "MODEL.RESNETS.STRIDE_IN_1X1": arch.stride_in_1x1,
-        "ORE.POOL_PADDING": arch.pool_padding,
+        "OPENWORLD.POOL_PADDING": arch.pool_padding,
     }
 
 
@@ -209,10 +202,10 @@ def model_keys(options: ModelOptions, arch: ArchOptions, labels: LabelSpace) -> 
         "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead" if fpn else "",
         "MODEL.ROI_BOX_HEAD.NUM_FC": 2 if fpn else 0,
         "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 7 if fpn else 14,
-        "ORE.TASKS": [list(names) for names in labels.tasks],
-        "ORE.TASK": labels.task,
-        "ORE.HEAD": labels.layout,
-        **{f"ORE.ROI.{name.upper()}": getattr(options.roi, name) for name in own_roi_fields()},
+        "OPENWORLD.TASKS": [list(names) for names in labels.tasks],
+        "OPENWORLD.TASK": labels.task,
+        "OPENWORLD.LAYOUT": labels.layout,
+        **{f"OPENWORLD.ROI.{name.upper()}": getattr(options.roi, name) for name in own_roi_fields()},
     }
     for name, key in ROI_KEYS.items():
         keys[key.name] = key.there(getattr(options.roi, name))

@@ -127,8 +127,8 @@ class OpenWorldOutputLayers(FastRCNNOutputLayers):
         """Arguments out of a configuration."""
         check_supported(cfg)
         space = label_space(cfg)
-        if cfg.ORE.STAGE not in ("train", "replay"):
-            raise ConfigError(f"ORE.STAGE is {cfg.ORE.STAGE!r}", remedy="choose train or replay")
+        if cfg.OPENWORLD.STAGE not in ("train", "replay"):
+            raise ConfigError(f"OPENWORLD.STAGE is {cfg.OPENWORLD.STAGE!r}", remedy="choose train or replay")
         return {
             "input_shape": input_shape,
             "space": space,
@@ -136,8 +136,8 @@ class OpenWorldOutputLayers(FastRCNNOutputLayers):
             "method": build_method(
                 cfg, space, input_shape.channels * (input_shape.width or 1) * (input_shape.height or 1)
             ),
-            "first_step": cfg.ORE.FIRST_STEP,
-            "replay": cfg.ORE.STAGE == "replay",
+            "first_step": cfg.OPENWORLD.FIRST_STEP,
+            "replay": cfg.OPENWORLD.STAGE == "replay",
         }
 
     @property

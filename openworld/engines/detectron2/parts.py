@@ -18,7 +18,7 @@ if find_spec("detectron2") is None:
         remedy="install it from its repository (docs/detectron2.md says how), or use model.engine: torchvision",
     )
 
-from openworld.engines.detectron2.config import add_ore_config, label_space, labels_of_schedule, roi_options
+from openworld.engines.detectron2.config import add_openworld_config, label_space, labels_of_schedule, roi_options
 from openworld.engines.detectron2.engine import Detectron2RCNN
 from openworld.engines.detectron2.output_layers import OpenWorldOutputLayers
 from openworld.engines.detectron2.roi_heads import OpenWorldRes5ROIHeads, OpenWorldStandardROIHeads
@@ -28,7 +28,7 @@ __all__ = [
     "OpenWorldOutputLayers",
     "OpenWorldRes5ROIHeads",
     "OpenWorldStandardROIHeads",
-    "add_ore_config",
+    "add_openworld_config",
     "label_space",
     "labels_of_schedule",
     "roi_options",

@@ -124,7 +124,7 @@ class OpenWorldStandardROIHeads(OpenWorldHeads, StandardROIHeads):
     def _init_box_head(cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec]) -> dict[str, Any]:
         """Pooler, box head and predictor."""
         parts: dict[str, Any] = super()._init_box_head(cfg, input_shape)
-        parts["box_pooler"].canonical_box_size = cfg.ORE.ROI.CANONICAL_SIZE_PX
+        parts["box_pooler"].canonical_box_size = cfg.OPENWORLD.ROI.CANONICAL_SIZE_PX
         return {**parts, "box_predictor": OpenWorldOutputLayers(cfg, parts["box_head"].output_shape)}
 
     def region_features(self, features: Mapping[str, Tensor], boxes: list[Boxes]) -> Tensor:

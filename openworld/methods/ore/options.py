@@ -6,10 +6,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
 from openworld.errors import ConfigError
+from openworld.methods.options import MethodOptions
+
+if TYPE_CHECKING:
+    from openworld.labels import LabelSpace
+    from openworld.methods.ore.method import Ore
 
 
 def _check(good: bool, name: str, value: object, wanted: str) -> None:
@@ -288,41 +294,50 @@ class EnergyOptions:
 
 
 @dataclass(kw_only=True)
-class ExemplarOptions:
-    """The images that are kept for replay after later tasks (paper, section 4.4).
+class OreOptions(MethodOptions):
+    """ORE (Joseph et al., CVPR 2021): its three parts, with the defaults of the demo where they are not the paper's."""
 
-    Raises:
-        ConfigError: a value out of its range.
-    """
-
-    enabled: bool = True
-    """Keep exemplars and fine-tune on them after each later task (paper, section 4.4)."""
-
-    per_class: int = 50
-    """N_ex, fewest instances kept of each class, where the data have as many (paper, section 5.2)."""
-
-    strategy: Literal["balanced", "greedy", "random", "herding", "by_score"] = "balanced"
-    """``balanced``: images are added, the rarest class first, until every class has its instances (paper, section 4.4).
-    ``greedy``: the last instances of each class in a walk through the shuffled images of all tasks so far (reference
-    code, datasets/coco_utils/balanced_ft.py, which ran with 20 a class). ``random``: instances drawn class by class
-    (control of PROB, Zohar et al., CVPR 2023). ``herding``: instances whose mean feature follows the class mean (iCaRL,
-    Rebuffi et al., CVPR 2017, algorithm 4). ``by_score``: the instances that the detector is least and most sure of
-    (PROB, create_ft_dataset in main_open_world.py). The last two look at the task's images once more after training,
-    about the time of an evaluation on as many images; herding holds 4 bytes times feature dimension times annotated
-    boxes in memory."""
-
-    list: str | None = None
-    """Path of lists to use instead of choosing, for each task that replays; ``{task}`` in it stands for the number of
-    the task. A list is an exemplars.json of a run, or a text file with one image id a line, as the published
-    ``t2_ft.txt``, which holds images for all classes known at its task and is replayed alone. Ids are matched as
-    written, else by the stem of the image file, else as a number. Example: ``ImageSets/Main/t{task}_ft.txt``."""
-
-    def __post_init__(self) -> None:
-        _check(self.per_class >= 1, "exemplars.per_class", self.per_class, "1 or more")
-        strategies = ("balanced", "greedy", "random", "herding", "by_score")
-        _check(self.strategy in strategies, "exemplars.strategy", self.strategy, " or ".join(strategies))
+    name: str = "ore"
+    unknown_labels: UnknownLabelOptions = field(
+        default_factory=lambda: UnknownLabelOptions(per_image=2, max_iou=0.3, spread_iou=0.5)
+    )
+    clustering: ClusteringOptions = field(
+        default_factory=lambda: ClusteringOptions(weight=0.01, start_step=100, update_every=50, momentum=0.9)
+    )
+    energy: EnergyOptions = field(default_factory=EnergyOptions)
 
     @property
-    def needs_detector(self) -> bool:
-        """The choice is made by the task's trained detector, and therefore after its training."""
-        return self.list is None and self.strategy in ("herding", "by_score")
+    def uses_unknown_labels(self) -> bool:
+        """See :class:`MethodOptions`."""
+        return self.energy.uses_unknown_labels
+
+    def build(self, space: LabelSpace, feature_dim: int) -> Ore:
+        """See :class:`MethodOptions`."""
+        from openworld.methods.ore.method import Ore
+
+        return Ore(space, feature_dim, self.clustering, self.unknown_labels, self.energy)
+
+    def rescaled(self, steps: Callable[[int], int]) -> OreOptions:
+        """See :class:`MethodOptions`: the steps that time the prototypes."""
+        clustering, later = self.clustering, self.clustering.later_start_step
+        return replace(
+            self,
+            clustering=replace(
+                clustering,
+                start_step=steps(clustering.start_step),
+                later_start_step=None if later is None else steps(later),
+                update_every=steps(clustering.update_every),
+            ),
+        )
+
+    def before_calibration(self) -> OreOptions:
+        """See :class:`MethodOptions`: the energy acts after the training."""
+        return replace(self, energy=EnergyOptions())
+
+    def variants(self) -> dict[str, OreOptions]:
+        """See :class:`MethodOptions`."""
+        return {
+            "no unknown labelling": replace(self, unknown_labels=replace(self.unknown_labels, enabled=False)),
+            "no clustering": replace(self, clustering=replace(self.clustering, enabled=False)),
+            "no energy": replace(self, energy=replace(self.energy, enabled=False)),
+        }

@@ -31,13 +31,13 @@ def backbone_keys(backbone: BackboneFile) -> dict[str, Any]:
 
 
 def use_backbone(cfg: CfgNode) -> None:
-    """Set the keys that ``ORE.BACKBONE`` needs, if it is given; call it before the model is built."""
-    if cfg.ORE.BACKBONE:
-        set_keys(cfg, backbone_keys(load_backbone_file(Path(cfg.ORE.BACKBONE))))
+    """Set the keys that ``OPENWORLD.BACKBONE`` needs, if it is given; call it before the model is built."""
+    if cfg.OPENWORLD.BACKBONE:
+        set_keys(cfg, backbone_keys(load_backbone_file(Path(cfg.OPENWORLD.BACKBONE))))
 
 
 def load_backbone(cfg: CfgNode, model: GeneralizedRCNN) -> dict[str, float]:
-    """Copy the weights of ``ORE.BACKBONE`` into a detector, and verify them.
+    """Copy the weights of ``OPENWORLD.BACKBONE`` into a detector, and verify them.
 
     Returns:
         the relative difference of each stage.
@@ -46,12 +46,14 @@ def load_backbone(cfg: CfgNode, model: GeneralizedRCNN) -> dict[str, float]:
         CheckpointError: the file cannot be read.
         HandoverError: the detector is another network, or sees other features.
     """
-    load_trunk(model, load_backbone_file(Path(cfg.ORE.BACKBONE)).state_dict)
+    load_trunk(model, load_backbone_file(Path(cfg.OPENWORLD.BACKBONE)).state_dict)
     return verify_backbone(cfg, model)
 
 
 def verify_backbone(cfg: CfgNode, model: GeneralizedRCNN) -> dict[str, float]:
-    """Compare C2…C5 of the detector with those of ``ORE.BACKBONE`` on one image, each after its own preprocessing.
+    """Compare C2…C5 of the detector with those of ``OPENWORLD.BACKBONE`` on one image.
+
+    Each network does its own preprocessing.
 
     It fails for a wrong stride, colour order, mean, std, stem, norm, or frozen layers that were never loaded.
 
@@ -61,7 +63,7 @@ def verify_backbone(cfg: CfgNode, model: GeneralizedRCNN) -> dict[str, float]:
     Raises:
         HandoverError: a stage differs by more than rounding; it names the stage and likely causes.
     """
-    backbone = load_backbone_file(Path(cfg.ORE.BACKBONE))
+    backbone = load_backbone_file(Path(cfg.OPENWORLD.BACKBONE))
 
     def detector_stages(image: Tensor) -> dict[str, Tensor]:
         pixels = image.float() if cfg.INPUT.FORMAT == "RGB" else image.float().flip(0)

@@ -14,7 +14,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from openworld.engines.detectron2.config import add_ore_config, label_space, section
+from openworld.engines.detectron2.config import add_openworld_config, label_space, method_options
 from openworld.plugins.detectron2 import lazy
 from openworld.plugins.detectron2.backbones import use_backbone
 from openworld.plugins.detectron2.datasets import register_schedule
@@ -23,20 +23,22 @@ from openworld.plugins.detectron2.weights import grow_weights
 
 
 def setup(arguments: Namespace) -> CfgNode:
-    """The configuration: detectron2's defaults, the node ``ORE``, the file, the keys of the command line.
+    """The configuration: detectron2's defaults, the node ``OPENWORLD``, the file, the keys of the command line.
 
     The schedule is registered, ``NUM_CLASSES`` follows the label space, a backbone sets its own keys, and without a GPU
     the device is the CPU.
     """
     cfg = get_cfg()
-    add_ore_config(cfg)
+    add_openworld_config(cfg)
     cfg.merge_from_file(arguments.config_file)
     cfg.merge_from_list(arguments.opts)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
-    if cfg.ORE.SCHEDULE:
+    if cfg.OPENWORLD.SCHEDULE:
         register_schedule(
-            cfg.ORE.SCHEDULE, head=cfg.ORE.HEAD, held_out_with_unknown=section(cfg, "ENERGY").uses_unknown_labels
+            cfg.OPENWORLD.SCHEDULE,
+            layout=cfg.OPENWORLD.LAYOUT,
+            held_out_with_unknown=method_options(cfg).uses_unknown_labels,
         )
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = label_space(cfg).background
     use_backbone(cfg)

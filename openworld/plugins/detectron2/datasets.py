@@ -1,8 +1,8 @@
 """Our schedules in detectron2's catalogs: one data set for each task and each thing that a task does.
 
 ``NAME_t1_train``, ``NAME_t2_train``, … show the classes of their task alone; ``NAME_t2_replay``, … the exemplars with
-all known classes; ``NAME_t1_held_out``, … what the energy is fitted on; ``NAME_t1_test``, … every object, those of no
-known class as *unknown*. What a task may see is decided in :mod:`openworld.data.splits` and nowhere else. A
+all known classes; ``NAME_t1_held_out``, … what the method is calibrated on; ``NAME_t1_test``, … every object, those of
+no known class as *unknown*. What a task may see is decided in :mod:`openworld.data.splits` and nowhere else. A
 ``category_id`` is a head row of :class:`openworld.labels.LabelSpace`.
 """
 
@@ -58,18 +58,18 @@ def registered(name: str) -> Registered | None:
 def register_schedule(
     schedule: str,
     *,
-    head: Literal["growing", "fixed"] = "growing",
+    layout: Literal["growing", "fixed"] = "growing",
     root: str | Path | None = None,
     held_out_with_unknown: bool = False,
 ) -> list[str]:
     """Register all data sets of a schedule; nothing is read before detectron2 asks for one of them.
 
-    Registering again replaces what was there, so that another ``head`` may be chosen.
+    Registering again replaces what was there, so that another ``layout`` may be chosen.
 
     Args:
         schedule: name of a published benchmark, such as ``m_owodb``; or the .yaml of a run, whose data are used. The
             names of the data sets begin with the benchmark's name or the file's stem.
-        head: layout of the rows; ``ORE.HEAD``.
+        layout: of the rows; ``OPENWORLD.LAYOUT``.
         root: folder with VOCdevkit/ and coco/, or in which a synthetic world is drawn; by default the environment
             variable ``DETECTRON2_DATASETS``, or ``datasets``.
         held_out_with_unknown: the held-out sets show labels of unknown objects, for a fit on annotated unknowns.
@@ -84,7 +84,7 @@ def register_schedule(
     config = run_config(schedule, folder)
     names = []
     for task in range(1, len(config.schedule) + 1):
-        labels = LabelSpace.of(config.schedule, task, head)
+        labels = LabelSpace.of(config.schedule, task, layout)
         sources = cache(partial(open_sources, replace(config, tasks=task), folder / schedule_name(schedule)))
         for kind in KINDS:
             if kind == "replay" and task == 1:
@@ -135,17 +135,17 @@ def view_of(name: str, config: RunConfig, *, held_out_with_unknown: bool) -> Vie
 
 
 def replayed_ids(sources: Sources, labels: LabelSpace, config: RunConfig) -> list[int | str]:
-    """Images that a task replays: the benchmark's published list, or what ``ore.exemplars`` of the schedule chooses.
+    """Images that a task replays: the benchmark's published list, or what ``exemplars`` of the schedule chooses.
 
     Raises:
         ConfigError: a choice that needs the trained detector of each task.
     """
-    options, benchmark = config.ore.exemplars, config.data.benchmark
+    options, benchmark = config.exemplars, config.data.benchmark
     if benchmark is not None and (listed := BENCHMARKS[benchmark.name].replay[labels.task - 1]):
         return [name for name in dict.fromkeys(read_list(benchmark.name, listed)) if name in sources.train.by_id]
     if options.needs_detector:
         raise ConfigError(
-            f"ore.exemplars.strategy {options.strategy!r} needs the detector of each task",
+            f"exemplars.strategy {options.strategy!r} needs the detector of each task",
             remedy="choose balanced, greedy or random, or `openworld run --engine detectron2`",
         )
     spaces = [labels.at(task) for task in range(1, labels.task + 1)]

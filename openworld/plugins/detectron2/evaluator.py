@@ -52,7 +52,7 @@ class OpenWorldEvaluator(DatasetEvaluator):
         dataset: a test set that :func:`openworld.plugins.detectron2.datasets.register_schedule` registered.
         folder: for ``predictions.json`` and ``metrics.json``, a list with an entry for each protocol.
         protocols: the rules of scoring; the scores that are returned are those of the first.
-        uses_unknown_labels: labels of unknown objects helped to fit the energy; every result says so.
+        uses_unknown_labels: labels of unknown objects helped to decide what is unknown; every result says so.
 
     Raises:
         ConfigError: the data set is not one of ours.

@@ -25,8 +25,8 @@ from openworld.engines.detectron2.config import labels_of_schedule
 from openworld.engines.detectron2.output_layers import OpenWorldOutputLayers
 from openworld.labels import LabelSpace
 from openworld.metrics.protocols import protocol_named
+from openworld.plugins.detectron2.calibration import Calibration
 from openworld.plugins.detectron2.datasets import register_schedule
-from openworld.plugins.detectron2.energy import EnergyFit
 from openworld.plugins.detectron2.evaluator import OpenWorldEvaluator
 from openworld.plugins.detectron2.trainer import CpuAmpTrainer
 from openworld.plugins.detectron2.weights import grown_file
@@ -70,11 +70,11 @@ def grow_weights(cfg: Config) -> str:
 
     def make(labels: LabelSpace, dim: int) -> OpenWorldOutputLayers:
         earlier = cfg.copy()
-        earlier.ore.task = labels.task
+        earlier.openworld.task = labels.task
         predictor: OpenWorldOutputLayers = instantiate(earlier.model.roi_heads.box_predictor)
         return predictor
 
-    labels = labels_of_schedule(cfg.ore.schedule, cfg.ore.task, cfg.ore.head)
+    labels = labels_of_schedule(cfg.openworld.schedule, cfg.openworld.task, cfg.openworld.layout)
     return grown_file(cfg.train.init_checkpoint, cfg.train.output_dir, labels, make)
 
 
@@ -82,7 +82,7 @@ def build_model(cfg: Config) -> GeneralizedRCNN:
     """The detector on its device; the data sets of its schedule are registered."""
     model = instantiate(cfg.model).to(cfg.train.device)
     told = model.roi_heads.box_predictor.method.uses_unknown_labels
-    register_schedule(cfg.ore.schedule, head=cfg.ore.head, held_out_with_unknown=told)
+    register_schedule(cfg.openworld.schedule, layout=cfg.openworld.layout, held_out_with_unknown=told)
     return model
 
 
@@ -97,7 +97,7 @@ def build_trainer(cfg: Config, model: GeneralizedRCNN) -> SimpleTrainer:
 
 
 def add_hooks(cfg: Config, trainer: SimpleTrainer, checkpointer: DetectionCheckpointer) -> None:
-    """Learning rate, energy fit, checkpoints, evaluation and logs, in this order."""
+    """Learning rate, calibration, checkpoints, evaluation and logs, in this order."""
     folder, first = cfg.train.output_dir, comm.is_main_process()
     saving = hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
     writing = hooks.PeriodicWriter(default_writers(folder, cfg.train.max_iter), period=cfg.train.log_period)
@@ -105,7 +105,7 @@ def add_hooks(cfg: Config, trainer: SimpleTrainer, checkpointer: DetectionCheckp
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            EnergyFit(held_out_batches(cfg), folder),
+            Calibration(held_out_batches(cfg), folder),
             saving if first else None,
             hooks.EvalHook(cfg.train.eval_period, lambda: evaluate(cfg, trainer.model)),
             writing if first else None,
@@ -114,7 +114,7 @@ def add_hooks(cfg: Config, trainer: SimpleTrainer, checkpointer: DetectionCheckp
 
 
 def held_out_batches(cfg: Config) -> Iterator[list[dict[str, Any]]]:
-    """What the energy is fitted on, ``dataloader.held_out``."""
+    """What the method is calibrated on, ``dataloader.held_out``."""
     yield from instantiate(cfg.dataloader.held_out)
 
 
@@ -125,7 +125,7 @@ def evaluate(cfg: Config, model: GeneralizedRCNN) -> OrderedDict[str, dict[str, 
     evaluator = OpenWorldEvaluator(
         name,
         Path(cfg.train.output_dir) / "inference" / name,
-        [protocol_named(cfg.ore.protocol)],
+        [protocol_named(cfg.openworld.protocol)],
         uses_unknown_labels=predictor.method.uses_unknown_labels,
     )
     results: OrderedDict[str, dict[str, float]] | None = inference_on_dataset(

@@ -1,4 +1,4 @@
-"""detectron2's ``DefaultTrainer`` for one task of a schedule: our evaluator, the energy fit, a verified backbone."""
+"""detectron2's ``DefaultTrainer`` for one task of a schedule: our evaluator, the calibration, a verified backbone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, hooks
 from torch.nn.parallel import DistributedDataParallel
 
-from openworld.engines.detectron2.config import section
+from openworld.engines.detectron2.config import method_options
 from openworld.metrics.protocols import protocol_named
 from openworld.plugins.detectron2.backbones import load_backbone
+from openworld.plugins.detectron2.calibration import Calibration, held_out_batches, held_out_set
 from openworld.plugins.detectron2.datasets import registered
-from openworld.plugins.detectron2.energy import EnergyFit, held_out_batches, held_out_set
 from openworld.plugins.detectron2.evaluator import OpenWorldEvaluator
 
 
@@ -38,10 +38,10 @@ class CpuAmpTrainer(SimpleTrainer):
 
 
 class OpenWorldTrainer(DefaultTrainer):
-    """Trains one task (``ORE.TASK``), or fine-tunes on its exemplars (``ORE.STAGE: replay``).
+    """Trains one task (``OPENWORLD.TASK``), or fine-tunes on its exemplars (``OPENWORLD.STAGE: replay``).
 
-    ``SOLVER.AMP`` works on a CPU too, in bf16. After the last step the energy is fitted, before the last checkpoint is
-    written and the test sets are scored.
+    ``SOLVER.AMP`` works on a CPU too, in bf16. After the last step the method is calibrated, before the last checkpoint
+    is written and the test sets are scored.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -55,19 +55,19 @@ class OpenWorldTrainer(DefaultTrainer):
             self._trainer = CpuAmpTrainer(self.model, self.data_loader, self.optimizer)
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As detectron2's; a training that starts from nothing but ``ORE.BACKBONE`` takes its backbone from there."""
+        """As detectron2's; a training that has nothing but ``OPENWORLD.BACKBONE`` starts from that."""
         super().resume_or_load(resume=resume)
-        if self.cfg.ORE.BACKBONE and not self.cfg.MODEL.WEIGHTS and self.start_iter == 0:
+        if self.cfg.OPENWORLD.BACKBONE and not self.cfg.MODEL.WEIGHTS and self.start_iter == 0:
             model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
             load_backbone(self.cfg, model)
 
     def build_hooks(self) -> list[HookBase]:
-        """detectron2's, with :class:`EnergyFit` before the hook that saves."""
+        """detectron2's, with :class:`Calibration` before the hook that saves."""
         result: list[HookBase] = super().build_hooks()
         if name := held_out_set(self.cfg):
             saving = [place for place, hook in enumerate(result) if isinstance(hook, hooks.PeriodicCheckpointer)]
             evaluating = [place for place, hook in enumerate(result) if isinstance(hook, hooks.EvalHook)]
-            result.insert((saving or evaluating)[0], EnergyFit(held_out_batches(self.cfg, name), self.cfg.OUTPUT_DIR))
+            result.insert((saving or evaluating)[0], Calibration(held_out_batches(self.cfg, name), self.cfg.OUTPUT_DIR))
         return result
 
     @classmethod
@@ -79,6 +79,6 @@ class OpenWorldTrainer(DefaultTrainer):
         return OpenWorldEvaluator(
             dataset_name,
             Path(output_folder or cfg.OUTPUT_DIR) / "inference" / dataset_name,
-            [protocol_named(cfg.ORE.PROTOCOL)],
-            uses_unknown_labels=section(cfg, "ENERGY").uses_unknown_labels,
+            [protocol_named(cfg.OPENWORLD.PROTOCOL)],
+            uses_unknown_labels=method_options(cfg).uses_unknown_labels,
         )

@@ -44,7 +44,7 @@ def grown_file(weights: str, folder: str, labels: LabelSpace, make: MakePredicto
     """The same for any configuration.
 
     Known classes, unknown and background keep their weights, and the feature memory and the prototypes what they
-    have; the energy is fitted anew. Anything but a checkpoint of our heads is left as it is.
+    have; the method is calibrated anew. Anything but a checkpoint of our heads is left as it is.
 
     Args:
         weights: a checkpoint, or what else a training starts from.
@@ -65,7 +65,8 @@ def grown_file(weights: str, folder: str, labels: LabelSpace, make: MakePredicto
         raise CheckpointError(
             f"knows {int(known)} classes; no task before {labels.task} of the schedule has as many",
             where=str(given),
-            remedy="start from the model of the task before, or set ORE.TASK and ORE.SCHEDULE as it was trained",
+            remedy="start from the model of the task before, or set OPENWORLD.TASK and OPENWORLD.SCHEDULE as in its "
+            "training",
         )
     target = Path(folder) / f"start_of_task{labels.task}.pth"
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -497,7 +497,7 @@ def test_openworld_predict_runs_a_converted_checkpoint(tmp_path: Path, state: di
     config.write_text(dump_config(small))
     folder = tmp_path / "small"
     written = convert_run(file, folder, task=1, config=config)
-    assert written.data == small.data and written.schedule == LABELS.tasks and not written.ore.energy.enabled
+    assert written.data == small.data and written.schedule == LABELS.tasks and not written.method.energy.enabled
     Image.fromarray(picture().permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
     main(["predict", str(tmp_path / "a.png"), "--run", str(folder), "--output", str(tmp_path / "found")])
     assert (tmp_path / "found" / "predictions.json").exists() and (tmp_path / "found" / "drawings" / "a.png").exists()

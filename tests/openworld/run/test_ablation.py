@@ -12,13 +12,13 @@ from openworld.configfile import CONFIGS, read_options
 from openworld.errors import ConfigError
 from openworld.run.ablation import (
     COLUMNS,
-    VARIANTS,
     _training_of,
     as_markdown,
     from_backbones,
     run_ablation,
     summarise,
     switched_one_by_one,
+    variants_of,
 )
 from openworld.run.schedule import config_difference
 from ssl_backbones.nets import ResNet
@@ -27,12 +27,14 @@ from ssl_backbones.options import ArchOptions
 
 def test_each_variant_changes_one_thing() -> None:
     config = RunConfig()
-    changed = {name: config_difference(config, change(config)) for name, change in VARIANTS.items()}
+    changed = {name: config_difference(config, change(config)) for name, change in variants_of(config).items()}
     assert changed.pop("full") == []
-    assert changed["no energy"] == ["ore.energy.enabled: True → False"]
-    assert changed["no clustering"] == ["ore.clustering.enabled: True → False"]
-    assert changed["no unknown labelling"] == ["ore.unknown_labels.enabled: True → False"]
-    assert changed["no replay"] == ["ore.exemplars.enabled: True → False"]
+    assert changed["no energy"] == ["method.energy.enabled: True → False"]
+    assert changed["no clustering"] == ["method.clustering.enabled: True → False"]
+    assert changed["no unknown labelling"] == ["method.unknown_labels.enabled: True → False"]
+    assert changed["no replay"] == ["exemplars.enabled: True → False"]
+    closed = changed["closed"]
+    assert "method.name: 'ore' → 'closed'" in closed and all(line.startswith("method.") for line in closed)
     random = changed["random initialisation"]
     assert all(line.startswith(("pretrain", "model.arch")) for line in random) and random
 
@@ -65,10 +67,10 @@ def test_options_are_switched_one_by_one() -> None:
     assert changed.pop("full") == []
     together = changed.pop("all of them")
     assert len(together) == len(changed) > 20
-    assert changed["ore.clustering.margin=2.0"] == ["ore.clustering.margin: 10.0 → 2.0"]
+    assert changed["method.clustering.margin=2.0"] == ["method.clustering.margin: 10.0 → 2.0"]
     assert changed["model.head=fixed"] == ["model.head: 'growing' → 'fixed'"]
     assert all(len(lines) == 1 for lines in changed.values())
-    assert "ore.clustering.items_per_class=20" not in changed  # as it was
+    assert "method.clustering.items_per_class=20" not in changed  # as it was
     assert list(switched_one_by_one(config, {"model": {"head": "fixed"}})) == ["full", "model.head=fixed"]
     with pytest.raises(ConfigError, match=r"no option 'ore\.clustering\.margins'"):
         switched_one_by_one(config, {"ore": {"clustering": {"margins": 2}}})
@@ -100,6 +102,6 @@ def test_training_is_shared_by_what_comes_after_it() -> None:
     variants = switched_one_by_one(config, read_options(CONFIGS / "ore" / "reference.yaml"))
     shared = {name for name, change in variants.items() if _training_of(change(config)) == _training_of(config)}
     assert "full" in shared and "model.roi.cross_nms_iou=1.0" in shared
-    assert {name for name in variants if name.startswith("ore.energy.")} <= shared
-    assert not {name for name in variants if name.startswith(("ore.clustering.", "ore.unknown_labels."))} & shared
+    assert {name for name in variants if name.startswith("method.energy.")} <= shared
+    assert not {name for name in variants if name.startswith(("method.clustering.", "method.unknown_labels."))} & shared
     assert "model.head=fixed" not in shared and "all of them" not in shared

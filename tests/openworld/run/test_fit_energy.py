@@ -17,12 +17,12 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
-from openworld.config import OreOptions, RunConfig
+from openworld.config import RunConfig
 from openworld.data.records import Dataset, Record
 from openworld.detector import Detector
 from openworld.labels import LabelSpace
 from openworld.methods.ore.method import Ore
-from openworld.methods.ore.options import ClusteringOptions, EnergyOptions
+from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, OreOptions
 from openworld.predictions.score import print_table
 from openworld.run.schedule import Run, evaluate_task, fit_energy
 from openworld.runtime.checkpoint import newest_valid
@@ -83,12 +83,12 @@ def held_out(tmp_path: Path) -> Dataset:
 
 
 def fitted(tmp_path: Path, held_out: Dataset, **energy: Any) -> tuple[Run, Watched]:
-    config = RunConfig(ore=OreOptions(energy=EnergyOptions(**energy), clustering=ClusteringOptions(enabled=False)))
+    config = RunConfig(method=OreOptions(energy=EnergyOptions(**energy), clustering=ClusteringOptions(enabled=False)))
     config.data.tasks = TASKS
     sources: Any = SimpleNamespace(train=held_out, held_out=held_out, test=held_out)
     run = Run(config, tmp_path / "run", sources, RunLog(tmp_path / "run" / "metrics.jsonl"))
     labels = LabelSpace.of(TASKS, 1)
-    detector = Watched(Ore(labels, 4, config.ore.clustering, config.ore.unknown_labels, config.ore.energy))
+    detector = Watched(config.method.build(labels, 4))
     (tmp_path / "run" / "task1").mkdir()
     fit_energy(run, 1, detector, time.monotonic())
     return run, detector
@@ -117,9 +117,7 @@ def test_only_a_fit_on_annotated_unknowns_sees_their_labels(
     assert record["status"] == ("fitted" if options.get("enabled", True) else "off")
     checkpoint = newest_valid(run.task_folder(1) / "checkpoint")
     assert checkpoint is not None and checkpoint.state["stage"] == "energy"
-    twin = Ore(
-        detector.method.space, 4, run.config.ore.clustering, run.config.ore.unknown_labels, run.config.ore.energy
-    )
+    twin = run.config.method.build(detector.method.space, 4)
     twin.load_state_dict({name.removeprefix("method."): value for name, value in checkpoint.tensors.items()})
     values = torch.linspace(0, 12, 200)
     assert torch.equal(twin.energy_model.verdict(values), detector.method.energy_model.verdict(values))

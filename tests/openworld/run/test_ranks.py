@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from openworld.config import OreOptions, PhaseOptions, RunConfig
-from openworld.data.options import DataOptions, LoaderOptions, SyntheticOptions
+from openworld.config import PhaseOptions, RunConfig
+from openworld.data.options import DataOptions, ExemplarOptions, LoaderOptions, SyntheticOptions
 from openworld.detector import Detector
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
 from openworld.errors import ConfigError
-from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, ExemplarOptions, UnknownLabelOptions
+from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, OreOptions, UnknownLabelOptions
 from openworld.run import schedule as tasks
 from openworld.run.schedule import check_shares, fit_energy, run_schedule
 from openworld.runtime import distributed
@@ -79,12 +79,12 @@ def config() -> RunConfig:
             roi=RoiOptions(sampled_regions=8, hidden_dim=16, score_threshold=0.02),
             device="cpu",
         ),
-        ore=OreOptions(
+        method=OreOptions(
             unknown_labels=UnknownLabelOptions(per_image=2, max_iou=0.3),
             clustering=ClusteringOptions(weight=0.01, start_step=1, update_every=2, items_per_class=6),
             energy=EnergyOptions(min_samples=5),
-            exemplars=ExemplarOptions(per_class=2, strategy="herding"),
         ),
+        exemplars=ExemplarOptions(per_class=2, strategy="herding"),
         train=phase(3),
         increment=phase(2),
         replay=phase(2),

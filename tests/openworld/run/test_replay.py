@@ -17,15 +17,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from openworld.config import OreOptions, PhaseOptions, RunConfig
-from openworld.data.options import DataOptions, LoaderOptions, SourceOptions
+from openworld.config import PhaseOptions, RunConfig
+from openworld.data.options import DataOptions, ExemplarOptions, LoaderOptions, SourceOptions
 from openworld.data.records import Dataset, Record
 from openworld.data.splits import training_view
 from openworld.detector import build_detector
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
 from openworld.errors import CheckpointError, DataError
 from openworld.labels import LabelSpace
-from openworld.methods.ore.options import ExemplarOptions
 from openworld.run import schedule as tasks
 from openworld.run.replay import (
     annotated_instances,
@@ -97,7 +96,7 @@ def config(**exemplars: Any) -> RunConfig:
             rpn=RpnOptions(test_proposals=20),
             roi=RoiOptions(hidden_dim=24, sampled_regions=16),
         ),
-        ore=OreOptions(exemplars=ExemplarOptions(**exemplars)),
+        exemplars=ExemplarOptions(**exemplars),
         train=one,
         increment=one,
         replay=one,

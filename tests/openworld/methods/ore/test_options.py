@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from openworld.data.options import ExemplarOptions
 from openworld.errors import ConfigError
-from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, ExemplarOptions, UnknownLabelOptions
+from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, UnknownLabelOptions
 
 
 @pytest.mark.parametrize(

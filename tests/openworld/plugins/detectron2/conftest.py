@@ -16,8 +16,9 @@ data:
   tasks: [[ball, cube, ring], [star, cross, gear]]
   synthetic: {train_images: 16, val_images: 8, test_images: 4, size: 64, pretrain_images: 0}
 pretrain: null
-ore:
-  exemplars: {per_class: 2}
+method:
+  name: ore
+exemplars: {per_class: 2}
 """
 
 SMALL = """
@@ -25,7 +26,7 @@ MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.RESNETS.
 MODEL.FPN.OUT_CHANNELS 8 MODEL.ROI_BOX_HEAD.FC_DIM 12 MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 16
 MODEL.RPN.POST_NMS_TOPK_TRAIN 30 MODEL.RPN.POST_NMS_TOPK_TEST 60 MODEL.DEVICE cpu
 INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 SOLVER.IMS_PER_BATCH 2 SOLVER.WARMUP_ITERS 0
-SOLVER.BASE_LR 0.001 ORE.ENERGY.MIN_SAMPLES 3 ORE.CLUSTERING.START_STEP 1 SEED 1
+SOLVER.BASE_LR 0.001 OPENWORLD.METHOD.ENERGY.MIN_SAMPLES 3 OPENWORLD.METHOD.CLUSTERING.START_STEP 1 SEED 1
 """
 
 
@@ -49,7 +50,8 @@ def arguments(world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Nam
     def parsed(
         output: Path, task: int = 1, kind: str = "train", *more: str, resume: bool = False, eval_only: bool = False
     ) -> Namespace:
-        keys = f"{SMALL} ORE.SCHEDULE {world} ORE.TASK {task} ORE.STAGE {kind} OUTPUT_DIR {output}".split()
+        node = "OPENWORLD"
+        keys = f"{SMALL} {node}.SCHEDULE {world} {node}.TASK {task} {node}.STAGE {kind} OUTPUT_DIR {output}".split()
         keys += ["DATASETS.TRAIN", f"('world_t{task}_{kind}',)", "DATASETS.TEST", f"('world_t{task}_test',)"]
         return Namespace(
             config_file=str(CONFIGS / "demo.yaml"), opts=[*keys, *more], resume=resume, eval_only=eval_only

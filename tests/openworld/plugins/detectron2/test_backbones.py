@@ -47,7 +47,7 @@ def backbone(tmp_path: Path) -> Path:
 def test_a_backbone_sets_its_keys_and_arrives(
     arguments: Callable[..., Namespace], backbone: Path, tmp_path: Path
 ) -> None:
-    cfg = command.setup(arguments(tmp_path, 1, "train", "ORE.BACKBONE", str(backbone)))
+    cfg = command.setup(arguments(tmp_path, 1, "train", "OPENWORLD.BACKBONE", str(backbone)))
     assert cfg.INPUT.FORMAT == "BGR" and cfg.MODEL.PIXEL_STD == [1, 57, 58]
     assert (
         cfg.MODEL.RESNETS.DEPTH == 50 and cfg.MODEL.RESNETS.STRIDE_IN_1X1 and cfg.MODEL.RESNETS.RES2_OUT_CHANNELS == 32

@@ -22,12 +22,13 @@ from detectron2.structures import Boxes, Instances
 
 from openworld.convert.published_run import reference_ore
 from openworld.convert.published_weights import reference_options
-from openworld.engines.detectron2.config import check_supported, label_space, roi_options, section
-from openworld.engines.detectron2.names import SECTIONS
+from openworld.engines.detectron2.config import check_supported, label_space, method_options, roi_options
 from openworld.engines.options import RoiOptions
 from openworld.errors import ConfigError
+from openworld.methods.max_logit.options import MaxLogitOptions
+from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, OreOptions, UnknownLabelOptions
 from openworld.metrics.protocols import PROTOCOLS
-from openworld.plugins.detectron2 import OpenWorldEvaluator, add_ore_config, command, register_schedule
+from openworld.plugins.detectron2 import OpenWorldEvaluator, add_openworld_config, command, register_schedule
 from openworld.plugins.detectron2.datasets import registered
 
 from .conftest import CONFIGS, ROOT
@@ -58,7 +59,7 @@ def test_a_task_sees_its_own_classes_only(world: Path) -> None:
 
 
 def test_another_head_registers_anew(world: Path) -> None:
-    register_schedule(str(world), root=world.parent, head="fixed", held_out_with_unknown=True)
+    register_schedule(str(world), root=world.parent, layout="fixed", held_out_with_unknown=True)
     rows = {box["category_id"] for image in DatasetCatalog.get("world_t1_test") for box in image["annotations"]}
     assert rows - {0, 1, 2} == {6} and MetadataCatalog.get("world_t1_test").thing_classes[6] == "unknown"
     held_out = DatasetCatalog.get("world_t1_held_out")
@@ -105,7 +106,7 @@ def test_perfect_detections_score_perfectly(world: Path, tmp_path: Path) -> None
 
 def configuration(path: Path | None = None, *keys: Any) -> Any:
     cfg = get_cfg()
-    add_ore_config(cfg)
+    add_openworld_config(cfg)
     if path is not None:
         cfg.merge_from_file(str(path))
     cfg.merge_from_list(list(keys))
@@ -114,17 +115,36 @@ def configuration(path: Path | None = None, *keys: Any) -> Any:
 
 def test_every_option_has_a_key_with_its_default() -> None:
     cfg = configuration()
-    for name, owner in SECTIONS.items():
-        assert section(cfg, name) == owner()
-        assert {key.lower() for key in cfg.ORE[name]} == set(asdict(owner()))
-    changed = configuration(None, "ORE.CLUSTERING.MARGIN", 3.0, "ORE.ENERGY.TEST_TEMPERATURE", 2.0, "ORE.HEAD", "fixed")
-    assert section(changed, "CLUSTERING").margin == 3 and section(changed, "ENERGY").test_temperature == 2
+    options = method_options(cfg)
+    assert isinstance(options, OreOptions)
+    for name, owner in (
+        ("unknown_labels", UnknownLabelOptions),
+        ("clustering", ClusteringOptions),
+        ("energy", EnergyOptions),
+    ):
+        assert getattr(options, name) == owner()
+        assert {key.lower() for key in cfg.OPENWORLD.METHOD[name.upper()]} == set(asdict(owner()))
+    node = "OPENWORLD.METHOD"
+    changed = method_options(
+        configuration(None, f"{node}.CLUSTERING.MARGIN", 3.0, f"{node}.ENERGY.TEST_TEMPERATURE", 2)
+    )
+    assert isinstance(changed, OreOptions)
+    assert changed.clustering.margin == 3 and changed.energy.test_temperature == 2
     with pytest.raises(AssertionError, match="Non-existent key"):
-        configuration(None, "ORE.CLUSTERING.MARGINS", 3.0)
+        configuration(None, "OPENWORLD.METHOD.CLUSTERING.MARGINS", 3.0)
     with pytest.raises(ConfigError, match=r"clustering\.margin"):
-        section(configuration(None, "ORE.CLUSTERING.MARGIN", -1.0), "CLUSTERING")
+        method_options(configuration(None, "OPENWORLD.METHOD.CLUSTERING.MARGIN", -1.0))
     with pytest.raises(ConfigError, match="names no schedule"):
         label_space(cfg)
+
+
+def test_another_method_is_chosen_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "method.yaml"
+    path.write_text("OPENWORLD: {METHOD: {NAME: max_logit, KNOWN_REJECTION_RATE: 0.2}}")
+    assert method_options(configuration(path)) == MaxLogitOptions(known_rejection_rate=0.2)
+    path.write_text("OPENWORLD: {METHOD: {NAME: closed, MARGIN: 2}}")
+    with pytest.raises(ConfigError, match=r"OPENWORLD\.METHOD\.MARGIN is not an option of the method"):
+        method_options(configuration(path))
 
 
 def test_what_the_heads_would_ignore_is_refused() -> None:
@@ -154,12 +174,12 @@ def test_the_reference_file_is_the_reference_code() -> None:
         cfg.merge_from_file(str(CONFIGS / base))
     wanted = reference_ore(energy=True)
     preset = yaml.safe_load((ROOT / "configs" / "ore" / "reference.yaml").read_text())
-    for name, options in zip(SECTIONS, (wanted.unknown_labels, wanted.clustering, wanted.energy), strict=True):
-        found = asdict(section(cfg, name))
-        assert {key: found[key] for key in preset["ore"][name.lower()]} == preset["ore"][name.lower()]
+    for name in ("unknown_labels", "clustering", "energy"):
+        found = asdict(getattr(method_options(cfg), name))
+        assert {key: found[key] for key in preset["ore"][name]} == preset["ore"][name]
         apart = {"later_start_step", "min_samples"}
         assert {k: v for k, v in found.items() if k not in apart} == {
-            k: v for k, v in asdict(options).items() if k not in apart
+            k: v for k, v in asdict(getattr(wanted, name)).items() if k not in apart
         }
     roi = roi_options(cfg)
     names = {
@@ -173,7 +193,7 @@ def test_the_reference_file_is_the_reference_code() -> None:
     tensors |= {f"{stage}.{n}.conv1.weight": torch.zeros(64) for stage, count in blocks.items() for n in range(count)}
     reference = reference_options(tensors, "").roi
     assert replace(roi, hidden_dim=0, canonical_size_px=0) == replace(reference, hidden_dim=0, canonical_size_px=0)
-    assert cfg.ORE.HEAD == "fixed" and cfg.MODEL.RPN.POST_NMS_TOPK_TEST == 1000
+    assert cfg.OPENWORLD.LAYOUT == "fixed" and cfg.MODEL.RPN.POST_NMS_TOPK_TEST == 1000
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda path: path.stem)
@@ -183,7 +203,7 @@ def test_every_configuration_names_what_is_registered(path: Path, tmp_path: Path
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         entry = registered(name)
         assert entry is not None and entry.labels == label_space(cfg)
-    assert cfg.DATASETS.TRAIN[0].endswith("replay" if cfg.ORE.STAGE == "replay" else "train")
+    assert cfg.DATASETS.TRAIN[0].endswith("replay" if cfg.OPENWORLD.STAGE == "replay" else "train")
     assert label_space(cfg).background == cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if cfg.MODEL.WEIGHTS:  # another configuration writes what this one starts from
         written = {yaml.safe_load(other.read_text())["OUTPUT_DIR"] for other in path.parent.glob("*.yaml")}

@@ -39,7 +39,7 @@ def lazy_arguments(world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
     monkeypatch.setenv("DETECTRON2_DATASETS", str(world.parent))
 
     def parsed(output: Path, *more: str, resume: bool = False, eval_only: bool = False) -> Namespace:
-        keys = f"{SMALL} ore.schedule={world} ore.name=world train.output_dir={output}".split()
+        keys = f"{SMALL} openworld.schedule={world} openworld.name=world train.output_dir={output}".split()
         return Namespace(config_file=str(CONFIGS / "demo.py"), opts=[*keys, *more], resume=resume, eval_only=eval_only)
 
     return parsed
@@ -97,7 +97,7 @@ def test_two_steps_then_the_next_task(
     state = torch.load(first / "model_final.pth", weights_only=True)["model"]
     head = "roi_heads.box_predictor"
     assert state[f"{head}.cls_score.weight"].shape == (5, 256) and int(state[f"{head}.method.energy_model.state"]) > 0
-    assert json.loads((first / "energy.json").read_text())["status"] in ("fitted", "fallback")
+    assert json.loads((first / "calibration.json").read_text())["status"] in ("fitted", "fallback")
     (scores,) = json.loads((first / "inference" / "world_t1_test" / "metrics.json").read_text())
     assert scores["task"] == 1 and scores["counts"]["images"] == 4
     logged = {name for line in (first / "metrics.json").read_text().splitlines() for name in json.loads(line)}
@@ -108,10 +108,10 @@ def test_two_steps_then_the_next_task(
     files = [folder / "inference" / "world_t1_test" / "predictions.json" for folder in (first, again)]
     assert files[0].read_text() == files[1].read_text()
 
-    cfg = lazy.setup(lazy_arguments(second, weights, "ore.task=2"))
+    cfg = lazy.setup(lazy_arguments(second, weights, "openworld.task=2"))
     cfg.train.init_checkpoint = lazy.grow_weights(cfg)
     grown = torch.load(second / "start_of_task2.pth", weights_only=True)["model"]
     old = state[f"{head}.cls_score.weight"]
     assert torch.equal(grown[f"{head}.cls_score.weight"][[0, 1, 2, 6, 7]], old)
     lazy.build_model(cfg).load_state_dict(grown)
-    assert cfg.ore.task == 2 and cfg.dataloader.train.dataset.names == "world_t2_train"
+    assert cfg.openworld.task == 2 and cfg.dataloader.train.dataset.names == "world_t2_train"

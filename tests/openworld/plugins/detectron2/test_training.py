@@ -55,7 +55,7 @@ def test_two_tasks_with_a_kill_and_a_resume(
     assert (
         bool(state[f"{HEAD}.method.prototypes.present"].any()) and int(state[f"{HEAD}.method.memory.counts"].sum()) > 0
     )
-    energy = json.loads((first / "energy.json").read_text())
+    energy = json.loads((first / "calibration.json").read_text())
     assert int(state[f"{HEAD}.method.energy_model.state"]) == {"fitted": 1, "fallback": 2}[energy["status"]]
     (scores,) = scores_of(first, 1)
     assert scores["protocol"] == "unique" and scores["task"] == 1 and scores["counts"]["images"] == 4
@@ -90,9 +90,9 @@ def test_two_tasks_with_a_kill_and_a_resume(
     last = (
         "MODEL.WEIGHTS",
         str(second / "model_final.pth"),
-        "ORE.FIRST_STEP",
+        "OPENWORLD.FIRST_STEP",
         "4",
-        "ORE.CLUSTERING.DURING_REPLAY",
+        "OPENWORLD.METHOD.CLUSTERING.DURING_REPLAY",
         "False",
     )
     command.run(arguments(tuned, 2, "replay", *last, "SOLVER.MAX_ITER", "1"))
@@ -100,7 +100,7 @@ def test_two_tasks_with_a_kill_and_a_resume(
     assert torch.equal(before[prototypes], after[prototypes])  # nothing is clustered in this stage
     assert not torch.equal(before[f"{HEAD}.cls_score.weight"], after[f"{HEAD}.cls_score.weight"])
 
-    weights = ("MODEL.WEIGHTS", str(tuned / "model_final.pth"), "ORE.PROTOCOL", "ore")
+    weights = ("MODEL.WEIGHTS", str(tuned / "model_final.pth"), "OPENWORLD.PROTOCOL", "ore")
     command.run(arguments(tmp_path / "again", 2, "train", *weights, eval_only=True))
     assert scores_of(tmp_path / "again", 2)[0]["protocol"] == "ore"
     predicted = [
@@ -121,11 +121,11 @@ def test_bf16_on_a_cpu(arguments: Callable[..., Namespace], tmp_path: Path) -> N
         "1",
         "DATASETS.TEST",
         "()",
-        "ORE.ENERGY.ENABLED",
+        "OPENWORLD.METHOD.ENERGY.ENABLED",
         "False",
     )
     cfg = command.setup(parsed)
-    cfg.ORE.HELD_OUT = ""
+    cfg.OPENWORLD.HELD_OUT = ""
     trainer = OpenWorldTrainer(cfg)
     assert isinstance(trainer._trainer, CpuAmpTrainer)
     seen: list[torch.dtype] = []

@@ -11,9 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openworld.errors import DataError, NumericsError
-from openworld.labels import LabelSpace
-from openworld.methods.ore.exemplars import (
+from openworld.data.exemplars import (
     ImageId,
     Instances,
     exemplar_record,
@@ -24,7 +22,9 @@ from openworld.methods.ore.exemplars import (
     select_herding,
     select_random,
 )
-from openworld.methods.ore.options import ExemplarOptions
+from openworld.data.options import ExemplarOptions
+from openworld.errors import DataError, NumericsError
+from openworld.labels import LabelSpace
 
 ROWS = st.lists(st.integers(0, 4), max_size=6)
 SPACE = LabelSpace.of([["cat"], ["dog"]], task=2)

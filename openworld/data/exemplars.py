@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openworld.data.options import ExemplarOptions
 from openworld.errors import DataError, NumericsError
 from openworld.labels import LabelSpace
-from openworld.methods.ore.options import ExemplarOptions
 
 ImageId = int | str
 ImageRows = tuple[ImageId, Sequence[int]]
@@ -342,7 +342,7 @@ def _read_list(path: Path) -> dict[str, Any]:
         raise DataError(
             f"the exemplar list cannot be read ({error})",
             where=str(path),
-            remedy="correct ore.exemplars.list; {task} in it stands for the number of the task",
+            remedy="correct exemplars.list; {task} in it stands for the number of the task",
         ) from None
     if path.suffix.lower() != ".json":
         lines = enumerate(text.splitlines(), start=1)

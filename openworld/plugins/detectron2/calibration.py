@@ -1,4 +1,4 @@
-"""Fitting the energy of a detector in detectron2, after its training and before its evaluation."""
+"""Calibrate the method of a detector in detectron2, after its training and before its evaluation."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 
 def held_out_set(cfg: CfgNode) -> str:
-    """Name of the data set to fit on: ``ORE.HELD_OUT``, or that of the schedule; empty where there is none."""
-    own = f"{schedule_name(cfg.ORE.SCHEDULE)}_t{cfg.ORE.TASK}_held_out" if cfg.ORE.SCHEDULE else ""
-    name: str = cfg.ORE.HELD_OUT or own
+    """Name the data set to calibrate on: ``OPENWORLD.HELD_OUT``, or that of the schedule; empty without one."""
+    own = f"{schedule_name(cfg.OPENWORLD.SCHEDULE)}_t{cfg.OPENWORLD.TASK}_held_out" if cfg.OPENWORLD.SCHEDULE else ""
+    name: str = cfg.OPENWORLD.HELD_OUT or own
     return name if name in DatasetCatalog.list() else ""
 
 
@@ -39,17 +39,17 @@ def held_out_batches(cfg: CfgNode, dataset: str) -> Iterator[list[dict[str, Any]
 
 
 @torch.no_grad()
-def fit_energy(model: GeneralizedRCNN, batches: Iterable[list[dict[str, Any]]], folder: str | Path) -> dict[str, Any]:
-    """Fit the two Weibull distributions on held-out images.
+def calibrate(model: GeneralizedRCNN, batches: Iterable[list[dict[str, Any]]], folder: str | Path) -> dict[str, Any]:
+    """Calibrate the method on held-out images.
 
     Args:
         model: a ``GeneralizedRCNN`` with our heads.
         batches: this process's share of the images, with ``instances``; those of classes that are not known must have
             been left out or be marked as unknown.
-        folder: for ``energy.json``.
+        folder: for ``calibration.json``.
 
     Returns:
-        the record, see :meth:`openworld.methods.ore.method.Ore.fit_energy`; ``energy.json`` holds it.
+        the record, which ``calibration.json`` holds.
     """
     model = model.module if isinstance(model, DistributedDataParallel) else model
     method = model.roi_heads.box_predictor.method
@@ -66,16 +66,16 @@ def fit_energy(model: GeneralizedRCNN, batches: Iterable[list[dict[str, Any]]], 
     samples = {name: distributed.gather_rows(torch.cat([part[name] for part in parts])) for name in method.samples}
     record: dict[str, Any] = method.calibrate(samples)
     if comm.is_main_process():
-        write_json(Path(folder) / "energy.json", record)
+        write_json(Path(folder) / "calibration.json", record)
     return record
 
 
-class EnergyFit(HookBase):
-    """Fits the energy after the last step. It must come before the hook that saves the last checkpoint.
+class Calibration(HookBase):
+    """Calibrates after the last step. It must come before the hook that saves the last checkpoint.
 
     Args:
         batches: as :func:`held_out_batches` gives them; opened after the last step.
-        folder: for ``energy.json``.
+        folder: for ``calibration.json``.
     """
 
     def __init__(self, batches: Iterable[list[dict[str, Any]]], folder: str | Path) -> None:
@@ -83,8 +83,8 @@ class EnergyFit(HookBase):
         self.folder = folder
 
     def after_step(self) -> None:
-        """Fit, after the last step."""
+        """Calibrate, after the last step."""
         if self.trainer.iter + 1 < self.trainer.max_iter:
             return
-        record = fit_energy(self.trainer.model, self.batches, self.folder)
-        logger.info("energy: %s", record["status"] if not record["reason"] else record["reason"])
+        record = calibrate(self.trainer.model, self.batches, self.folder)
+        logger.info("calibration: %s", record["status"] if not record["reason"] else record["reason"])
