@@ -99,6 +99,10 @@ class OpenWorldMethod(nn.Module):
         """
         return {}
 
+    def meters(self) -> dict[str, float]:
+        """Numbers that tell how the training of the method goes, for a log."""
+        return {}
+
     # -- test ---------------------------------------------------------------------------------------------------------
 
     def score(self, regions: Regions) -> RegionScores:

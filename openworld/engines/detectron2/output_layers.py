@@ -174,6 +174,8 @@ class OpenWorldOutputLayers(FastRCNNOutputLayers):
         _log_classification_stats(regions.logits, regions.labels)
         num_unknown = float((regions.labels == self.space.unknown).sum())
         storage.put_scalar("openworld/num_unknown_samples", num_unknown / len(proposals))
+        for name, value in self.method.meters().items():
+            storage.put_scalar(f"openworld/{name}", value)
         return {
             "loss_cls": box["classification"],
             "loss_box_reg": box["box"],

@@ -111,6 +111,11 @@ class Ore(OpenWorldMethod):
         self.remember(features, labels, ranks)
         return {"clustering": self.clustering_loss(features, labels, step, ranks)}
 
+    def meters(self) -> dict[str, float]:
+        """See :class:`OpenWorldMethod`: prototypes there are, and features remembered."""
+        present, remembered = self.prototypes.present.sum(), self.memory.counts.sum()
+        return {"num_prototypes": float(present), "num_remembered": float(remembered)}
+
     def remember(self, features: Tensor, labels: Tensor, ranks: Ranks | None = None) -> None:
         """Put features into the memory.
 

@@ -176,7 +176,7 @@ def test_the_reference_file_is_the_reference_code() -> None:
     preset = yaml.safe_load((ROOT / "configs" / "ore" / "reference.yaml").read_text())
     for name in ("unknown_labels", "clustering", "energy"):
         found = asdict(getattr(method_options(cfg), name))
-        assert {key: found[key] for key in preset["ore"][name]} == preset["ore"][name]
+        assert {key: found[key] for key in preset["method"][name]} == preset["method"][name]
         apart = {"later_start_step", "min_samples"}
         assert {k: v for k, v in found.items() if k not in apart} == {
             k: v for k, v in asdict(getattr(wanted, name)).items() if k not in apart

@@ -55,7 +55,7 @@ def test_it_is_the_detector_of_the_yaml_file(monkeypatch: pytest.MonkeyPatch) ->
     models[1].load_state_dict(models[0].state_dict())
     predictors = [model.roi_heads.box_predictor for model in models]
     assert predictors[0].roi == predictors[1].roi and predictors[0].space == predictors[1].space
-    for name in ("clustering", "unknown", "energy"):
+    for name in ("clustering", "unknown_labels", "energy"):
         assert getattr(predictors[0].method, name) == getattr(predictors[1].method, name)
     assert [model.roi_heads.num_classes for model in models] == [4, 4]
     assert [model.roi_heads.batch_size_per_image for model in models] == [48, 48]
@@ -101,7 +101,7 @@ def test_two_steps_then_the_next_task(
     (scores,) = json.loads((first / "inference" / "world_t1_test" / "metrics.json").read_text())
     assert scores["task"] == 1 and scores["counts"]["images"] == 4
     logged = {name for line in (first / "metrics.json").read_text().splitlines() for name in json.loads(line)}
-    assert {"loss_cls", "loss_clustering", "ore/num_remembered", "lr"} <= logged
+    assert {"loss_cls", "loss_clustering", "openworld/num_remembered", "lr"} <= logged
 
     weights = f"train.init_checkpoint={first / 'model_final.pth'}"
     lazy.run(lazy_arguments(again, weights, eval_only=True))
