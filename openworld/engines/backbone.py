@@ -1,7 +1,7 @@
-"""The convolutional half of the detector: a ResNet whose features an RPN and a box head can use.
+"""The convolutional half of the detector: a backbone whose features an RPN and a box head can use.
 
 Two forms. FPN (Lin et al., CVPR 2017): levels P2…P5, two fully connected layers as box head. C4 (ORE's): one level at
-stride 16, the last stage of the ResNet as box head, its mean-pooled output as the region's feature.
+stride 16, the last stage of a ResNet as box head, its mean-pooled output as the region's feature.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torchvision.ops import FeaturePyramidNetwork
 from openworld.engines.kernels.frozen_norm import fold_frozen_norms
 from openworld.engines.kernels.roi_align import RoIAlign
 from openworld.engines.options import ModelOptions
-from ssl_backbones.nets import ResNet
-
-_STAGES = ("c2", "c3", "c4", "c5")
+from openworld.errors import ConfigError
+from ssl_backbones.backbones.base import Backbone
+from ssl_backbones.backbones.options import STAGES
 
 
 class FpnFeatures(nn.Module):
@@ -32,12 +32,12 @@ class FpnFeatures(nn.Module):
     padding_px = 32
     """Images are padded to a multiple of it, so that each level has half the cells of the one before."""
 
-    def __init__(self, body: ResNet, options: ModelOptions) -> None:
+    def __init__(self, body: Backbone, options: ModelOptions) -> None:
         super().__init__()
         self.body = body
         self.channels = options.fpn_channels
         self.feature_dim = options.roi.hidden_dim
-        self.fpn = FeaturePyramidNetwork([body.channels[stage] for stage in _STAGES], self.channels)
+        self.fpn = FeaturePyramidNetwork([body.channels[stage] for stage in STAGES], self.channels)
         self.roi_align = RoIAlign(
             self.strides_px,
             output_size=7,
@@ -68,9 +68,14 @@ class C4Features(nn.Module):
     padding_px = 1
     """A single image is not padded, as in detectron2."""
 
-    def __init__(self, body: ResNet, options: ModelOptions) -> None:
+    def __init__(self, body: Backbone, options: ModelOptions) -> None:
         super().__init__()
         self.body = body
+        if body.c4_head is None:
+            raise ConfigError(
+                f"model.neck is 'c4', and model.arch.name {body.options.name!r} has no stage that serves as box head",
+                remedy="set model.neck: fpn, or choose a ResNet",
+            )
         self.channels = body.channels["c4"]
         self.feature_dim = body.channels["c5"]
         self.roi_align = RoIAlign(
@@ -81,13 +86,20 @@ class C4Features(nn.Module):
             aligned=options.roi.aligned,
         )
 
+    @property
+    def head(self) -> nn.Module:
+        """The last stage of the backbone."""
+        head = self.body.c4_head
+        assert head is not None  # see the constructor
+        return head
+
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, H, W) → the single level ``c4`` (B, channels, H/16, W/16)."""
         return {"c4": self.body.forward_stages(images, last="c4")["c4"]}
 
     def region_features(self, levels: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
         """Features (R, feature_dim) of the boxes of all images: res5 of the aligned regions, averaged over space."""
-        regions: Tensor = self.body.get_submodule("layer4")(self.roi_align(list(levels.values()), boxes))
+        regions: Tensor = self.head(self.roi_align(list(levels.values()), boxes))
         return regions.mean(dim=(2, 3))
 
 
@@ -98,12 +110,8 @@ def anchor_form(neck: Literal["fpn", "c4"], sizes: Sequence[float]) -> tuple[lis
     return [list(sizes)], C4Features.strides_px, C4Features.padding_px
 
 
-def build_features(body: ResNet, options: ModelOptions) -> FpnFeatures | C4Features:
+def build_features(body: Backbone, options: ModelOptions) -> FpnFeatures | C4Features:
     """The form that ``options.neck`` names, with the first ``freeze_stages`` stages frozen, and frozen norms folded."""
-    stages = [f"layer{number}" for number in range(1, 5)]
-    stem = [name for name, _ in body.named_children() if name not in stages]
-    for names in [stem, *([stage] for stage in stages)][: options.freeze_stages]:
-        for name in names:
-            body.get_submodule(name).requires_grad_(False)
+    body.freeze(options.freeze_stages)
     fold_frozen_norms(body)
     return FpnFeatures(body, options) if options.neck == "fpn" else C4Features(body, options)

@@ -44,7 +44,7 @@ class Engine(Protocol):
 
     @property
     def backbone(self) -> nn.Module:
-        """The ResNet, without what a detector adds to it."""
+        """The network without what a detector adds to it."""
 
     def training_step(
         self,
@@ -74,7 +74,7 @@ class Engine(Protocol):
         """
 
     def load_backbone(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the weights of the ResNet, by torchvision's names; the first convolution reads RGB."""
+        """Copy the weights of the backbone, by torchvision's names; the first convolution reads RGB."""
 
     def backbone_stages(self, image: Tensor) -> dict[str, Tensor]:
         """An image (3, H, W) → ``c2``…``c5`` (1, C, h, w) after the engine's preprocessing."""

@@ -32,7 +32,7 @@ from openworld.errors import ConfigError
 from openworld.labels import LabelSpace
 from openworld.runtime import distributed
 from openworld.structures import Detections, Regions, Target
-from ssl_backbones.nets import ResNet
+from ssl_backbones.backbones.base import Backbone
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -43,7 +43,7 @@ class OpenWorldRCNN(nn.Module):
 
     Args:
         labels: label space whose rows the head has.
-        body: the ResNet; its weights are loaded by :func:`openworld.engines.weights.load_backbone`.
+        body: the backbone; its weights are loaded by :func:`openworld.engines.weights.load_backbone`.
         options: see :class:`ModelOptions`.
 
     Raises:
@@ -53,7 +53,7 @@ class OpenWorldRCNN(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, labels: LabelSpace, body: ResNet, options: ModelOptions) -> None:
+    def __init__(self, labels: LabelSpace, body: Backbone, options: ModelOptions) -> None:
         super().__init__()
         if labels.layout != options.head:
             raise ConfigError(
@@ -79,7 +79,7 @@ class OpenWorldRCNN(nn.Module):
     # -- the parts ----------------------------------------------------------------------------------------------------
 
     @property
-    def backbone(self) -> ResNet:
+    def backbone(self) -> Backbone:
         """See :class:`openworld.engines.base.Engine`."""
         return self.features.body
 
@@ -96,8 +96,7 @@ class OpenWorldRCNN(nn.Module):
         """See :class:`openworld.engines.base.Engine`."""
         features = self.features
         pyramid = [("FPN", features.fpn)] if isinstance(features, FpnFeatures) else []
-        head = features.head if isinstance(features, FpnFeatures) else features.body.get_submodule("layer4")
-        box_head = [features.roi_align, head, self.classify, self.refine]
+        box_head = [features.roi_align, features.head, self.classify, self.refine]
         return [("trunk", features), *pyramid, ("RPN", self.rpn), *(("RoI head", module) for module in box_head)]
 
     @property

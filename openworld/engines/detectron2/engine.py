@@ -22,7 +22,8 @@ from openworld.engines.detectron2.output_layers import OpenWorldOutputLayers, re
 from openworld.engines.options import ModelOptions
 from openworld.labels import LabelSpace
 from openworld.structures import Detections, Regions, Target
-from ssl_backbones.options import IMAGENET_MEAN, IMAGENET_STD, ArchOptions
+from ssl_backbones.backbones import BackboneOptions
+from ssl_backbones.options import IMAGENET_MEAN, IMAGENET_STD
 
 LOSSES = {
     "loss_rpn_cls": "objectness",
@@ -44,7 +45,7 @@ class Detectron2RCNN(nn.Module):
         options: as of the other engine.
     """
 
-    def __init__(self, labels: LabelSpace, arch: ArchOptions, options: ModelOptions) -> None:
+    def __init__(self, labels: LabelSpace, arch: BackboneOptions, options: ModelOptions) -> None:
         super().__init__()
         self.options = options
         cfg = get_cfg()
