@@ -20,7 +20,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import boxes as box_ops
 
 from openworld.data.transforms import as_float
-from openworld.engines.backbone import FpnFeatures, anchor_form, build_features
+from openworld.engines.backbone import FpnFeatures, anchor_sizes, build_features
 from openworld.engines.base import Decide, LabelUnknowns
 from openworld.engines.head_rows import grown_classifier, grown_deltas
 from openworld.engines.options import ModelOptions
@@ -64,8 +64,8 @@ class OpenWorldRCNN(nn.Module):
         self.options = options
         self.features = build_features(body, options)
         self.feature_dim = self.features.feature_dim
-        anchor_sizes, strides_px, _ = anchor_form(options.neck, options.rpn.anchor_sizes)
-        self.rpn = ProposalNetwork(self.features.channels, anchor_sizes, strides_px, options.rpn)
+        sizes = anchor_sizes(options.neck, options.rpn.anchor_sizes)
+        self.rpn = ProposalNetwork(self.features.channels, sizes, self.features.grid.strides_px, options.rpn)
         self.coder = BoxCoder(weights=BOX_WEIGHTS)
         self.classify = nn.Linear(self.feature_dim, labels.num_rows)
         self.refine = nn.Linear(self.feature_dim, 4 * (labels.background if self.per_class else 1))
@@ -115,7 +115,7 @@ class OpenWorldRCNN(nn.Module):
     def normalise(self, images: Sequence[Tensor]) -> ImageList:
         """Images (3, h, w), RGB, uint8 or float32 in [0, 1] → one padded batch with the backbone's pixel statistics."""
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
-        multiple = self.features.padding_px
+        multiple = self.features.grid.padding_px
         largest = [max(size[0] for size in sizes), max(size[1] for size in sizes)]
         if self.training:  # the padding of the joined batch, which the anchors and the edges of the features see
             with distributed.purpose("padding of the images"):
