@@ -34,12 +34,12 @@ from train_step import (
 from openworld.engines.detectron2.names import detectron2_name
 from openworld.engines.detectron2.parts import Detectron2RCNN
 from openworld.engines.torchvision_rcnn import OpenWorldRCNN
-from ssl_backbones.options import ArchOptions
+from ssl_backbones.backbones import ResNetOptions
 
 
 def twin(model: OpenWorldRCNN) -> Detectron2RCNN:
     """The same detector made of detectron2's parts."""
-    arch = ArchOptions(arch="resnet50", width=1.0, norm="frozen")
+    arch = ResNetOptions(name="resnet50", width=1.0, norm="frozen")
     other = Detectron2RCNN(LABELS, arch, replace(model.options, engine="detectron2"))
     named = {detectron2_name(name, "fpn"): value for name, value in model.state_dict().items()}
     found = other.model.load_state_dict(named, strict=False)

@@ -36,8 +36,8 @@ from openworld.labels import LabelSpace
 from openworld.methods.ore.method import Ore
 from openworld.methods.ore.options import ClusteringOptions
 from openworld.structures import Regions, Target
-from ssl_backbones.nets import ResNet
-from ssl_backbones.options import ArchOptions
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.backbones.resnet import ResNet
 
 LABELS = LabelSpace.of([[f"class {number}" for number in range(80)]], task=1)
 DIM = 2048
@@ -70,7 +70,7 @@ def plain_step() -> tuple[Callable[[], None], list[Regions]]:
         rpn=RpnOptions(anchor_sizes=[32.0, 64.0, 128.0, 256.0], train_candidates=2000, train_proposals=2000),
         roi=RoiOptions(sampled_regions=SAMPLED, hidden_dim=1024, canonical_size_px=224, sampling_ratio=2),
     )
-    arch = ArchOptions(arch="resnet50", width=1.0, norm="frozen", zero_init_residual=True)
+    arch = ResNetOptions(name="resnet50", width=1.0, norm="frozen", zero_init_residual=True)
     engine = OpenWorldRCNN(LABELS, ResNet(arch), options).to(memory_format=torch.channels_last).train()
     trained = [parameter for parameter in engine.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-6, momentum=0.9)

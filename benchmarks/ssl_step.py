@@ -35,12 +35,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from openworld.runtime.seeding import generator
+from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.images import ImagePool, read_image
 from ssl_backbones.losses import byol_regression, info_nce, nt_xent
 from ssl_backbones.method import Batch
 from ssl_backbones.methods import METHODS
 from ssl_backbones.optim import build_optimizer, set_learning_rates
-from ssl_backbones.options import ArchOptions, ByolOptions, PretrainOptions
+from ssl_backbones.options import ByolOptions, PretrainOptions
 from ssl_backbones.views import sample_view, view_recipes
 
 QUEUE = 4096
@@ -134,7 +135,7 @@ def options_of(method: str, size: int, **more: Any) -> PretrainOptions:
     return PretrainOptions(
         method=method,  # type: ignore[arg-type]
         views=method,  # type: ignore[arg-type]
-        arch=ArchOptions(arch="resnet18", width=1.0),
+        arch=ResNetOptions(name="resnet18", width=1.0),
         view_size=size,
         steps=10**6,
         warmup=0,

@@ -45,8 +45,8 @@ from openworld.labels import LabelSpace
 from openworld.methods.ore.method import Ore
 from openworld.methods.ore.options import ClusteringOptions, UnknownLabelOptions
 from openworld.structures import Regions, Target
-from ssl_backbones.nets import ResNet
-from ssl_backbones.options import ArchOptions
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.backbones.resnet import ResNet
 
 KNOWN = 20
 LABELS = LabelSpace.of([[f"class {number}" for number in range(KNOWN)]], task=1)
@@ -115,7 +115,7 @@ def own_model(stock: FasterRCNN, regions: int, precision: str) -> OpenWorldRCNN:
             cross_nms_iou=1,
         ),
     )
-    model = OpenWorldRCNN(LABELS, ResNet(ArchOptions(arch="resnet50", width=1.0, norm="frozen")), options)
+    model = OpenWorldRCNN(LABELS, ResNet(ResNetOptions(name="resnet50", width=1.0, norm="frozen")), options)
     model.features.body.load_state_dict(stock.backbone.body.state_dict())
     model.features.fpn.load_state_dict(stock.backbone.fpn.state_dict())  # type: ignore[union-attr]
     model.features.head.load_state_dict(stock.roi_heads.box_head.state_dict())  # type: ignore[union-attr]

@@ -29,8 +29,8 @@ class PhaseOptions:
     lr: float
     """Peak learning rate."""
     backbone_lr_factor: float = 1.0
-    """The ResNet learns at this multiple of the rate. A pretrained one is often given a tenth, above all with AdamW and
-    few images (DETR, section 4; Carion et al., 2020)."""
+    """The backbone learns at this multiple of the rate. A pretrained one is often given a tenth, above all with AdamW
+    and few images (DETR, section 4; Carion et al., 2020)."""
     batch_size: int = 8
     """Images a step."""
     optimizer: Literal["adamw", "sgd"] = "adamw"

@@ -1,1 +1,1 @@
-"""Contrastive self-supervised pretraining of ResNets that detectors can use."""
+"""Contrastive self-supervised pretraining of backbones that detectors can use."""

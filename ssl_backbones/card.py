@@ -13,10 +13,10 @@ import safetensors.torch
 from torch import nn
 
 from openworld.runtime.files import sha256_of, write_atomic, write_json
+from ssl_backbones.backbones.base import Backbone
 from ssl_backbones.checkpoints import difference, identity, must_agree
 from ssl_backbones.handover.projector import PROJECTOR_FILE, write_projector
 from ssl_backbones.methods import METHODS
-from ssl_backbones.nets import ResNet
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.views import RECIPES
 
@@ -36,7 +36,7 @@ def write_backbone(
     options: PretrainOptions,
     seed: int,
     images: int,
-    network: ResNet,
+    network: Backbone,
     projector: nn.Module | None,
     measured: dict[str, Any],
 ) -> PretrainResult:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openworld.errors import ConfigError
+from ssl_backbones.backbones.base import Backbone, spared_by_decay
 from ssl_backbones.dense_conv import densify
-from ssl_backbones.nets import ResNet
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.views import RECIPES
 
@@ -79,7 +79,7 @@ class Method(nn.Module, ABC):
                 remedy=f"set views to one of {', '.join(fitting)}",
             )
         self.options = options
-        self.encoder = ResNet(options.arch)
+        self.encoder: Backbone = options.arch.build()
         densify(self.encoder)
 
     def allocate(self, images: int) -> None:
@@ -116,16 +116,17 @@ class Method(nn.Module, ABC):
 
         A group may also say ``constant_lr`` and ``lr_scale``, see :func:`ssl_backbones.optim.set_learning_rates`.
         """
-        free = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1 and not self.decays_norm_and_bias]
-        spared = {id(p) for p in free}
-        decayed = [p for p in self.parameters() if p.requires_grad and id(p) not in spared]
+        spared = set() if self.decays_norm_and_bias else spared_by_decay(self)
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        free = [parameter for parameter in trained if parameter in spared]
+        decayed = [parameter for parameter in trained if parameter not in spared]
         groups = [
             {"params": decayed, "weight_decay": weight_decay, "adapt": True},
             {"params": free, "weight_decay": 0.0, "adapt": False},
         ]
         return [group for group in groups if group["params"]]
 
-    def backbone(self) -> ResNet:
+    def backbone(self) -> Backbone:
         """The network to export: the encoder, unless a method says that its teacher is the better one."""
         return self.encoder
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypedDict, get_args
+from typing import ClassVar, Literal, TypedDict, get_args
 
 from openworld.errors import ConfigError
+from ssl_backbones.backbones import BackboneOptions, ResNetOptions
+from ssl_backbones.backbones.options import at_least, one_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -72,45 +73,6 @@ class Preprocess(TypedDict):
 
 
 @dataclass(kw_only=True)
-class ArchOptions:
-    """A ResNet with torchvision's key names, and the details that tensors alone do not tell."""
-
-    arch: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
-    """Depth and block type."""
-    width: float = 0.5
-    """Multiplier on all channels; 1.0 is the original."""
-    stem_width: int | None = None
-    """Output channels of the stem; None means 64 * width, rounded."""
-    stem: Literal["imagenet7x7", "cifar3x3", "clip"] = "imagenet7x7"
-    """7x7 stride 2 with max pool (stride 4), 3x3 stride 1 without pool (stride 1), or CLIP's: three 3x3, the first of
-    stride 2, an average pool, and strides in average pools in the stages too (stride 4)."""
-    stride_in_1x1: bool = False
-    """Bottlenecks stride in their first 1x1 (Caffe, MSRA) and not in their 3x3 (torchvision, most SSL)."""
-    pool_padding: Literal["both", "end"] = "both"
-    """Stem max pool padded on both sides (torchvision) or right and bottom only (Caffe, TensorFlow on even sides)."""
-    conv_padding: Literal["both", "end"] = "both"
-    """Strided convolutions padded on both sides (torchvision), or more at the end, as SAME of TensorFlow and JAX has it
-    on even sides (BYOL's code)."""
-    zero_init_residual: bool = False
-    """Start each residual branch at zero."""
-    norm: Literal["batch", "frozen", "layer"] = "batch"
-    """Trainable batch norm; one with fixed statistics and affine parameters; or layer norm (CPC v2): over channels and
-    positions of each image, with a scale and a shift a channel."""
-
-    def __post_init__(self) -> None:
-        _one_of("arch", self.arch, ("resnet18", "resnet34", "resnet50"))
-        _one_of("stem", self.stem, ("imagenet7x7", "cifar3x3", "clip"))
-        _one_of("pool_padding", self.pool_padding, ("both", "end"))
-        _one_of("conv_padding", self.conv_padding, ("both", "end"))
-        if self.stem == "clip" and self.arch != "resnet50":
-            raise ConfigError(f"stem is 'clip' and arch {self.arch!r}", remedy="CLIP's stem goes with resnet50")
-        _one_of("norm", self.norm, ("batch", "frozen", "layer"))
-        _at_least("width", self.width, 1 / 64)
-        if self.stem_width is not None:
-            _at_least("stem_width", self.stem_width, 1)
-
-
-@dataclass(kw_only=True)
 class MoCoV3Options:
     """MoCo v3 (Chen et al. 2021)."""
 
@@ -118,7 +80,7 @@ class MoCoV3Options:
     """Width of the hidden layer of projector and predictor (reference code: 4096)."""
 
     def __post_init__(self) -> None:
-        _at_least("moco_v3.hidden_dim", self.hidden_dim, 1)
+        at_least("moco_v3.hidden_dim", self.hidden_dim, 1)
 
 
 @dataclass(kw_only=True)
@@ -129,7 +91,7 @@ class ByolOptions:
     """Width of the hidden layer of projector and predictor (section 3.3: 4096)."""
 
     def __post_init__(self) -> None:
-        _at_least("byol.hidden_dim", self.hidden_dim, 1)
+        at_least("byol.hidden_dim", self.hidden_dim, 1)
 
 
 @dataclass(kw_only=True)
@@ -142,7 +104,7 @@ class SimSiamOptions:
     """The predictor's learning rate follows the schedule too; kept constant it does a little better (table 1, c)."""
 
     def __post_init__(self) -> None:
-        _at_least("simsiam.predictor_dim", self.predictor_dim, 1)
+        at_least("simsiam.predictor_dim", self.predictor_dim, 1)
 
 
 @dataclass(kw_only=True)
@@ -157,9 +119,9 @@ class BarlowTwinsOptions:
     """Learning rate of biases and norms as a share of ``lr``: 0.0048 / 0.2 in the reference code."""
 
     def __post_init__(self) -> None:
-        _at_least("barlow_twins.hidden_dim", self.hidden_dim, 1)
-        _at_least("barlow_twins.offdiagonal_weight", self.offdiagonal_weight, 0)
-        _at_least("barlow_twins.bias_lr_scale", self.bias_lr_scale, 0)
+        at_least("barlow_twins.hidden_dim", self.hidden_dim, 1)
+        at_least("barlow_twins.offdiagonal_weight", self.offdiagonal_weight, 0)
+        at_least("barlow_twins.bias_lr_scale", self.bias_lr_scale, 0)
 
 
 @dataclass(kw_only=True)
@@ -195,13 +157,13 @@ class PclOptions:
     """k-means on the sphere; the reference code puts only the final centroids there."""
 
     def __post_init__(self) -> None:
-        _one_of("pcl.candidates", self.candidates, ("reference", "paper"))
+        one_of("pcl.candidates", self.candidates, ("reference", "paper"))
         for count in self.clusters:
-            _at_least("pcl.clusters", count, 2)
+            at_least("pcl.clusters", count, 2)
         for name in ("warmup_epochs", "iterations"):
-            _at_least(f"pcl.{name}", getattr(self, name), 0)
+            at_least(f"pcl.{name}", getattr(self, name), 0)
         for name in ("negatives", "restarts"):
-            _at_least(f"pcl.{name}", getattr(self, name), 1)
+            at_least(f"pcl.{name}", getattr(self, name), 1)
 
 
 @dataclass(kw_only=True)
@@ -212,7 +174,7 @@ class NnclrOptions:
     """Width of the predictor's hidden layer (section 4.1)."""
 
     def __post_init__(self) -> None:
-        _at_least("nnclr.hidden_dim", self.hidden_dim, 1)
+        at_least("nnclr.hidden_dim", self.hidden_dim, 1)
 
 
 @dataclass(kw_only=True)
@@ -234,12 +196,12 @@ class SwavOptions:
     """Step from which the queue is filled; it is used once it is full (reference code: epoch 15)."""
 
     def __post_init__(self) -> None:
-        _at_least("swav.prototypes", self.prototypes, 2)
+        at_least("swav.prototypes", self.prototypes, 2)
         if not self.epsilon > 0:
             raise ConfigError(f"swav.epsilon is {self.epsilon}", remedy="choose a value above 0")
-        _at_least("swav.iterations", self.iterations, 1)
+        at_least("swav.iterations", self.iterations, 1)
         for name in ("frozen_steps", "queue_length", "queue_start"):
-            _at_least(f"swav.{name}", getattr(self, name), 0)
+            at_least(f"swav.{name}", getattr(self, name), 0)
 
 
 @dataclass(kw_only=True)
@@ -253,8 +215,8 @@ class DeepClusterV2Options:
 
     def __post_init__(self) -> None:
         for count in self.clusters:
-            _at_least("deepcluster_v2.clusters", count, 2)
-        _at_least("deepcluster_v2.iterations", self.iterations, 0)
+            at_least("deepcluster_v2.clusters", count, 2)
+        at_least("deepcluster_v2.iterations", self.iterations, 0)
 
 
 @dataclass(kw_only=True)
@@ -281,9 +243,9 @@ class DinoOptions:
     """Largest norm of the gradient of each parameter by itself (reference code); 0 turns clipping off."""
 
     def __post_init__(self) -> None:
-        _at_least("dino.outputs", self.outputs, 2)
+        at_least("dino.outputs", self.outputs, 2)
         for name in ("frozen_steps", "teacher_temperature_warmup", "clip_gradient"):
-            _at_least(f"dino.{name}", getattr(self, name), 0)
+            at_least(f"dino.{name}", getattr(self, name), 0)
         for name in ("teacher_temperature", "teacher_temperature_start"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"dino.{name} is {getattr(self, name)}", remedy="choose a value above 0")
@@ -308,8 +270,8 @@ class BankOptions:
     drawn (equation 2 of instance discrimination)."""
 
     def __post_init__(self) -> None:
-        _one_of(f"{self._name}.form", self.form, ("nce", "info_nce", "softmax"))
-        _at_least(f"{self._name}.negatives", self.negatives, 1)
+        one_of(f"{self._name}.form", self.form, ("nce", "info_nce", "softmax"))
+        at_least(f"{self._name}.negatives", self.negatives, 1)
         if not 0 <= self.bank_momentum < 1:
             raise ConfigError(
                 f"{self._name}.bank_momentum is {self.bank_momentum}", remedy="choose a value of at least 0 and below 1"
@@ -327,7 +289,7 @@ class InstDiscOptions(BankOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least("instdisc.proximal_weight", self.proximal_weight, 0)
+        at_least("instdisc.proximal_weight", self.proximal_weight, 0)
         if self.proximal_weight and self.form != "nce":
             raise ConfigError(
                 f"instdisc.proximal_weight is {self.proximal_weight} with form {self.form!r}",
@@ -373,10 +335,10 @@ class CpcOptions:
     """1: rows are predicted from those above (CPC). 4: from below, left and right as well (CPC v2)."""
 
     def __post_init__(self) -> None:
-        _one_of("cpc.context", self.context, ("pixelcnn", "gru"))
+        one_of("cpc.context", self.context, ("pixelcnn", "gru"))
         for name in ("context_dim", "steps"):
-            _at_least(f"cpc.{name}", getattr(self, name), 1)
-        _at_least("cpc.skipped_steps", self.skipped_steps, 0)
+            at_least(f"cpc.{name}", getattr(self, name), 1)
+        at_least("cpc.skipped_steps", self.skipped_steps, 0)
         if self.directions not in (1, 4):
             raise ConfigError(f"cpc.directions is {self.directions}", remedy="choose 1 or 4")
 
@@ -396,10 +358,10 @@ class SelaV2Options:
 
     def __post_init__(self) -> None:
         for count in self.clusters:
-            _at_least("sela_v2.clusters", count, 2)
+            at_least("sela_v2.clusters", count, 2)
         if not self.epsilon > 0:
             raise ConfigError(f"sela_v2.epsilon is {self.epsilon}", remedy="choose a value above 0")
-        _at_least("sela_v2.iterations", self.iterations, 1)
+        at_least("sela_v2.iterations", self.iterations, 1)
 
 
 @dataclass(kw_only=True)
@@ -425,10 +387,10 @@ class ClipOptions:
     """The learnt factor of the cosines, 1 over the temperature, is held below this (section 2.5)."""
 
     def __post_init__(self) -> None:
-        _one_of("clip.pooling", self.pooling, ("attention", "average"))
-        _at_least("clip.context_length", self.context_length, 3)
+        one_of("clip.pooling", self.pooling, ("attention", "average"))
+        at_least("clip.context_length", self.context_length, 3)
         for name in ("text_width", "text_layers", "text_heads", "largest_scale"):
-            _at_least(f"clip.{name}", getattr(self, name), 1)
+            at_least(f"clip.{name}", getattr(self, name), 1)
         if self.text_width % self.text_heads:
             raise ConfigError(
                 f"clip.text_width is {self.text_width} and clip.text_heads {self.text_heads}",
@@ -444,7 +406,7 @@ class CurlOptions:
     """Frames of a stack, the picture and those just before it (reference code)."""
 
     def __post_init__(self) -> None:
-        _at_least("curl.frames", self.frames, 1)
+        at_least("curl.frames", self.frames, 1)
 
 
 @dataclass(kw_only=True)
@@ -462,7 +424,7 @@ class DistillationOptions:
     """Temperature of the teacher where it differs, of ``similarities`` only (SEED: 0.01; the student has 0.2)."""
 
     def __post_init__(self) -> None:
-        _one_of("distillation.targets", self.targets, ("similarities", "classes"))
+        one_of("distillation.targets", self.targets, ("similarities", "classes"))
         if not self.teacher_temperature > 0:
             raise ConfigError(
                 f"distillation.teacher_temperature is {self.teacher_temperature}", remedy="choose a value above 0"
@@ -475,8 +437,8 @@ class PretrainOptions:
 
     method: MethodName = "simclr"
     """Which method, see ssl_backbones/methods."""
-    arch: ArchOptions = field(default_factory=ArchOptions)
-    """The backbone."""
+    arch: BackboneOptions = field(default_factory=ResNetOptions)
+    """The backbone; its ``name`` chooses the family, see ssl_backbones/backbones."""
     views: ViewsName = "moco_v2"
     """View recipe, see ssl_backbones/views.py."""
     view_size: int = 64
@@ -583,34 +545,24 @@ class PretrainOptions:
     """Of distillation alone."""
 
     def __post_init__(self) -> None:
-        _one_of("method", self.method, get_args(MethodName))
-        _one_of("views", self.views, get_args(ViewsName))
-        _one_of("optimizer", self.optimizer, ("sgd", "lars", "adamw"))
-        _one_of("precision", self.precision, ("fp32", "bf16"))
+        one_of("method", self.method, get_args(MethodName))
+        one_of("views", self.views, get_args(ViewsName))
+        one_of("optimizer", self.optimizer, ("sgd", "lars", "adamw"))
+        one_of("precision", self.precision, ("fp32", "bf16"))
         for name in ("steps", "warmup", "workers", "cache_megabytes", "lr", "final_lr", "weight_decay", "probe_every"):
-            _at_least(name, getattr(self, name), 0)
+            at_least(name, getattr(self, name), 0)
         for name in ("projection_dim", "queue_size", "shuffle_groups", "checkpoint_every", "log_every", "knn_k"):
-            _at_least(name, getattr(self, name), 1)
+            at_least(name, getattr(self, name), 1)
         for name, least in (("accumulate", 1), ("probe_images", 2)):
-            _at_least(name, getattr(self, name), least)
-        _at_least("view_size", self.view_size, 8)
-        _at_least("local_view_size", self.local_view_size, 8)
+            at_least(name, getattr(self, name), least)
+        at_least("view_size", self.view_size, 8)
+        at_least("local_view_size", self.local_view_size, 8)
         if self.local_views is not None:
-            _at_least("local_views", self.local_views, 0)
-        _at_least("batch_size", self.batch_size, 2)
+            at_least("local_views", self.local_views, 0)
+        at_least("batch_size", self.batch_size, 2)
         for name in ("sgd_momentum", "teacher_momentum"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}", remedy="choose a value from 0 to 1")
         for name in ("temperature", "knn_temperature"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}", remedy="choose a value above 0")
-
-
-def _one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name} is {value!r}", remedy=f"choose one of {', '.join(allowed)}")
-
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise ConfigError(f"{name} is {value}", remedy=f"choose a value of at least {least:g}")

@@ -24,13 +24,13 @@ from openworld.runtime.distributed import average_gradients, is_first, mean_over
 from openworld.runtime.files import write_json
 from openworld.runtime.runlog import RunLog, progress_bar
 from openworld.runtime.seeding import seed_everything
+from ssl_backbones.backbones.base import Backbone
 from ssl_backbones.captions import captions_of
 from ssl_backbones.card import PretrainResult, finished, write_backbone
 from ssl_backbones.checkpoints import Checkpoints
 from ssl_backbones.images import BatchPlan, ImagePool, eval_batches, labels_of, view_batches
 from ssl_backbones.meters import CollapseMeter, watched
 from ssl_backbones.methods import METHODS
-from ssl_backbones.nets import ResNet
 from ssl_backbones.optim import build_optimizer, set_learning_rates
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.probes.labelled import LabelledCrops, LabelledSet, classes_of, from_crops, from_folder, from_pool
@@ -217,7 +217,7 @@ def _labelled(options: PretrainOptions, pool: ImagePool, crops: LabelledCrops | 
     return from_pool(pool, str(options.images))
 
 
-def _log_probe(log: RunLog | None, probes: Probes, step: int, network: ResNet) -> None:
+def _log_probe(log: RunLog | None, probes: Probes, step: int, network: Backbone) -> None:
     """One ``probe`` event, of the network after ``step`` steps; of the control after none."""
     accuracy = probes.online(network) if log else None
     if log and accuracy is not None:

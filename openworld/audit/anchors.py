@@ -20,8 +20,9 @@ from openworld.audit.findings import counted, make_finding
 from openworld.data.options import LoaderOptions
 from openworld.data.records import Dataset
 from openworld.data.transforms import resized_size
-from openworld.engines.backbone import anchor_form
+from openworld.engines.backbone import LevelGrid, anchor_sizes, level_grid
 from openworld.engines.options import ModelOptions
+from ssl_backbones.backbones import ResNetOptions
 
 FITS = 0.5
 """IoU from which on an anchor fits a box: what a proposal needs that is not refined."""
@@ -93,7 +94,7 @@ def best_overlap(
         model: neck and anchor ratios.
         sizes: anchor sizes, in place of the model's.
     """
-    levels, strides, _ = anchor_form(model.neck, sizes)
+    levels, strides = anchor_sizes(model.neck, sizes), _grid(model).strides_px
     generator = AnchorGenerator(tuple(map(tuple, levels)), (tuple(model.rpn.anchor_ratios),) * len(levels))  # type: ignore[arg-type]
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
     area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
@@ -113,7 +114,7 @@ def _as_fed(
     dataset: Dataset, model: ModelOptions, loader: LoaderOptions
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Boxes (N, 4) in pixels of the model's input, and the columns and rows (N, L, 2) of their image's levels."""
-    _, strides, padding = anchor_form(model.neck, model.rpn.anchor_sizes)
+    strides, padding = _grid(model)
     boxes, cells = [np.zeros((0, 4))], [np.zeros((0, len(strides), 2), dtype=np.int64)]
     for record in dataset.records:
         own = record.boxes if record.crowd is None else record.boxes[~record.crowd]
@@ -123,6 +124,10 @@ def _as_fed(
         grid = -(-padded // np.array(strides)[:, None])
         cells.append(np.broadcast_to(grid, (len(own), *grid.shape)))
     return np.concatenate(boxes), np.concatenate(cells)
+
+
+def _grid(model: ModelOptions) -> LevelGrid:
+    return level_grid(model, model.arch or ResNetOptions())
 
 
 def _percent(share: float) -> str:

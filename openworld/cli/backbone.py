@@ -122,9 +122,17 @@ def named_preprocess(name: str | None) -> Preprocess | None:
 def _load(arguments: Namespace) -> BackboneFile:
     from dataclasses import replace
 
+    from openworld.errors import ConfigError
+    from ssl_backbones.backbones import ResNetOptions
     from ssl_backbones.handover import load_backbone_file
 
     backbone = load_backbone_file(Path(arguments.file), preprocess=named_preprocess(arguments.preprocess))
     named = ("stride_in_1x1", "pool_padding", "conv_padding")
     given = {name: arguments[name] for name in named if arguments[name] is not None}
+    if given and not isinstance(backbone.arch, ResNetOptions):
+        raise ConfigError(
+            f"--{next(iter(given)).replace('_', '-')} is for ResNets, and this is a {backbone.arch.name}",
+            where=arguments.file,
+            remedy="leave the option out",
+        )
     return backbone._replace(arch=replace(backbone.arch, **given))

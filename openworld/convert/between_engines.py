@@ -25,8 +25,8 @@ from openworld.run.schedule import claim, locked
 from openworld.runtime.checkpoint import newest_valid, save_checkpoint
 from openworld.runtime.environment import describe
 from openworld.runtime.files import write_atomic, write_json
+from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.handover import load_backbone_file
-from ssl_backbones.options import ArchOptions
 
 Engine = Literal["torchvision", "detectron2"]
 
@@ -128,7 +128,7 @@ def write_detectron2(
         if own not in ("pixel_mean", "pixel_std"):
             state[own if own != name else f"{PREDICTOR}.{name}"] = value
     options, loader = config.model, config.data.loader
-    arch = load_backbone_file(weights, arch=options.arch).arch if weights else options.arch or ArchOptions()
+    arch = load_backbone_file(weights, arch=options.arch).arch if weights else options.arch or ResNetOptions()
     keys = model_keys(options, arch, labels) | {
         "INPUT.FORMAT": "RGB",
         "INPUT.MIN_SIZE_TEST": loader.min_size,

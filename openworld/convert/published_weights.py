@@ -19,7 +19,6 @@ import logging
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,9 @@ from openworld.engines.torchvision_rcnn import IMAGENET_STD, OpenWorldRCNN
 from openworld.errors import CheckpointError
 from openworld.labels import LabelSpace
 from openworld.methods.ore.weibull import WeibullFit
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.backbones.resnet_options import BLOCKS
 from ssl_backbones.handover.pickles import read_pickle
-from ssl_backbones.nets import BLOCKS, ResNet
-from ssl_backbones.options import ArchOptions
 
 logger = logging.getLogger(__name__)
 
@@ -172,8 +171,8 @@ def reference_options(
             remedy=_FIRST_REMEDY,
         )
     return ModelOptions(
-        arch=ArchOptions(
-            arch="resnet50",
+        arch=ResNetOptions(
+            name="resnet50",
             width=tensors[narrow].shape[0] / 64,
             stem_width=tensors[first].shape[0],
             stride_in_1x1=True,
@@ -228,7 +227,8 @@ def convert_detectron2(
             missing, that the engine has no place for (but :data:`DEAD_LAYERS`), or of another shape: all are listed.
     """
     _check_rows(tensors, labels, options, where)
-    engine = OpenWorldRCNN(labels, ResNet(replace(options.arch or ArchOptions(), norm=options.norm)), options)
+    body = (options.arch or ResNetOptions()).in_detector(options.norm).build()
+    engine = OpenWorldRCNN(labels, body, options)
     wanted = engine.state_dict()
     given = {
         "pixel_mean": torch.tensor(PIXEL_MEAN_BGR).view(3, 1, 1),

@@ -1,13 +1,13 @@
-"""The convolutional half of the detector: a ResNet whose features an RPN and a box head can use.
+"""The convolutional half of the detector: a backbone whose features an RPN and a box head can use.
 
 Two forms. FPN (Lin et al., CVPR 2017): levels P2…P5, two fully connected layers as box head. C4 (ORE's): one level at
-stride 16, the last stage of the ResNet as box head, its mean-pooled output as the region's feature.
+stride 16, the last stage of a ResNet as box head, its mean-pooled output as the region's feature.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
@@ -16,9 +16,35 @@ from torchvision.ops import FeaturePyramidNetwork
 from openworld.engines.kernels.frozen_norm import fold_frozen_norms
 from openworld.engines.kernels.roi_align import RoIAlign
 from openworld.engines.options import ModelOptions
-from ssl_backbones.nets import ResNet
+from openworld.errors import ConfigError
+from ssl_backbones.backbones import BackboneOptions
+from ssl_backbones.backbones.base import Backbone
+from ssl_backbones.backbones.options import STAGES
 
-_STAGES = ("c2", "c3", "c4", "c5")
+
+class LevelGrid(NamedTuple):
+    """Where the cells of the feature levels lie, finest level first."""
+
+    strides_px: tuple[int, ...]
+    padding_px: int
+    """Images are padded to a multiple of it."""
+
+
+def level_grid(options: ModelOptions, arch: BackboneOptions) -> LevelGrid:
+    """The grid of a detector on a backbone.
+
+    FPN pads, so that each level has half the cells of the one before. With C4 a single image is not padded, as in
+    detectron2.
+    """
+    strides = arch.strides
+    if options.neck == "fpn":
+        return LevelGrid(tuple(strides.values()), max(strides.values()))
+    return LevelGrid((strides["c4"],), 1)
+
+
+def anchor_sizes(neck: Literal["fpn", "c4"], sizes: Sequence[float]) -> list[list[float]]:
+    """Anchor sizes of each level in pixels: one for each level of an FPN, or all on the single level of C4."""
+    return [[size] for size in sizes] if neck == "fpn" else [list(sizes)]
 
 
 class FpnFeatures(nn.Module):
@@ -28,18 +54,15 @@ class FpnFeatures(nn.Module):
     detectron2 and ORE.
     """
 
-    strides_px = (4, 8, 16, 32)
-    padding_px = 32
-    """Images are padded to a multiple of it, so that each level has half the cells of the one before."""
-
-    def __init__(self, body: ResNet, options: ModelOptions) -> None:
+    def __init__(self, body: Backbone, options: ModelOptions) -> None:
         super().__init__()
         self.body = body
+        self.grid = level_grid(options, body.options)
         self.channels = options.fpn_channels
         self.feature_dim = options.roi.hidden_dim
-        self.fpn = FeaturePyramidNetwork([body.channels[stage] for stage in _STAGES], self.channels)
+        self.fpn = FeaturePyramidNetwork([body.channels[stage] for stage in STAGES], self.channels)
         self.roi_align = RoIAlign(
-            self.strides_px,
+            self.grid.strides_px,
             output_size=7,
             sampling_ratio=options.roi.sampling_ratio,
             canonical_size_px=options.roi.canonical_size_px,
@@ -64,22 +87,31 @@ class FpnFeatures(nn.Module):
 class C4Features(nn.Module):
     """One level at stride 16; res5 as box head. ``feature_dim`` is C5's channels: 2048 in a ResNet-50."""
 
-    strides_px = (16,)
-    padding_px = 1
-    """A single image is not padded, as in detectron2."""
-
-    def __init__(self, body: ResNet, options: ModelOptions) -> None:
+    def __init__(self, body: Backbone, options: ModelOptions) -> None:
         super().__init__()
         self.body = body
+        self.grid = level_grid(options, body.options)
+        if body.c4_head is None:
+            raise ConfigError(
+                f"model.neck is 'c4', and model.arch.name {body.options.name!r} has no stage that serves as box head",
+                remedy="set model.neck: fpn, or choose a ResNet",
+            )
         self.channels = body.channels["c4"]
         self.feature_dim = body.channels["c5"]
         self.roi_align = RoIAlign(
-            self.strides_px,
+            self.grid.strides_px,
             output_size=14,
             sampling_ratio=options.roi.sampling_ratio,
             canonical_size_px=224,
             aligned=options.roi.aligned,
         )
+
+    @property
+    def head(self) -> nn.Module:
+        """The last stage of the backbone."""
+        head = self.body.c4_head
+        assert head is not None  # see the constructor
+        return head
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, H, W) → the single level ``c4`` (B, channels, H/16, W/16)."""
@@ -87,23 +119,12 @@ class C4Features(nn.Module):
 
     def region_features(self, levels: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
         """Features (R, feature_dim) of the boxes of all images: res5 of the aligned regions, averaged over space."""
-        regions: Tensor = self.body.get_submodule("layer4")(self.roi_align(list(levels.values()), boxes))
+        regions: Tensor = self.head(self.roi_align(list(levels.values()), boxes))
         return regions.mean(dim=(2, 3))
 
 
-def anchor_form(neck: Literal["fpn", "c4"], sizes: Sequence[float]) -> tuple[list[list[float]], tuple[int, ...], int]:
-    """Anchor sizes of each level, the levels' strides, and the multiple to which images are padded; in pixels."""
-    if neck == "fpn":
-        return [[size] for size in sizes], FpnFeatures.strides_px, FpnFeatures.padding_px
-    return [list(sizes)], C4Features.strides_px, C4Features.padding_px
-
-
-def build_features(body: ResNet, options: ModelOptions) -> FpnFeatures | C4Features:
+def build_features(body: Backbone, options: ModelOptions) -> FpnFeatures | C4Features:
     """The form that ``options.neck`` names, with the first ``freeze_stages`` stages frozen, and frozen norms folded."""
-    stages = [f"layer{number}" for number in range(1, 5)]
-    stem = [name for name, _ in body.named_children() if name not in stages]
-    for names in [stem, *([stage] for stage in stages)][: options.freeze_stages]:
-        for name in names:
-            body.get_submodule(name).requires_grad_(False)
+    body.freeze(options.freeze_stages)
     fold_frozen_norms(body)
     return FpnFeatures(body, options) if options.neck == "fpn" else C4Features(body, options)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from openworld.errors import ConfigError
-from ssl_backbones.options import ArchOptions
+from ssl_backbones.backbones import BackboneOptions
 
 
 @dataclass(kw_only=True)
@@ -133,8 +133,9 @@ class ModelOptions:
     weights: str | None = None
     """Backbone to start from: a file that `openworld pretrain` wrote, or any checkpoint that `ssl_backbones.handover`
     reads. None: random."""
-    arch: ArchOptions | None = None
-    """The network. null: what the weight file's card says or its tensors show; for random weights the demo's ResNet.
+    arch: BackboneOptions | None = None
+    """The network; its ``name`` chooses the family. null: what the weight file's card says or its tensors show; for
+    random weights the demo's ResNet.
     Needed for weights whose tensors do not tell everything (stride in the 1x1, padding of the pool)."""
     neck: Literal["fpn", "c4"] = "fpn"
     """Feature pyramid with a two-layer box head, or ORE's C4 with res5 as the box head."""

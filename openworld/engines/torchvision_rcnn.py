@@ -18,7 +18,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.image_list import ImageList
 
 from openworld.data.transforms import as_float
-from openworld.engines.backbone import FpnFeatures, anchor_form, build_features
+from openworld.engines.backbone import FpnFeatures, anchor_sizes, build_features
 from openworld.engines.base import Proposals
 from openworld.engines.head_rows import grown_classifier, grown_deltas
 from openworld.engines.options import ModelOptions
@@ -29,7 +29,7 @@ from openworld.errors import ConfigError
 from openworld.labels import LabelSpace
 from openworld.runtime import distributed
 from openworld.structures import Regions, Target
-from ssl_backbones.nets import ResNet
+from ssl_backbones.backbones.base import Backbone
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -40,7 +40,7 @@ class OpenWorldRCNN(nn.Module):
 
     Args:
         space: label space whose rows the head has.
-        body: the ResNet; its weights are loaded by :func:`openworld.engines.weights.load_backbone`.
+        body: the backbone; its weights are loaded by :func:`openworld.engines.weights.load_backbone`.
         options: see :class:`ModelOptions`.
 
     Raises:
@@ -50,7 +50,7 @@ class OpenWorldRCNN(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, space: LabelSpace, body: ResNet, options: ModelOptions) -> None:
+    def __init__(self, space: LabelSpace, body: Backbone, options: ModelOptions) -> None:
         super().__init__()
         if space.layout != options.head:
             raise ConfigError(
@@ -61,8 +61,8 @@ class OpenWorldRCNN(nn.Module):
         self.options = options
         self.features = build_features(body, options)
         self.feature_dim = self.features.feature_dim
-        anchor_sizes, strides_px, _ = anchor_form(options.neck, options.rpn.anchor_sizes)
-        self.rpn = ProposalNetwork(self.features.channels, anchor_sizes, strides_px, options.rpn)
+        sizes = anchor_sizes(options.neck, options.rpn.anchor_sizes)
+        self.rpn = ProposalNetwork(self.features.channels, sizes, self.features.grid.strides_px, options.rpn)
         self.coder = BoxCoder(weights=BOX_WEIGHTS)
         self.cls_score = nn.Linear(self.feature_dim, space.num_rows)
         self.bbox_pred = nn.Linear(self.feature_dim, 4 * (space.background if self.per_class else 1))
@@ -76,7 +76,7 @@ class OpenWorldRCNN(nn.Module):
     # -- the parts ----------------------------------------------------------------------------------------------------
 
     @property
-    def backbone(self) -> ResNet:
+    def backbone(self) -> Backbone:
         """See :class:`openworld.engines.base.Engine`."""
         return self.features.body
 
@@ -93,8 +93,7 @@ class OpenWorldRCNN(nn.Module):
         """See :class:`openworld.engines.base.Engine`."""
         features = self.features
         pyramid = [("FPN", features.fpn)] if isinstance(features, FpnFeatures) else []
-        head = features.head if isinstance(features, FpnFeatures) else features.body.get_submodule("layer4")
-        box_head = [features.roi_align, head, self.cls_score, self.bbox_pred]
+        box_head = [features.roi_align, features.head, self.cls_score, self.bbox_pred]
         return [("trunk", features), *pyramid, ("RPN", self.rpn), *(("RoI head", module) for module in box_head)]
 
     @property
@@ -113,7 +112,7 @@ class OpenWorldRCNN(nn.Module):
     def normalise(self, images: Sequence[Tensor]) -> ImageList:
         """Images (3, h, w), RGB, uint8 or float32 in [0, 1] → one padded batch with the backbone's pixel statistics."""
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
-        multiple = self.features.padding_px
+        multiple = self.features.grid.padding_px
         largest = [max(size[0] for size in sizes), max(size[1] for size in sizes)]
         if self.training:  # the padding of the joined batch, which the anchors and the edges of the features see
             with distributed.purpose("padding of the images"):

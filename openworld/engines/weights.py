@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,13 +12,12 @@ from openworld.engines.options import ModelOptions
 from openworld.engines.torchvision_rcnn import OpenWorldRCNN
 from openworld.errors import HandoverError
 from openworld.labels import LabelSpace
+from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.handover import BackboneFile, load_backbone_file, stage_features, verify
-from ssl_backbones.nets import ResNet
-from ssl_backbones.options import ArchOptions
 
 
 def build_engine(labels: LabelSpace, options: ModelOptions, weights: Path | None) -> Engine:
-    """A detector on a random or a pretrained ResNet.
+    """Build a detector on a random or a pretrained backbone.
 
     Args:
         weights: backbone file, or None for random weights.
@@ -27,10 +25,11 @@ def build_engine(labels: LabelSpace, options: ModelOptions, weights: Path | None
     Raises:
         CheckpointError: the file cannot be read or is of another network.
         HandoverError: the detector would see other features than the pretrained network.
+        ConfigError: the engine, the neck or the norm does not go with the network.
         EnvironmentProblem: the engine is detectron2, which is not installed.
     """
     backbone = load_backbone_file(weights, arch=options.arch) if weights is not None else None
-    arch = backbone.arch if backbone is not None else options.arch or ArchOptions()
+    arch = backbone.arch if backbone is not None else options.arch or ResNetOptions()
     if backbone is None and (options.norm == "frozen" or options.freeze_stages):
         raise HandoverError(
             f"model.norm is {options.norm!r} and model.freeze_stages is {options.freeze_stages} on random weights",
@@ -43,7 +42,7 @@ def build_engine(labels: LabelSpace, options: ModelOptions, weights: Path | None
 
         engine = Detectron2RCNN(labels, arch, options)
     else:
-        engine = OpenWorldRCNN(labels, ResNet(replace(arch, norm=options.norm)), options)
+        engine = OpenWorldRCNN(labels, arch.in_detector(options.norm).build(), options)
     if backbone is not None:
         load_backbone(engine, backbone)
     return engine
@@ -58,14 +57,9 @@ def load_backbone(engine: Engine, backbone: BackboneFile) -> dict[str, float]:
         The relative difference of each stage.
 
     Raises:
-        HandoverError: a stage differs by more than rounding; or the network saw L*a*b*, or has layer norm.
+        HandoverError: a stage differs by more than rounding; or the network saw L*a*b*, or is a ResNet with layer norm.
     """
-    if backbone.arch.norm == "layer":
-        raise HandoverError(
-            "the backbone has layer norm, as of CPC v2, and the detector batch norm",
-            where="model.weights",
-            remedy="pretrain with arch.norm: batch",
-        )
+    backbone.arch.in_detector("batch")  # or it is not one for a detector
     rgb = backbone.as_rgb()
     engine.load_backbone(rgb.state_dict)
     engine.pixel_mean.copy_(torch.tensor(rgb.preprocess["mean"]).view(3, 1, 1))

@@ -124,7 +124,7 @@ def _sentence(card: Mapping[str, Any]) -> str:
     arch, data, knn = mapping(card.get("arch")), mapping(card.get("data")), mapping(card.get("knn"))
     trained, untrained = number(knn.get("trained")), number(knn.get("untrained"))
     text = (
-        f"{card.get('method')} trained a {arch.get('arch')} of width {text_of(arch.get('width'))} for "
+        f"{card.get('method')} trained a {arch.get('name')} of width {text_of(arch.get('width'))} for "
         f"{text_of(card.get('steps'))} steps on {text_of(data.get('images'))} images"
     )
     if trained is None or untrained is None:

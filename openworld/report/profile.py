@@ -33,7 +33,7 @@ ORDER = tuple(COLOURS)
 
 MEANING = {
     "data": "waiting for the next batch: decoding, augmentation",
-    "trunk": "the ResNet, with what it is fed: stacking and normalising",
+    "trunk": "the backbone, with what it is fed: stacking and normalising",
     "FPN": "the feature pyramid",
     "RPN": "proposals, their suppression and their losses",
     "regions": "matching, sampling, losses of the box head",

@@ -28,8 +28,8 @@ from openworld.run.schedule import run_backbone
 from openworld.runtime.console import narrow_table
 from openworld.runtime.dotted import leaves
 from openworld.runtime.files import write_atomic, write_json
+from ssl_backbones.backbones import BackboneOptions
 from ssl_backbones.handover import load_backbone_file
-from ssl_backbones.options import ArchOptions
 
 Change = Callable[[RunConfig], RunConfig]
 
@@ -109,7 +109,7 @@ def from_backbones(config: RunConfig, files: Mapping[str, Path]) -> dict[str, Ch
             "a backbone is named 'random'", remedy="choose another name: that one is the untrained network"
         )
     found = {name: load_backbone_file(path, arch=config.model.arch).arch for name, path in files.items()}
-    networks = {name: replace(arch, zero_init_residual=False) for name, arch in found.items()}
+    networks = {name: arch.without_initialisation() for name, arch in found.items()}
     first = next(iter(networks))
     for name, network in networks.items():
         if network != networks[first]:
@@ -118,7 +118,7 @@ def from_backbones(config: RunConfig, files: Mapping[str, Path]) -> dict[str, Ch
                 remedy="pretrain them with the same arch options, or compare them in two calls",
             )
 
-    def start_from(weights: str | None, arch: ArchOptions | None) -> Change:
+    def start_from(weights: str | None, arch: BackboneOptions | None) -> Change:
         return lambda base: replace(base, pretrain=None, model=replace(base.model, weights=weights, arch=arch))
 
     starts = {name: start_from(str(path.resolve()), config.model.arch) for name, path in files.items()}

@@ -22,6 +22,7 @@ from openworld.runtime.profiling import Profile, scope, watched
 from openworld.runtime.runlog import RunLog, progress_bar
 from openworld.runtime.seeding import rng_state, set_rng_state
 from openworld.structures import Target
+from ssl_backbones.backbones.base import spared_by_decay
 
 
 @dataclass(frozen=True)
@@ -148,18 +149,19 @@ def on_host(values: Tensor) -> Callable[[], list[float]]:
 
 
 def make_optimizer(model: nn.Module, options: PhaseOptions, backbone: nn.Module | None = None) -> torch.optim.Optimizer:
-    """AdamW or SGD over the parameters that train; one-dimensional ones (biases, BatchNorm) do not decay.
+    """AdamW or SGD over the parameters that train; biases, norms and layer scales do not decay.
 
     Each group has an ``lr_factor``: ``options.backbone_lr_factor`` for the parameters of ``backbone``, else 1.
     """
     apart = set(backbone.parameters()) if backbone is not None and options.backbone_lr_factor != 1 else set()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    spared = spared_by_decay(model)
     groups: list[dict[str, Any]] = []
     for lr_factor, own in ((1.0, False), (options.backbone_lr_factor, True)):
         part = [parameter for parameter in trained if (parameter in apart) == own]
         for decay, chosen in (
-            (options.weight_decay, [parameter for parameter in part if parameter.ndim > 1]),
-            (0.0, [parameter for parameter in part if parameter.ndim <= 1]),
+            (options.weight_decay, [parameter for parameter in part if parameter not in spared]),
+            (0.0, [parameter for parameter in part if parameter in spared]),
         ):
             if chosen or not own:
                 groups.append({"params": chosen, "weight_decay": decay, "lr_factor": lr_factor})

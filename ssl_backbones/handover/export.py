@@ -19,9 +19,10 @@ from torch import Tensor
 
 from openworld.errors import ConfigError
 from openworld.runtime.files import sha256_of, write_atomic, write_json
+from ssl_backbones.backbones import BackboneOptions, ResNetOptions
 from ssl_backbones.handover.names import detectron2_name
 from ssl_backbones.handover.read import BackboneFile
-from ssl_backbones.options import ArchOptions, Preprocess
+from ssl_backbones.options import Preprocess
 
 Target = Literal["torchvision", "detectron2", "detectron2-c4", "detectron2-fpn"]
 """``detectron2``: the trunk's own names with ``matching_heuristics``, which fit any detector; ``-c4`` and ``-fpn``: the
@@ -66,13 +67,13 @@ def export_backbone(backbone: BackboneFile, target: Target, output: Path, *, ine
             where=str(output),
             remedy=f"name it {' or '.join(output.with_suffix(suffix).name for suffix in _SUFFIXES[library])}",
         )
-    _check(backbone.arch, library, inexact)
+    arch = _checked(backbone.arch, library, inexact)
     backbone = backbone.as_rgb() if library == "torchvision" else backbone
     preprocess, tensors = backbone.preprocess, backbone.state_dict
     if library == "detectron2":
         content = _detectron2_weights(tensors, target)
         write_atomic(output, pickle.dumps(content, protocol=2))
-        settings = detectron2_settings(backbone.arch, preprocess, output.name)
+        settings = detectron2_settings(arch, preprocess, output.name)
     else:
         tensors = {name: value.contiguous() for name, value in tensors.items()}
         if output.suffix == ".safetensors":
@@ -80,16 +81,22 @@ def export_backbone(backbone: BackboneFile, target: Target, output: Path, *, ine
         else:
             output.parent.mkdir(parents=True, exist_ok=True)
             torch.save(tensors, output)
-        settings = torchvision_settings(backbone.arch, preprocess, output.name)
+        settings = torchvision_settings(arch, preprocess, output.name)
     files = Exported(output, output.with_suffix(".yaml"), output.with_suffix(".json"))
     write_atomic(files.settings, _as_yaml(settings, library))
-    card = {"arch": dataclasses.asdict(backbone.arch), "preprocess": preprocess, "sha256": sha256_of(output)}
+    card = {"arch": dataclasses.asdict(arch), "preprocess": preprocess, "sha256": sha256_of(output)}
     write_json(files.card, {**card, "source": backbone.layout, "target": target})
     return files
 
 
-def _check(arch: ArchOptions, library: str, inexact: bool) -> None:
-    """Refuse what the library cannot compute."""
+def _checked(arch: BackboneOptions, library: str, inexact: bool) -> ResNetOptions:
+    """The architecture, if the library can compute it in the detectors that settings are written for."""
+    if not isinstance(arch, ResNetOptions):
+        raise ConfigError(
+            f"settings for {library}'s detectors are written for ResNets, and arch.name is {arch.name!r}",
+            where="export",
+            remedy="use it as model.weights of a detector of this project; its keys are torchvision's already",
+        )
     reasons = []
     if arch.stem != "imagenet7x7":
         reasons.append(f"its stem is {arch.stem}")
@@ -97,8 +104,8 @@ def _check(arch: ArchOptions, library: str, inexact: bool) -> None:
         reasons.append("it has layer norms")
     if library == "torchvision" and arch.stride_in_1x1:
         reasons.append("it strides in the 1x1, torchvision in the 3x3")
-    if library == "detectron2" and arch.arch != "resnet50" and (arch.width != 1 or arch.stem_width not in (None, 64)):
-        reasons.append(f"it is a {arch.arch} of width {arch.width:g}, and detectron2 builds those of width 1 alone")
+    if library == "detectron2" and arch.name != "resnet50" and (arch.width != 1 or arch.stem_width not in (None, 64)):
+        reasons.append(f"it is a {arch.name} of width {arch.width:g}, and detectron2 builds those of width 1 alone")
     if not inexact and "end" in (arch.pool_padding, arch.conv_padding):
         reasons.append("it pads at the end, the library on both sides (--inexact writes it all the same)")
     if reasons:
@@ -107,6 +114,7 @@ def _check(arch: ArchOptions, library: str, inexact: bool) -> None:
             where="export",
             remedy="use it as model.weights of a detector of this project, which computes it as it was trained",
         )
+    return arch
 
 
 def _detectron2_weights(tensors: Mapping[str, Tensor], target: Target) -> dict[str, Any]:
@@ -121,14 +129,14 @@ def _detectron2_weights(tensors: Mapping[str, Tensor], target: Target) -> dict[s
     return {**content, "matching_heuristics": True} if target == "detectron2" else content
 
 
-def detectron2_settings(arch: ArchOptions, preprocess: Preprocess, weights: str) -> dict[str, Any]:
+def detectron2_settings(arch: ResNetOptions, preprocess: Preprocess, weights: str) -> dict[str, Any]:
     """The keys of a detectron2 configuration that depend on the backbone; the other ones are the detector's own.
 
     Norms are synchronised and every stage is trained, as in the published detectors on self-supervised backbones:
     frozen norms and a frozen stem are detectron2's defaults, made for the MSRA networks.
     """
     scale = 255 / preprocess["range"]
-    depth = int(arch.arch.removeprefix("resnet"))
+    depth = int(arch.name.removeprefix("resnet"))
     return {
         "MODEL": {
             "WEIGHTS": weights,
@@ -149,14 +157,14 @@ def detectron2_settings(arch: ArchOptions, preprocess: Preprocess, weights: str)
     }
 
 
-def torchvision_settings(arch: ArchOptions, preprocess: Preprocess, weights: str) -> dict[str, Any]:
+def torchvision_settings(arch: ResNetOptions, preprocess: Preprocess, weights: str) -> dict[str, Any]:
     """What ``torchvision.models.detection`` is told: arguments of FasterRCNN and of its backbone.
 
     ``preprocess`` is for RGB in [0, 1], see :meth:`~ssl_backbones.handover.read.BackboneFile.as_rgb`.
     """
     return {
         "weights": weights,
-        "backbone_name": arch.arch,
+        "backbone_name": arch.name,
         "width": arch.width,
         "stem_width": arch.stem_width or max(1, round(64 * arch.width)),
         "norm_layer": "torch.nn.BatchNorm2d",

@@ -1,7 +1,8 @@
-"""The layouts in which pretrained ResNets are published, told apart by what is in the file.
+"""The layouts in which pretrained backbones are published, told apart by what is in the file.
 
 A layout is a wrapper of dictionaries, a prefix of the backbone's keys, and names. Where a checkpoint holds two networks
-(query and key, online and target, student and teacher), the one is taken that its authors evaluate.
+(query and key, online and target, student and teacher), the one is taken that its authors evaluate. Most layouts are
+of ResNets; the other families are known by torchvision's names.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from openworld.errors import CheckpointError
+from ssl_backbones.backbones import FAMILIES, ResNetOptions
 from ssl_backbones.handover.names import from_caffe2, from_detectron2
 from ssl_backbones.handover.pickles import Husk
 from ssl_backbones.options import IMAGENET_MEAN, IMAGENET_STD, Preprocess
@@ -75,7 +77,7 @@ _PREFIXES = (
 # lightly's examples: nn.Sequential(*list(resnet.children())[:-1])
 _NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 
-_BACKBONE_KEY = re.compile(r"(conv[1-3]|bn[1-3]|layer[1-4])\.")
+_BACKBONE_KEY = re.compile(ResNetOptions.keys)
 _BLOCKS_R50 = (3, 4, 6, 3)
 
 
@@ -90,7 +92,7 @@ class Found(NamedTuple):
     """Keys of the file's other tensors."""
     preprocess: Preprocess
     arch: dict[str, Any]
-    """What the layout tells of :class:`~ssl_backbones.options.ArchOptions` and the tensors do not."""
+    """What the layout tells of the backbone's options and the tensors do not."""
 
 
 def recognise(tree: Any, where: str) -> Found:
@@ -104,7 +106,13 @@ def recognise(tree: Any, where: str) -> Found:
         CheckpointError: no known layout; the message says what the file does hold.
     """
     dictionaries = list(_dictionaries(tree))
-    readers: tuple[Callable[[dict[str, Tensor]], Found | None], ...] = (_caffe2, _detectron2, _tensorflow, _named)
+    readers: tuple[Callable[[dict[str, Tensor]], Found | None], ...] = (
+        _caffe2,
+        _detectron2,
+        _tensorflow,
+        _named,
+        _other_family,
+    )
     for entry in dictionaries:
         if (found := _haiku(entry)) is not None:
             return found
@@ -113,7 +121,7 @@ def recognise(tree: Any, where: str) -> Found:
             if (found := reader(flat)) is not None:
                 return found
     raise CheckpointError(
-        f"no ResNet found under any known prefix; {_content(tree, dictionaries)}",
+        f"no backbone found under any known prefix; {_content(tree, dictionaries)}",
         where=where,
         remedy="rename its keys to torchvision's (conv1.weight, layer1.0.conv1.weight, ...)",
     )
@@ -176,6 +184,18 @@ def _named(flat: dict[str, Tensor]) -> Found | None:
     if len(others) == 1:
         own = [key for key in flat if key.startswith(others[0])]
         return _split(flat, {key.removeprefix(others[0]): key for key in own}, f"torchvision's names, {others[0]!r}")
+    return None
+
+
+def _other_family(flat: dict[str, Tensor]) -> Found | None:
+    """A network of torchvision that is not a ResNet, or this project's with the same names."""
+    for prefix, layout in _PREFIXES:
+        for family in FAMILIES.values():
+            if all(f"{prefix}{key}" in flat for key in family.telling_keys):
+                own = re.compile(re.escape(prefix) + family.keys)
+                tensors = {key.removeprefix(prefix): value for key, value in flat.items() if own.match(key)}
+                left_out = [key for key in flat if not own.match(key)]
+                return Found(layout, tensors, left_out, PREPROCESSES["imagenet"], {})
     return None
 
 

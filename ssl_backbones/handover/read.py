@@ -1,10 +1,10 @@
-"""Read a pretrained ResNet: our own files, and the layouts in which the official ones are published."""
+"""Read a pretrained backbone: our own files, and the layouts in which the official ones are published."""
 
 from __future__ import annotations
 
 import json
 import logging
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,18 +16,19 @@ from torch import Tensor
 
 from openworld.errors import CheckpointError, ConfigError, HandoverError
 from openworld.runtime.files import sha256_of
+from ssl_backbones.backbones import FAMILIES, BackboneOptions
+from ssl_backbones.backbones.base import Backbone
 from ssl_backbones.handover.layouts import recognise
 from ssl_backbones.handover.pickles import read_pickle
-from ssl_backbones.nets import BLOCKS, ResNet
-from ssl_backbones.options import ArchOptions, Preprocess
+from ssl_backbones.options import Preprocess
 
 logger = logging.getLogger(__name__)
 
 
 class BackboneFile(NamedTuple):
-    """A backbone as read: torchvision-named tensors without heads, fit for ``ResNet(arch)``."""
+    """A backbone as read: torchvision-named tensors without heads, fit for ``arch.build()``."""
 
-    arch: ArchOptions
+    arch: BackboneOptions
     preprocess: Preprocess
     state_dict: dict[str, Tensor]
     layout: str
@@ -35,9 +36,9 @@ class BackboneFile(NamedTuple):
     left_out: tuple[str, ...]
     """Keys of the file's tensors that are not the backbone's."""
 
-    def network(self) -> ResNet:
-        """The ResNet with these weights."""
-        network = ResNet(self.arch)
+    def network(self) -> Backbone:
+        """The network with these weights."""
+        network = self.arch.build()
         network.load_state_dict(self.state_dict)
         return network
 
@@ -57,13 +58,14 @@ class BackboneFile(NamedTuple):
         mean, std = ([x / self.preprocess["range"] for x in self.preprocess[name][order]] for name in ("mean", "std"))
         tensors = self.state_dict
         if self.preprocess["order"] == "BGR":
-            tensors = {**tensors, "conv1.weight": tensors["conv1.weight"].flip(1)}
+            first = f"{self.arch.first_convolution}.weight"
+            tensors = {**tensors, first: tensors[first].flip(1)}
         preprocess: Preprocess = {"order": "RGB", "range": 1.0, "mean": mean, "std": std}
         return self._replace(state_dict=tensors, preprocess=preprocess)
 
 
 def load_backbone_file(
-    path: Path, *, arch: ArchOptions | None = None, preprocess: Preprocess | None = None
+    path: Path, *, arch: BackboneOptions | None = None, preprocess: Preprocess | None = None
 ) -> BackboneFile:
     """Read a backbone from ``.safetensors``, ``.npz``, ``.pkl`` or a file of ``torch.save``, whatever its suffix.
 
@@ -101,36 +103,22 @@ def load_backbone_file(
     return BackboneFile(arch, preprocess or found.preprocess, tensors, layout, tuple(found.left_out))
 
 
-def infer_arch(tensors: dict[str, Tensor], path: Path) -> ArchOptions:
-    """Depth, widths and stem from the shapes of torchvision-named tensors.
+def infer_arch(tensors: dict[str, Tensor], path: Path) -> BackboneOptions:
+    """Read family, depth, widths and stem off the shapes of torchvision-named tensors.
 
     Raises:
-        CheckpointError: no architecture of this project has such shapes.
+        CheckpointError: no network of this project has such shapes.
     """
-    counts = tuple(len({key.split(".")[1] for key in tensors if key.startswith(f"layer{i}.")}) for i in range(1, 5))
-    bottleneck = "layer1.0.conv3.weight" in tensors
-    shape = tuple(tensors["conv1.weight"].shape)
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    family = next(family for family in FAMILIES.values() if all(key in shapes for key in family.telling_keys))
+    shape = shapes[f"{family.first_convolution}.weight"]
     if len(shape) != 4 or shape[1] != 3:
         raise CheckpointError(
             f"its first convolution is {shape} and does not read 3 channels of colour",
             where=str(path),
-            remedy="a detector needs an RGB backbone; networks on single channels (CMC) or stacked frames are none",
+            remedy="give an RGB backbone, not one on single channels (CMC) or stacked frames",
         )
-    clip = "conv3.weight" in tensors
-    for name, (block, expected) in BLOCKS.items():
-        if counts == expected and bottleneck == (block.expansion == 4):
-            return ArchOptions(
-                arch=name,  # type: ignore[arg-type]
-                width=tensors["layer1.0.conv1.weight"].shape[0] / 64,
-                stem_width=tensors["conv3.weight"].shape[0] if clip else shape[0],
-                stem="clip" if clip else "imagenet7x7" if shape[2] == 7 else "cifar3x3",
-            )
-    kind = "bottleneck" if bottleneck else "basic"
-    raise CheckpointError(
-        f"{kind} blocks {counts} are of no supported architecture",
-        where=str(path),
-        remedy=f"use one of {', '.join(BLOCKS)}",
-    )
+    return family.of_shapes(shapes, str(path))
 
 
 def read_tree(path: Path) -> Any:
@@ -152,15 +140,14 @@ def read_tree(path: Path) -> Any:
     return read_pickle(path, husks=True)
 
 
-def _read_card(path: Path) -> tuple[ArchOptions, Preprocess] | None:
+def _read_card(path: Path) -> tuple[BackboneOptions, Preprocess] | None:
     """Architecture and preprocessing from the card beside a file; None where there is no card."""
     card_path = path.with_name("card.json") if path.name == "backbone.safetensors" else path.with_suffix(".json")
     if not card_path.is_file():
         return None
     try:
         card = json.loads(card_path.read_text())
-        known = {field.name for field in fields(ArchOptions)}
-        arch = ArchOptions(**{key: value for key, value in card["arch"].items() if key in known})
+        arch = BackboneOptions.of_card(card["arch"])
         preprocess: Preprocess = card["preprocess"]
         recorded = card["sha256"]
         if not {"order", "range", "mean", "std"} <= set(preprocess):
@@ -176,10 +163,10 @@ def _read_card(path: Path) -> tuple[ArchOptions, Preprocess] | None:
     return arch, preprocess
 
 
-def _checked(tensors: dict[str, Tensor], arch: ArchOptions, path: Path) -> dict[str, Tensor]:
-    """The tensors in the order of ``ResNet(arch)``, floats as float32, all there and of its shapes."""
+def _checked(tensors: dict[str, Tensor], arch: BackboneOptions, path: Path) -> dict[str, Tensor]:
+    """The tensors in the order of ``arch.build()``, floats as float32, all there and of its shapes."""
     with torch.device("meta"):
-        expected = ResNet(arch).state_dict()
+        expected = arch.build().state_dict()
     counter = "num_batches_tracked"
     for key in expected:
         if key.endswith(counter) and key not in tensors:
@@ -195,7 +182,7 @@ def _checked(tensors: dict[str, Tensor], arch: ArchOptions, path: Path) -> dict[
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError(
-            f"does not fit {arch.arch} of width {arch.width:g}: {'; '.join(problems[:3])}{more}",
+            f"does not fit {arch}: {'; '.join(problems[:3])}{more}",
             where=str(path),
             remedy="give the architecture that the file was made with",
         )

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from openworld.errors import CheckpointError, ConfigError
 from openworld.runtime.files import read_yaml
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.backbones.base import Backbone
 from ssl_backbones.handover.layouts import PREPROCESSES, recognise
 from ssl_backbones.handover.read import BackboneFile, read_tree
 from ssl_backbones.handover.verify import stage_features, verify, verify_weights
-from ssl_backbones.nets import ResNet
-from ssl_backbones.options import ArchOptions, Preprocess
+from ssl_backbones.options import Preprocess
 
 # detectron2/config/defaults.py
 _DEFAULTS: dict[str, Any] = {
@@ -44,13 +45,13 @@ class Plan:
     """A network as a library would build it."""
 
     weights: Path
-    arch: ArchOptions
+    arch: ResNetOptions
     preprocess: Preprocess
     frozen_stages: int
     """Stages that keep their weights, from the stem on: 1 the stem, 2 the stem and C2, …"""
     frozen_norms: bool
 
-    def trainable(self, network: ResNet) -> set[str]:
+    def trainable(self, network: Backbone) -> set[str]:
         """Names of the parameters that training changes."""
         stages = [("conv1", "bn1"), *((f"layer{stage}",) for stage in range(1, 5))]
         frozen = tuple(f"{name}." for names in stages[: self.frozen_stages] for name in names)
@@ -77,7 +78,7 @@ def verify_settings(backbone: BackboneFile, settings: Path) -> dict[str, float]:
             stride, the padding, the colour order, mean and std.
     """
     plan = read_plan(settings)
-    network = ResNet(plan.arch)
+    network = plan.arch.build()
     tensors, own = _loaded(plan.weights), network.state_dict()
     fits = {name: name in tensors and tensors[name].shape == value.shape for name, value in own.items()}
     held = {name: tensors[name] if fits[name] else value for name, value in own.items()}
@@ -133,8 +134,8 @@ def _detectron2_plan(content: Mapping[str, Any], settings: Path) -> Plan:
         norm = value("MODEL.RESNETS.NORM")
         return Plan(
             weights=_weights(value("MODEL.WEIGHTS"), settings),
-            arch=ArchOptions(
-                arch=f"resnet{int(value('MODEL.RESNETS.DEPTH'))}",  # type: ignore[arg-type]
+            arch=ResNetOptions(
+                name=f"resnet{int(value('MODEL.RESNETS.DEPTH'))}",  # type: ignore[arg-type]
                 width=value("MODEL.RESNETS.WIDTH_PER_GROUP") / 64,
                 stem_width=value("MODEL.RESNETS.STEM_OUT_CHANNELS"),
                 stride_in_1x1=bool(value("MODEL.RESNETS.STRIDE_IN_1X1")),
@@ -160,8 +161,8 @@ def _torchvision_plan(content: Mapping[str, Any], settings: Path) -> Plan:
         width = float(content.get("width", 1.0))
         return Plan(
             weights=_weights(content.get("weights"), settings),
-            arch=ArchOptions(
-                arch=content.get("backbone_name", "resnet50"),
+            arch=ResNetOptions(
+                name=content.get("backbone_name", "resnet50"),
                 width=width,
                 stem_width=content.get("stem_width"),
             ),

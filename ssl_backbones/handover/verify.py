@@ -8,6 +8,7 @@ time, until it agrees with the detector: those settings are what is wrong.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from itertools import combinations
@@ -17,15 +18,15 @@ import torch
 from torch import Tensor
 
 from openworld.errors import HandoverError
+from ssl_backbones.backbones import BackboneOptions
+from ssl_backbones.backbones.base import Backbone
+from ssl_backbones.backbones.options import STAGES
 from ssl_backbones.handover.layouts import PREPROCESSES
 from ssl_backbones.handover.read import BackboneFile
-from ssl_backbones.nets import ResNet
-from ssl_backbones.options import ArchOptions, Preprocess
+from ssl_backbones.options import Preprocess
 
 Features = Callable[[Tensor], Mapping[str, Tensor]]
 """From a (3, H, W) uint8 RGB image to the (1, C, h, w) maps ``c2``..``c5``, preprocessing included."""
-
-STAGES = ("c2", "c3", "c4", "c5")
 
 
 def test_image(height: int = 128, width: int = 160) -> Tensor:
@@ -41,7 +42,7 @@ def test_image(height: int = 128, width: int = 160) -> Tensor:
 test_image.__test__ = False  # type: ignore[attr-defined]  # not a case for pytest
 
 
-def stage_features(network: ResNet, preprocess: Preprocess) -> Features:
+def stage_features(network: Backbone, preprocess: Preprocess) -> Features:
     """How ``network`` sees an RGB image: in evaluation mode, after ``preprocess``. Its mode is restored."""
 
     @torch.no_grad()
@@ -126,13 +127,14 @@ def verify_weights(
     """
     wanted = {key: value for key, value in backbone.state_dict.items() if not key.endswith("num_batches_tracked")}
     missing = [key for key in wanted if key not in tensors]
-    extra = [key for key in tensors if key.startswith(("conv", "bn", "layer")) and key not in backbone.state_dict]
+    own_key = re.compile(backbone.arch.keys)
+    extra = [key for key in tensors if own_key.match(key) and key not in backbone.state_dict]
     other = [key for key in wanted if key in tensors and tensors[key].shape != wanted[key].shape]
     if other or (extra and missing):
         first = other[0] if other else extra[0]
         shapes = f": {tuple(tensors[first].shape)}, pretrained {tuple(wanted[first].shape)}" if other else ""
         raise HandoverError(
-            f"{name} is of another architecture than the pretrained {backbone.arch.arch}: {len(other)} tensors of "
+            f"{name} is of another architecture than the pretrained {backbone.arch.name}: {len(other)} tensors of "
             f"another shape, {len(missing)} missing, {len(extra)} of its own; e.g. {first}{shapes}",
             where="backbone handover",
             remedy="give the detector the depth, width and stem of the backbone's card",
@@ -144,7 +146,8 @@ def verify_weights(
             where="backbone handover",
             remedy="check the names under which the weights were exported: what is not found keeps its random values",
         )
-    unlike = [key for key, value in wanted.items() if not _same_numbers(key, value, tensors[key])]
+    first = f"{backbone.arch.first_convolution}.weight"
+    unlike = [key for key, value in wanted.items() if not _same_numbers(value, tensors[key], colours=key == first)]
     if unlike:
         raise HandoverError(
             f"{len(unlike)} tensors of {name} have other values than pretrained: {', '.join(unlike[:3])}"
@@ -162,9 +165,10 @@ def _frozen_at_random(keys: Collection[str], trainable: Collection[str] | None) 
     return f"; {what} frozen at random values (FREEZE_AT, trainable_layers): {frozen[0]} never changes"
 
 
-def _same_numbers(key: str, pretrained: Tensor, found: Tensor) -> bool:
+def _same_numbers(pretrained: Tensor, found: Tensor, *, colours: bool) -> bool:
+    """``colours``: the weight reads the colours, which may be turned round."""
     near = torch.allclose(pretrained.float(), found.detach().float().cpu(), rtol=1e-4, atol=1e-6)
-    return near or (key == "conv1.weight" and _same_numbers("", pretrained.flip(1), found))
+    return near or (colours and _same_numbers(pretrained.flip(1), found, colours=False))
 
 
 def _found_cause(backbone: BackboneFile, image: Tensor, found: Mapping[str, Tensor], tolerance: float) -> str | None:
@@ -189,18 +193,10 @@ class _Change(NamedTuple):
     preprocess: dict[str, Any]
 
 
-def _changes(arch: ArchOptions, preprocess: Preprocess) -> Iterator[_Change]:
+def _changes(arch: BackboneOptions, preprocess: Preprocess) -> Iterator[_Change]:
     """What goes wrong in handovers."""
-    if arch.arch == "resnet50" and arch.stem != "clip":
-        place = "3x3" if arch.stride_in_1x1 else "1x1"
-        change = {"stride_in_1x1": not arch.stride_in_1x1}
-        yield _Change(f"the stride is in the {place} (stride_in_1x1, STRIDE_IN_1X1)", change, {})
-    paddings = {"pool_padding": "the pool padding", "conv_padding": "the padding of strided convolutions"}
-    for name, what in paddings.items():
-        if arch.stem == "imagenet7x7" or (name == "conv_padding" and arch.stem != "clip"):
-            other = "both" if getattr(arch, name) == "end" else "end"
-            sides = "on both sides" if other == "both" else "at the end alone"
-            yield _Change(f"{what} is {sides} ({name})", {name: other}, {})
+    for what, options in arch.alternatives():
+        yield _Change(what, options, {})
     order: dict[str, Any] = {"order": "BGR" if preprocess["order"] == "RGB" else "RGB"}
     statistics = {"mean": preprocess["mean"][::-1], "std": preprocess["std"][::-1]}
     for tail, values in (("mean and std with it", order | statistics), ("mean and std not", order)):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ssl_backbones.heads import mlp
 from ssl_backbones.losses import byol_regression
 from ssl_backbones.method import Batch, Method, spread
-from ssl_backbones.nets import mlp
 from ssl_backbones.optim import cosine_momentum
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.state import Teacher

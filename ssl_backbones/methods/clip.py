@@ -10,17 +10,17 @@ from torch.nn import functional as F
 
 from openworld.errors import DataError
 from openworld.runtime.distributed import gather_rows_with_gradient
+from ssl_backbones.backbones import BackboneOptions
 from ssl_backbones.losses import info_nce_batch
 from ssl_backbones.method import Batch, Method, spread
-from ssl_backbones.nets import ResNet
-from ssl_backbones.options import ArchOptions, PretrainOptions
+from ssl_backbones.options import PretrainOptions
 from ssl_backbones.text import TextTransformer, tokenizer
 
 
 class CLIP(Method):
     """An image finds its caption among those of the batch, and a caption its image.
 
-    The image tower is the ResNet with an attention pool over its last stage (the authors' ResNet-50 has a stem of its
+    The image tower is the backbone with an attention pool over its last stage (the authors' ResNet-50 has a stem of its
     own too: ``arch.stem`` ``clip``); the text tower is a Transformer. Both are compared on the sphere, at a temperature
     that is learnt: the parameter is the logarithm of the factor 1 / temperature, held at most ``clip.largest_scale``
     after each step. Weights are decayed, gains, biases and that factor are not. The exported network is the image tower
@@ -96,7 +96,7 @@ class _Mean(nn.Sequential):
         super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(dim, out, bias=False))
 
 
-def _cells(arch: ArchOptions, side: int) -> int:
+def _cells(arch: BackboneOptions, side: int) -> int:
     """Cells of the last stage's map for views of ``side`` pixels."""
     with torch.device("meta"):
-        return ResNet(arch).eval().forward_stages(torch.empty(1, 3, side, side))["c5"][0, 0].numel()
+        return arch.build().eval().forward_stages(torch.empty(1, 3, side, side))["c5"][0, 0].numel()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from openworld.errors import ConfigError
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.backbones.resnet import ResNet
+from ssl_backbones.backbones.twin_resnet import TwinResNet
 from ssl_backbones.method import Batch, Method, spread
 from ssl_backbones.methods.instdisc import ContrastBank, generators_of
-from ssl_backbones.nets import ResNet
 from ssl_backbones.options import PretrainOptions
-from ssl_backbones.twin_resnet import TwinResNet
 from ssl_backbones.views import RECIPES
 
 # Y, Db and Dr (SECAM) of RGB from 0 to 1, each divided by its deviation (0.5, 1.331, 1.333) of PyContrast.
@@ -37,6 +39,11 @@ class CMC(Method):
 
     def __init__(self, options: PretrainOptions) -> None:
         super().__init__(options)
+        if not isinstance(options.arch, ResNetOptions):
+            raise ConfigError(
+                f"arch.name is {options.arch.name!r}, and CMC's two encoders are halves of a ResNet",
+                remedy=f"choose one of {', '.join(ResNetOptions.names())}",
+            )
         rgb = RECIPES[options.views][0].order == "RGB"
         self.encoder: TwinResNet = TwinResNet(options.arch, YDBDR_FROM_RGB if rgb else LAB_FROM_LAB)
         half, dim = self.encoder.dim // 2, options.projection_dim

@@ -25,8 +25,8 @@ from ssl_backbones.views import RECIPES, cut_patches
 class CPC(Method):
     """What was read of a grid of patches, row after row, predicts the patches below, among all patches of the batch.
 
-    The encoder sees one patch at a time; it is an ordinary ResNet, and what is exported. A context network sums up the
-    rows read so far, and a matrix W_k for each distance k predicts. The bilinear score of the paper, z W_k c, goes
+    The encoder sees one patch at a time; it is an ordinary backbone, and what is exported. A context network sums up
+    the rows read so far, and a matrix W_k for each distance k predicts. The bilinear score of the paper, z W_k c, goes
     through a projection of z to ``projection_dim`` dimensions, as in CPC v2, and is divided by ``temperature`` (1 in
     the paper; CPC v2's factor 0.1 is a temperature of 10). With several processes the patches of all are candidates.
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from openworld.runtime.distributed import gather_rows, gather_rows_with_gradient
+from ssl_backbones.backbones.base import Backbone
 from ssl_backbones.losses import curl_bilinear
 from ssl_backbones.method import Batch, Method, spread
-from ssl_backbones.nets import ResNet
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.state import Teacher
 
@@ -22,7 +22,7 @@ class CURL(Method):
     code (50 dimensions, ``projection_dim``). The teacher follows before the keys are made, with a momentum of 0.95
     (``teacher_momentum``). Nothing is normalised, there is no temperature, and nothing is decayed in the recipe. In
     the authors' code two optimisers move the encoder in turn, in every second step the teacher follows, and the
-    gradients of the agent come on top; here is one optimiser and no agent, and the network is a ResNet.
+    gradients of the agent come on top; here is one optimiser and no agent, and the network is a backbone.
 
     The exported network reads one picture: the kernels of its stem are the sums of those over the frames. That is
     exactly what the stack's network makes of a scene that stands still, F times the same frame.
@@ -33,7 +33,7 @@ class CURL(Method):
     def __init__(self, options: PretrainOptions) -> None:
         super().__init__(options)
         out = options.projection_dim
-        stem = self.encoder.conv1
+        stem = self.encoder.first_convolution
         stem.in_channels = 3 * options.curl.frames
         stem.weight = nn.Parameter(stem.weight.new_empty(len(stem.weight), stem.in_channels, *stem.kernel_size))
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
@@ -53,10 +53,10 @@ class CURL(Method):
         return curl_bilinear(q, self.similarity, k), {"spread": spread(q)}
 
     @torch.no_grad()
-    def backbone(self) -> ResNet:
+    def backbone(self) -> Backbone:
         """The encoder of single pictures, a copy."""
         network = copy.deepcopy(self.encoder)
-        stem = network.conv1
+        stem = network.first_convolution
         stem.in_channels = 3
         stem.weight = nn.Parameter(stem.weight.unflatten(1, (-1, 3)).sum(dim=1))
         return network

@@ -1,4 +1,4 @@
-"""DINO: self-distillation with no labels (Caron et al. 2021), on a ResNet."""
+"""DINO: self-distillation with no labels (Caron et al. 2021), on a convolutional backbone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
+from ssl_backbones.backbones.base import Backbone
 from ssl_backbones.losses import dino_cross_entropy
 from ssl_backbones.method import Batch, Method, encode_views, spread
-from ssl_backbones.nets import ResNet
 from ssl_backbones.optim import cosine_momentum
 from ssl_backbones.options import DinoOptions, PretrainOptions
 from ssl_backbones.state import Center, Teacher
@@ -63,10 +63,10 @@ class DINO(Method):
         momentum = cosine_momentum(step, steps=steps, base=self.options.teacher_momentum)
         self.teacher.follow(nn.Sequential(self.encoder, self.head), momentum)
 
-    def backbone(self) -> ResNet:
+    def backbone(self) -> Backbone:
         """The teacher's encoder."""
         encoder = self.teacher.network.get_submodule("0")
-        assert isinstance(encoder, ResNet)
+        assert isinstance(encoder, Backbone)
         return encoder
 
 
@@ -82,7 +82,10 @@ class DinoHead(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for _ in range(2):
-            layers += [nn.Linear(dim, dim), *[nn.BatchNorm1d(dim)] * options.head_norm, nn.GELU()]
+            layers.append(nn.Linear(dim, dim))
+            if options.head_norm:
+                layers.append(nn.BatchNorm1d(dim))
+            layers.append(nn.GELU())
         self.mlp = nn.Sequential(*layers, nn.Linear(dim, bottleneck))
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from openworld.errors import ConfigError
 from ssl_backbones.handover.classifier import read_classifier
 from ssl_backbones.handover.read import load_backbone_file
+from ssl_backbones.heads import mlp
 from ssl_backbones.losses import distillation
 from ssl_backbones.method import Batch, Method, spread
-from ssl_backbones.nets import mlp
 from ssl_backbones.options import Preprocess, PretrainOptions
 from ssl_backbones.state import Queue, Teacher
 from ssl_backbones.views import RECIPES

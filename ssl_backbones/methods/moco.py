@@ -15,9 +15,9 @@ from openworld.runtime.distributed import (
     rank,
     world_size,
 )
+from ssl_backbones.heads import mlp
 from ssl_backbones.losses import info_nce, info_nce_batch
 from ssl_backbones.method import Batch, Method, spread
-from ssl_backbones.nets import mlp
 from ssl_backbones.optim import cosine_momentum
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.state import Queue, Teacher

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from openworld.runtime.distributed import gather_rows, gather_rows_with_gradient
+from ssl_backbones.heads import mlp
 from ssl_backbones.losses import info_nce_batch
 from ssl_backbones.method import Batch, Method, spread
-from ssl_backbones.nets import mlp
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.state import Queue
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from openworld.runtime.distributed import gather_rows_with_gradient
+from ssl_backbones.heads import mlp
 from ssl_backbones.losses import nt_xent
 from ssl_backbones.method import Batch, Method, spread
-from ssl_backbones.nets import mlp
 from ssl_backbones.options import PretrainOptions
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ssl_backbones.heads import mlp
 from ssl_backbones.losses import negative_cosine
 from ssl_backbones.method import Batch, Method, spread
-from ssl_backbones.nets import mlp
 from ssl_backbones.options import PretrainOptions
 
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from openworld.errors import DataError
 from openworld.runtime.distributed import gather_rows, gather_rows_with_gradient
+from ssl_backbones.heads import mlp
 from ssl_backbones.losses import sup_con
 from ssl_backbones.method import Batch, Method, spread
-from ssl_backbones.nets import mlp
 from ssl_backbones.options import PretrainOptions
 
 

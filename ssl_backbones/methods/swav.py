@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openworld.runtime.distributed import rows_of_others
+from ssl_backbones.heads import mlp
 from ssl_backbones.losses import swapped_prediction
 from ssl_backbones.method import Batch, Method, encode_views, spread
-from ssl_backbones.nets import mlp
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.state import Prototypes, Queue
 

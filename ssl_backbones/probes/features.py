@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ssl_backbones.nets import ResNet
+from ssl_backbones.backbones.base import Backbone
 
 BATCH = 64
 """Images a forward pass."""
@@ -32,7 +32,9 @@ def spread_evenly(count: int, at_most: int) -> list[int]:
 
 
 @torch.no_grad()
-def features_of(network: ResNet, view: ViewOf, positions: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+def features_of(
+    network: Backbone, view: ViewOf, positions: Sequence[int], device: torch.device | str = "cpu"
+) -> Tensor:
     """(N, D) float32 features on the CPU, by the network in evaluation mode, which it leaves in training mode."""
     network.eval()
     features = [network(batch).float().cpu() for batch in _batches(view, positions, device)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from openworld.errors import DataError
-from ssl_backbones.nets import ResNet
+from ssl_backbones.backbones.base import Backbone
 from ssl_backbones.options import Preprocess
 from ssl_backbones.probes.features import STATISTICS, ViewOf, features_of, spread_evenly, with_statistics
 from ssl_backbones.probes.knn import knn_of_set, majority_share
@@ -50,8 +50,8 @@ class FrozenProbes:
         seed: of the random weights.
     """
 
-    trained: ResNet
-    untrained: ResNet
+    trained: Backbone
+    untrained: Backbone
     data: LabelledSet
     preprocess: Preprocess
     size: int
@@ -61,7 +61,7 @@ class FrozenProbes:
     @classmethod
     def of(
         cls,
-        network: ResNet,
+        network: Backbone,
         data: LabelledSet,
         preprocess: Preprocess,
         *,
@@ -71,7 +71,7 @@ class FrozenProbes:
     ) -> FrozenProbes:
         """Make the control, and put both networks on the device."""
         torch.manual_seed(seed)
-        start = ResNet(network.options).to(device)
+        start = network.options.build().to(device)
         chosen = [data.known[at] for at in spread_evenly(len(data.known), STATISTICS)]
         untrained = with_statistics(start, _views(data, size, preprocess), chosen, device)
         return cls(network.to(device), untrained, data, preprocess, size, seed, device)

@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode
 
 from openworld.errors import ConfigError
 from openworld.runtime.seeding import generator
-from ssl_backbones.nets import ResNet
+from ssl_backbones.backbones.base import Backbone
 from ssl_backbones.optim import warmup_cosine
 from ssl_backbones.options import Preprocess
 from ssl_backbones.probes.features import features_of
@@ -95,7 +95,7 @@ def class_balanced_subset(labels_N: Tensor, share: float, seed: int) -> list[int
 
 
 def semi_supervised_table(
-    network: ResNet,
+    network: Backbone,
     data: LabelledSet,
     preprocess: Preprocess,
     *,
@@ -119,9 +119,9 @@ def semi_supervised_table(
     subset = class_balanced_subset(data.labels[data.train], protocol.share, seed)
     positions = [data.train[row] for row in subset]
     torch.manual_seed(seed)
-    untrained = ResNet(network.options)
+    untrained = network.options.build()
 
-    def row(start: ResNet) -> LinearRow:
+    def row(start: Backbone) -> LinearRow:
         tuned, head = fine_tune(
             start, data, positions, preprocess, size=size, protocol=protocol, seed=seed, device=device
         )
@@ -139,7 +139,7 @@ def semi_supervised_table(
 
 
 def fine_tune(
-    network: ResNet,
+    network: Backbone,
     data: LabelledSet,
     positions: list[int],
     preprocess: Preprocess,
@@ -148,7 +148,7 @@ def fine_tune(
     protocol: SemiProtocol,
     seed: int,
     device: torch.device | str = "cpu",
-) -> tuple[ResNet, nn.Linear]:
+) -> tuple[Backbone, nn.Linear]:
     """Train a copy of the network and a new classifier on some images, cropped and flipped at random.
 
     The classifier starts at zero (own choice; the authors start from small random numbers); batch norms follow the

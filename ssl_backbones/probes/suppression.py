@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from openworld.errors import ConfigError
 from openworld.runtime.runlog import StepBar, progress_bar
 from openworld.runtime.seeding import generator
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.heads import mlp
 from ssl_backbones.losses import nt_xent
-from ssl_backbones.nets import ResNet, mlp
-from ssl_backbones.options import ArchOptions
 from ssl_backbones.probes.digits import CLASSES, draw_digits, draw_many
 from ssl_backbones.probes.features import with_statistics
 from ssl_backbones.probes.knn import majority_share
@@ -122,7 +122,7 @@ def multi_digits(numbers: Sequence[int], options: SuppressionOptions) -> list[Su
         return draw_many(labels, options.canvas, options.digit_size, source), labels[:, 0]
 
     def network(setting: int) -> nn.Module:
-        net = ResNet(ArchOptions(arch="resnet18", width=options.width))
+        net = ResNetOptions(name="resnet18", width=options.width).build()
         return nn.Sequential(_Colour(), net)
 
     with progress_bar("multi_digits", _networks(numbers, options)) as bar:

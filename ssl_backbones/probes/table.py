@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openworld.runtime.seeding import generator
+from ssl_backbones.backbones.base import Backbone
 from ssl_backbones.images import ImagePool
-from ssl_backbones.nets import ResNet
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.probes.alignment import alignment_table
 from ssl_backbones.probes.features import STATISTICS, ViewOf, features_of, spread_evenly, with_statistics
@@ -38,7 +38,7 @@ class Probes:
 
     def __init__(
         self,
-        untrained: ResNet,
+        untrained: Backbone,
         labelled: LabelledSet | None,
         pool: ImagePool,
         options: PretrainOptions,
@@ -52,7 +52,7 @@ class Probes:
         self._untrained = untrained.to(device)
 
     @cached_property
-    def control(self) -> ResNet:
+    def control(self) -> Backbone:
         """The untrained network, with batch-norm statistics of the labelled images, or else of those it trains on."""
         if self.labelled is None:
             view, positions = self._views(self.pool.__getitem__), list(range(len(self.pool)))
@@ -61,14 +61,14 @@ class Probes:
         chosen = [positions[at] for at in spread_evenly(len(positions), STATISTICS)]
         return with_statistics(self._untrained, view, chosen, self.device)
 
-    def online(self, network: ResNet) -> float | None:
+    def online(self, network: Backbone) -> float | None:
         """kNN accuracy on at most :data:`ONLINE` labelled images; None without any."""
         if self.labelled is None:
             return None
         few = self.labelled.thinned(ONLINE)
         return self._knn(few, self._features(network, few))
 
-    def tables(self, network: ResNet) -> dict[str, Any]:
+    def tables(self, network: Backbone) -> dict[str, Any]:
         """``knn``, ``linear`` and ``alignment`` of the card, the network beside the control; None without labels."""
         tables: dict[str, Any] = {"knn": None, "linear": None, "alignment": self._alignment(network)}
         if self.labelled is None:
@@ -93,7 +93,7 @@ class Probes:
             tables["linear"] = dict(linear_table(data.parts(trained), data.parts(untrained), labels))
         return tables
 
-    def neighbours(self, network: ResNet, queries: int, k: int) -> list[dict[str, Any]]:
+    def neighbours(self, network: Backbone, queries: int, k: int) -> list[dict[str, Any]]:
         """For some images, the ``k`` nearest others by the cosine of the features of the network and of the control.
 
         Returns:
@@ -117,7 +117,7 @@ class Probes:
     def _file(self, position: int) -> str:
         return str(self.pool.path(position).resolve())
 
-    def _alignment(self, network: ResNet) -> dict[str, Any]:
+    def _alignment(self, network: Backbone) -> dict[str, Any]:
         chosen = spread_evenly(len(self.pool), PAIRS)
 
         def random_view(which: int) -> ViewOf:
@@ -125,13 +125,13 @@ class Probes:
                 self.pool[at], self.recipe, self.options.view_size, generator(self.seed, "alignment", which, at)
             )
 
-        def pair(network: ResNet) -> tuple[Tensor, Tensor]:
+        def pair(network: Backbone) -> tuple[Tensor, Tensor]:
             one, other = (features_of(network, random_view(which), chosen, self.device) for which in range(2))
             return one, other
 
         return dict(alignment_table(pair(network), pair(self.control)))
 
-    def _features(self, network: ResNet, data: LabelledSet) -> Tensor:
+    def _features(self, network: Backbone, data: LabelledSet) -> Tensor:
         """(N, D) of ``data.known``."""
         return features_of(network, self._views(data.image), data.known, self.device)
 

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from openworld.errors import ConfigError
-from ssl_backbones.options import ArchOptions, PretrainOptions
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.options import PretrainOptions
 
 FOLDER = Path(__file__).parents[2] / "configs" / "pretrain"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -37,7 +38,7 @@ def test_is_complete(name: str) -> None:
     content: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     assert list(content) == [field for field in FIELDS if field in content]
     assert set(FIELDS) - set(content) <= OF_ONE_METHOD | MAY_BE_ABSENT
-    assert list(content["arch"]) == [field.name for field in dataclasses.fields(ArchOptions)]
+    assert list(content["arch"]) == [field.name for field in dataclasses.fields(ResNetOptions)]
     for own in OF_ONE_METHOD & set(content):
         assert content["method"].startswith(own)
         assert set(content[own]) == {field.name for field in dataclasses.fields(getattr(PretrainOptions(), own))}

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.backbones.resnet import ResNet
 from ssl_backbones.dense_conv import DenseConv2d, dense_conv3x3, densify
 from ssl_backbones.methods.simclr import SimCLR
-from ssl_backbones.nets import ResNet
-from ssl_backbones.options import ArchOptions, PretrainOptions
+from ssl_backbones.options import PretrainOptions
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -52,7 +53,7 @@ def test_where_it_is_taken(side: int, autocast: bool, dense: bool, monkeypatch: 
 
 
 def test_an_encoder_has_it() -> None:
-    network = SimCLR(PretrainOptions(arch=ArchOptions(arch="resnet18", width=0.1))).encoder
+    network = SimCLR(PretrainOptions(arch=ResNetOptions(name="resnet18", width=0.1))).encoder
     dense = [name for name, module in network.named_modules() if isinstance(module, DenseConv2d)]
     assert [name for name in dense if "layer4" in name] == ["layer4.0.conv2", "layer4.1.conv1", "layer4.1.conv2"]
     plain = ResNet(network.options)
@@ -63,6 +64,6 @@ def test_an_encoder_has_it() -> None:
 
 @pytest.mark.parametrize("other", [{"padding": 0}, {"dilation": 2}, {"stride": 2}, {"groups": 2}, {"bias": True}, {}])
 def test_other_convolutions_stay(other: dict[str, int]) -> None:
-    layer = nn.Conv2d(4, 4, 3, **{"padding": 1, "bias": False, **other})  # type: ignore[arg-type]
-    densify(layer)
-    assert (type(layer) is DenseConv2d) is (other == {})
+    network = nn.Sequential(nn.Conv2d(4, 4, 3, **{"padding": 1, "bias": False, **other}))  # type: ignore[arg-type]
+    densify(network)
+    assert (type(network[0]) is DenseConv2d) is (other == {})

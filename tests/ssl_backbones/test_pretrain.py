@@ -19,13 +19,14 @@ from openworld.errors import CheckpointError, ConfigError, DataError, NumericsEr
 from openworld.runtime.checkpoint import newest_valid, save_checkpoint
 from openworld.runtime.files import sha256_of
 from openworld.runtime.runlog import RunLog
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.backbones.resnet import ResNet
 from ssl_backbones.images import find_images
 from ssl_backbones.method import Batch, Method
 from ssl_backbones.methods import METHODS
 from ssl_backbones.methods.simclr import SimCLR
 from ssl_backbones.methods.sup_con import SupCon
-from ssl_backbones.nets import ResNet
-from ssl_backbones.options import ArchOptions, PretrainOptions
+from ssl_backbones.options import PretrainOptions
 from ssl_backbones.pretrain import LabelledCrops, pretrain
 from ssl_backbones.views import RECIPES
 
@@ -41,7 +42,7 @@ TINY: dict[str, Any] = {
 
 
 def options(**changes: Any) -> PretrainOptions:
-    return PretrainOptions(arch=ArchOptions(width=0.125), **{**TINY, **changes})
+    return PretrainOptions(arch=ResNetOptions(width=0.125), **{**TINY, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +134,7 @@ def test_backbone_and_card(paths: list[Path], tmp_path: Path) -> None:
     assert (card["method"], card["steps"], card["seed"], card["data"]["images"]) == ("simclr", 5, 1, 9)
     assert card["preprocess"] == {"order": "RGB", "range": 1.0, "mean": [0, 0, 0], "std": [1, 1, 1]}
     assert card["sha256"] == sha256_of(result.path)
-    assert card["arch"] == dataclasses.asdict(ArchOptions(width=0.125))
+    assert card["arch"] == dataclasses.asdict(ResNetOptions(width=0.125))
     knn = card["knn"]
     assert (knn["chance"], knn["k"], knn["samples"], knn["leave_one_out"]) == (5 / 8, 3, 8, True)
     linear = card["linear"]  # the fifth red one alone is held out
@@ -143,7 +144,7 @@ def test_backbone_and_card(paths: list[Path], tmp_path: Path) -> None:
     assert 0 <= knn["trained"] <= 1
     assert knn["untrained"] > knn["chance"]  # red and blue part without training
     tensors = safetensors.torch.load_file(result.path)
-    ResNet(ArchOptions(**card["arch"])).load_state_dict(tensors)
+    ResNet(ResNetOptions(**card["arch"])).load_state_dict(tensors)
     steps = log.read()
     assert [entry["step"] for entry in steps] == [1, 2, 3, 4, 5]
     assert set(steps[0]) == {"event", "stage", "step", "loss", "lr", "spread", "feature_std", "effective_rank"}
@@ -283,7 +284,7 @@ def test_gradients_of_micro_batches_are_averaged(
     for accumulate in (1, 2):
         log = RunLog(tmp_path / f"{accumulate}.jsonl")
         chosen = options(accumulate=accumulate, steps=3, lr=1e-4)
-        chosen.arch = ArchOptions(width=0.125, norm="frozen")
+        chosen.arch = ResNetOptions(width=0.125, norm="frozen")
         result = pretrain(chosen, paths, tmp_path / str(accumulate), seed=0, log=log)
         found.append(safetensors.torch.load_file(result.path))
         sizes.append([entry["images"] for entry in log.read()])

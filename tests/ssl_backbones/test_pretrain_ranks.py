@@ -21,10 +21,11 @@ from torch import distributed as dist
 
 from openworld.runtime.runlog import RunLog
 from openworld.runtime.seeding import seed_everything
+from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.images import find_images
 from ssl_backbones.method import Method
 from ssl_backbones.methods import METHODS
-from ssl_backbones.options import ArchOptions, PretrainOptions
+from ssl_backbones.options import PretrainOptions
 from ssl_backbones.pretrain import pretrain
 
 SMALL: dict[str, Any] = {
@@ -42,12 +43,12 @@ SMALL: dict[str, Any] = {
 # step: of a deep network with four channels and sixteen views, rounding makes another one within a few.
 CASES = {
     "moco": PretrainOptions(
-        method="moco_v2", accumulate=2, arch=ArchOptions(width=1 / 16, norm="frozen", stem="cifar3x3"), **SMALL
+        method="moco_v2", accumulate=2, arch=ResNetOptions(width=1 / 16, norm="frozen", stem="cifar3x3"), **SMALL
     ),
     "simclr": PretrainOptions(
         method="simclr",
         sync_batch_norm=True,
-        arch=ArchOptions(width=1 / 16, stem="cifar3x3"),
+        arch=ResNetOptions(width=1 / 16, stem="cifar3x3"),
         **{**SMALL, "steps": 1},
     ),
 }

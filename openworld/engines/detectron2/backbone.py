@@ -23,7 +23,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from openworld.engines.detectron2.names import detectron2_name
 from openworld.errors import HandoverError
-from ssl_backbones.nets import BLOCKS
+from ssl_backbones.backbones.resnet_options import BLOCKS
 
 
 class EndPaddedStem(BasicStem):

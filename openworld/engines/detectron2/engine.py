@@ -21,7 +21,8 @@ from openworld.engines.options import ModelOptions
 from openworld.engines.sampling import boxes_by_image
 from openworld.labels import LabelSpace
 from openworld.structures import Regions, Target
-from ssl_backbones.options import IMAGENET_MEAN, IMAGENET_STD, ArchOptions
+from ssl_backbones.backbones import BackboneOptions
+from ssl_backbones.options import IMAGENET_MEAN, IMAGENET_STD
 
 LOSSES = {"loss_rpn_cls": "objectness", "loss_rpn_loc": "rpn_box"}
 """detectron2's names of the proposals' losses, and the engine's."""
@@ -38,7 +39,7 @@ class Detectron2RCNN(nn.Module):
         options: as of the other engine.
     """
 
-    def __init__(self, space: LabelSpace, arch: ArchOptions, options: ModelOptions) -> None:
+    def __init__(self, space: LabelSpace, arch: BackboneOptions, options: ModelOptions) -> None:
         super().__init__()
         self.options = options
         cfg = get_cfg()

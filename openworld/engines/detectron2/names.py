@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 from openworld.engines.options import ModelOptions, RoiOptions
 from openworld.errors import ConfigError
 from openworld.labels import LabelSpace
+from ssl_backbones.backbones import BackboneOptions, ResNetOptions
 from ssl_backbones.handover.names import detectron2_name as trunk_name
-from ssl_backbones.options import ArchOptions
 
 # -- tensors ----------------------------------------------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ def openworld_defaults() -> dict[str, Any]:
         "BACKBONE": "",
         "HELD_OUT": "",
         "PROTOCOL": "unique",
-        "POOL_PADDING": ArchOptions().pool_padding,
+        "POOL_PADDING": ResNetOptions().pool_padding,
         "ROI": {name.upper(): getattr(roi, name) for name in own_roi_fields()}
         | {"CANONICAL_SIZE_PX": CANONICAL_SIZE_PX},
     }
@@ -139,26 +139,31 @@ def option_keys(options: Any) -> dict[str, Any]:
     return {name: option_keys(value) if is_dataclass(value) else value for name, value in values.items()}
 
 
-def arch_keys(arch: ArchOptions) -> dict[str, Any]:
+def arch_keys(arch: BackboneOptions) -> dict[str, Any]:
     """Keys of detectron2's configuration for a ResNet, by their dotted names.
 
     Raises:
         ConfigError: a network that detectron2 has no parts for.
     """
+    if not isinstance(arch, ResNetOptions):
+        raise ConfigError(
+            f"detectron2's detectors are built on ResNets, and model.arch.name is {arch.name!r}",
+            remedy=f"set model.engine: torchvision, or choose one of {', '.join(ResNetOptions.names())}",
+        )
     if arch.stem != "imagenet7x7":
         raise ConfigError(f"detectron2 has no stem {arch.stem!r}", remedy="use a network with the stem imagenet7x7")
     width = max(1, round(64 * arch.width))
     return {
-        "MODEL.RESNETS.DEPTH": int(arch.arch.removeprefix("resnet")),
+        "MODEL.RESNETS.DEPTH": int(arch.name.removeprefix("resnet")),
         "MODEL.RESNETS.STEM_OUT_CHANNELS": arch.stem_width or width,
         "MODEL.RESNETS.WIDTH_PER_GROUP": width,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": width * (4 if arch.arch == "resnet50" else 1),
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": width * (4 if arch.name == "resnet50" else 1),
         "MODEL.RESNETS.STRIDE_IN_1X1": arch.stride_in_1x1,
         "OPENWORLD.POOL_PADDING": arch.pool_padding,
     }
 
 
-def model_keys(options: ModelOptions, arch: ArchOptions, labels: LabelSpace) -> dict[str, Any]:
+def model_keys(options: ModelOptions, arch: BackboneOptions, labels: LabelSpace) -> dict[str, Any]:
     """Keys of detectron2's configuration under which its network is ours, by their dotted names.
 
     Values have the types of detectron2's defaults, since yacs takes no others from a file; only a part of a pixel in

@@ -19,11 +19,11 @@ from openworld.data.records import Dataset, Record
 from openworld.engines.options import ModelOptions, RpnOptions
 from openworld.engines.weights import build_engine
 from openworld.labels import LabelSpace
-from ssl_backbones.options import ArchOptions
+from ssl_backbones.backbones import ResNetOptions
 
 
 def model(neck: str, *sizes: float) -> ModelOptions:
-    arch = ArchOptions(arch="resnet18", width=0.125)
+    arch = ResNetOptions(name="resnet18", width=0.125)
     return ModelOptions(arch=arch, neck=neck, rpn=RpnOptions(anchor_sizes=list(sizes)), fpn_channels=16)  # type: ignore[arg-type]
 
 

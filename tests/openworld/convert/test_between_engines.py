@@ -22,7 +22,7 @@ from openworld.labels import LabelSpace
 from openworld.run.detect import detect_images
 from openworld.run.train import Phase, save_progress
 from openworld.runtime.runlog import RunLog
-from ssl_backbones.options import ArchOptions
+from ssl_backbones.backbones import ResNetOptions
 
 TASKS = [["ball", "cube"], ["star", "ring"]]
 LOADER = LoaderOptions(min_size=64, max_size=64)
@@ -31,7 +31,7 @@ IMAGE = torch.randint(0, 256, (3, 64, 80), dtype=torch.uint8, generator=torch.Ge
 
 def config(neck: str, head: str) -> RunConfig:
     model = ModelOptions(
-        arch=ArchOptions(width=0.125),
+        arch=ResNetOptions(width=0.125),
         neck=neck,  # type: ignore[arg-type]
         head=head,  # type: ignore[arg-type]
         fpn_channels=8,

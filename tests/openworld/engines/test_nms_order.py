@@ -15,7 +15,7 @@ from openworld.engines.weights import build_engine
 from openworld.labels import LabelSpace
 from openworld.methods.base import OpenWorldMethod
 from openworld.structures import Candidates, Decision, Detections
-from ssl_backbones.options import ArchOptions
+from ssl_backbones.backbones import ResNetOptions
 
 SPACE = LabelSpace.of((("cat", "dog"), ("car",)), 1)  # cat 0, dog 1, unknown 2
 ROI = RoiOptions(hidden_dim=24, score_threshold=0.05, nms_iou=0.4, cross_nms_iou=1.0, detections_per_image=1000)
@@ -23,7 +23,7 @@ ROI = RoiOptions(hidden_dim=24, score_threshold=0.05, nms_iou=0.4, cross_nms_iou
 
 def engine() -> OpenWorldRCNN:
     torch.manual_seed(0)
-    options = ModelOptions(arch=ArchOptions(arch="resnet18", width=0.125), fpn_channels=16, roi=ROI)
+    options = ModelOptions(arch=ResNetOptions(name="resnet18", width=0.125), fpn_channels=16, roi=ROI)
     return build_engine(SPACE, options, None).eval()
 
 

@@ -25,15 +25,16 @@ from openworld.methods.ore import clustering, method
 from openworld.methods.ore.method import Ore
 from openworld.methods.ore.options import ClusteringOptions, UnknownLabelOptions
 from openworld.structures import Regions, Target
-from ssl_backbones.nets import ResNet
-from ssl_backbones.options import IMAGENET_MEAN, IMAGENET_STD, ArchOptions, Preprocess
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.backbones.resnet import ResNet
+from ssl_backbones.options import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from tests.regions import training_step
 
 SPACE = LabelSpace.of((("cat", "dog"), ("car",)), 1)
 FIXED = LabelSpace.of(SPACE.tasks, 1, "fixed")  # cat 0, dog 1, car 2 (not taught yet), unknown 3, background 4
 HEADS = pytest.mark.parametrize("head", ["growing", "fixed"])
 KINDS = pytest.mark.parametrize("box_regression", ["agnostic", "per_class"])
-TINY = ArchOptions(arch="resnet18", width=0.125)
+TINY = ResNetOptions(name="resnet18", width=0.125)
 
 
 def options(**changes: object) -> ModelOptions:
@@ -188,7 +189,7 @@ def test_proposals_equal_stock_torchvision() -> None:
     with torch.no_grad():  # logits that neither tie nor saturate the stock code's sigmoid
         maps, _ = stock.rpn.head(list(stock.backbone(stock.transform(images((128, 128)))[0].tensors).values()))
         stock.rpn.head.cls_logits.weight.mul_(2 / torch.cat([scores.flatten() for scores in maps]).std())
-    arch = ArchOptions(arch="resnet50", width=1.0)
+    arch = ResNetOptions(name="resnet50", width=1.0)
     ours = build_engine(
         SPACE,
         ModelOptions(
@@ -475,7 +476,7 @@ def test_each_class_is_detected_with_its_own_box() -> None:
 def reference_model() -> ModelOptions:
     """Faster R-CNN R50-C4 as configs/Base-RCNN-C4-OWOD.yaml and the defaults of the reference code say, but narrow."""
     return ModelOptions(
-        arch=replace(TINY, stride_in_1x1=True, arch="resnet50"),
+        arch=replace(TINY, stride_in_1x1=True, name="resnet50"),
         neck="c4",
         head="fixed",
         rpn=RpnOptions(
@@ -620,7 +621,7 @@ def test_frozen_stages_do_not_move() -> None:
 # -- handover ---------------------------------------------------------------------------------------------------------
 
 
-def written_backbone(path: Path, arch: ArchOptions = TINY) -> Path:
+def written_backbone(path: Path, arch: ResNetOptions = TINY) -> Path:
     torch.manual_seed(5)
     network = ResNet(arch)
     for module in network.modules():
@@ -644,7 +645,7 @@ def test_a_backbone_arrives_in_the_detector(tmp_path: Path, norm: str, neck: str
 
 def test_a_stride_in_the_other_convolution_is_noticed(tmp_path: Path) -> None:
     """The keys and shapes are the same; only the features tell."""
-    arch = ArchOptions(arch="resnet50", width=0.125)
+    arch = ResNetOptions(name="resnet50", width=0.125)
     file = written_backbone(tmp_path, arch)
     from openworld.engines.weights import load_backbone
     from ssl_backbones.handover import load_backbone_file
@@ -683,7 +684,7 @@ def test_layer_norm_is_refused() -> None:
 
 def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
-        build_engine(SPACE, options(arch=ArchOptions(arch="resnet50", width=0.125)), written_backbone(tmp_path))
+        build_engine(SPACE, options(arch=ResNetOptions(name="resnet50", width=0.125)), written_backbone(tmp_path))
 
 
 def test_frozen_norm_on_random_weights_is_refused() -> None:

@@ -12,7 +12,7 @@ from openworld.engines.weights import build_engine
 from openworld.labels import LabelSpace
 from openworld.methods.closed.options import ClosedOptions
 from openworld.structures import Target
-from ssl_backbones.options import ArchOptions
+from ssl_backbones.backbones import ResNetOptions
 from tests.regions import training_step
 
 SPACE = LabelSpace.of((("cat", "dog"), ("car",)), 1)  # cat 0, dog 1, unknown 2, background 3
@@ -22,7 +22,7 @@ ROI = RoiOptions(hidden_dim=24, sampled_regions=16, score_threshold=0.0)
 def closed_detector() -> Detector:
     torch.manual_seed(0)
     options = ModelOptions(
-        arch=ArchOptions(arch="resnet18", width=0.125), fpn_channels=16, roi=ROI, rpn=RpnOptions(test_proposals=30)
+        arch=ResNetOptions(name="resnet18", width=0.125), fpn_channels=16, roi=ROI, rpn=RpnOptions(test_proposals=30)
     )
     engine = build_engine(SPACE, options, None)
     return Detector(engine, ClosedOptions().build(SPACE, engine.feature_dim))

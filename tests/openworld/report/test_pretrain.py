@@ -17,7 +17,7 @@ from openworld.report.pretrain import build_pretrain_report, probe_rows, trainin
 KNN = {"trained": 0.5, "untrained": 0.25, "chance": 0.125, "k": 20, "samples": 160, "test_samples": 40}
 CARD: dict[str, Any] = {
     "method": "simclr",
-    "arch": {"arch": "resnet18", "width": 0.5},
+    "arch": {"name": "resnet18", "width": 0.5},
     "data": {"images": 200, "source": "<photos> & more", "labels": None},
     "steps": 30,
     "knn": {**KNN, "leave_one_out": False, "classes": 8, "source": "photos"},

@@ -21,8 +21,8 @@ from openworld.run.ablation import (
     variants_of,
 )
 from openworld.run.schedule import config_difference
-from ssl_backbones.nets import ResNet
-from ssl_backbones.options import ArchOptions
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.backbones.resnet import ResNet
 
 
 def test_each_variant_changes_one_thing() -> None:
@@ -78,14 +78,14 @@ def test_options_are_switched_one_by_one() -> None:
 
 def test_the_same_schedule_from_several_backbones(tmp_path: Path) -> None:
     for name, width in (("a", 0.0625), ("b", 0.0625), ("wide", 0.125)):
-        torch.save(ResNet(ArchOptions(width=width)).state_dict(), tmp_path / f"{name}.pth")
+        torch.save(ResNet(ResNetOptions(width=width)).state_dict(), tmp_path / f"{name}.pth")
     config = replace(RunConfig(), pretrain=None)
     files = {name: tmp_path / f"{name}.pth" for name in ("a", "b", "wide")}
     variants = from_backbones(config, {name: files[name] for name in ("a", "b")})
     plans = {name: change(config) for name, change in variants.items()}
     assert list(plans) == ["random", "a", "b"] and all(plan.pretrain is None for plan in plans.values())
     assert plans["a"].model.weights == str(files["a"]) and plans["random"].model.weights is None
-    assert plans["random"].model.arch == ArchOptions(width=0.0625, stem_width=4)
+    assert plans["random"].model.arch == ResNetOptions(width=0.0625, stem_width=4)
     for plan in plans.values():
         assert replace(plan, model=config.model) == config  # nothing else differs
     assert len({_training_of(plan) for plan in plans.values()}) == 3  # each is trained by itself

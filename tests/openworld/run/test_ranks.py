@@ -32,7 +32,7 @@ from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, OreO
 from openworld.run import schedule as tasks
 from openworld.run.schedule import check_shares, fit_energy, run_schedule
 from openworld.runtime import distributed
-from ssl_backbones.options import ArchOptions
+from ssl_backbones.backbones import ResNetOptions
 
 
 @contextmanager
@@ -73,7 +73,7 @@ def config() -> RunConfig:
         ),
         pretrain=None,
         model=ModelOptions(
-            arch=ArchOptions(width=0.125),
+            arch=ResNetOptions(width=0.125),
             fpn_channels=8,
             rpn=RpnOptions(train_candidates=5, train_proposals=12, test_proposals=20, anchor_sizes=[8, 16, 32, 64]),
             roi=RoiOptions(sampled_regions=8, hidden_dim=16, score_threshold=0.02),

@@ -40,7 +40,7 @@ from openworld.run.sources import Sources
 from openworld.run.train import Phase, save_progress
 from openworld.runtime.runlog import RunLog
 from openworld.structures import Regions, Target
-from ssl_backbones.options import ArchOptions
+from ssl_backbones.backbones import ResNetOptions
 
 STRATEGIES = ("balanced", "greedy", "random", "herding", "by_score")
 CLASSES = [["a", "b"], ["c"], ["d", "e"]]
@@ -91,7 +91,7 @@ def config(**exemplars: Any) -> RunConfig:
         ),
         model=ModelOptions(
             device="cpu",
-            arch=ArchOptions(arch="resnet18", width=0.125),
+            arch=ResNetOptions(name="resnet18", width=0.125),
             fpn_channels=16,
             rpn=RpnOptions(test_proposals=20),
             roi=RoiOptions(hidden_dim=24, sampled_regions=16),

@@ -14,17 +14,18 @@ import yaml
 
 from openworld.cli import main
 from openworld.errors import ConfigError, HandoverError
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.backbones.resnet import ResNet
 from ssl_backbones.handover import PREPROCESSES, BackboneFile, export_backbone, load_backbone_file
 from ssl_backbones.handover.settings import verify_settings
-from ssl_backbones.nets import ResNet
-from ssl_backbones.options import ArchOptions, Preprocess
+from ssl_backbones.options import Preprocess
 
-ARCH = ArchOptions(arch="resnet50", width=1 / 16, stem_width=4)
+ARCH = ResNetOptions(name="resnet50", width=1 / 16, stem_width=4)
 
 
 def backbone(preprocess: Preprocess = PREPROCESSES["imagenet"], **arch: Any) -> BackboneFile:
     torch.manual_seed(0)
-    options = ArchOptions(**{"arch": "resnet50", "width": 1 / 16, "stem_width": 4, **arch})
+    options = ResNetOptions(**{"name": "resnet50", "width": 1 / 16, "stem_width": 4, **arch})
     return BackboneFile(options, preprocess, ResNet(options).state_dict(), "test", ())
 
 
@@ -87,7 +88,7 @@ def test_torchvision_reads_rgb_whatever_the_pretraining_read(name: str, tmp_path
 def test_torchvisions_own_network_takes_the_file(tmp_path: Path) -> None:
     from torchvision.models import resnet18
 
-    own = backbone(arch="resnet18", width=1.0, stem_width=64)
+    own = backbone(name="resnet18", width=1.0, stem_width=64)
     files = export_backbone(own, "torchvision", tmp_path / "weights.pth")
     network = resnet18(weights=None)
     found = network.load_state_dict(torch.load(files.weights, weights_only=True), strict=False)
@@ -99,7 +100,7 @@ def test_torchvisions_own_network_takes_the_file(tmp_path: Path) -> None:
     [
         ("torchvision", {"stride_in_1x1": True}, "strides in the 1x1"),
         ("detectron2", {"stem": "cifar3x3"}, "stem is cifar3x3"),
-        ("detectron2", {"arch": "resnet18"}, "width 1 alone"),
+        ("detectron2", {"name": "resnet18"}, "width 1 alone"),
         ("detectron2", {"pool_padding": "end"}, "pads at the end"),
     ],
 )

@@ -12,11 +12,12 @@ import torch
 
 from openworld.errors import CheckpointError, HandoverError
 from openworld.runtime.files import sha256_of
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.backbones.resnet import ResNet
 from ssl_backbones.handover import load_backbone_file, stage_features, test_image, verify
-from ssl_backbones.nets import ResNet
-from ssl_backbones.options import IMAGENET_MEAN, IMAGENET_STD, ArchOptions, Preprocess
+from ssl_backbones.options import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
-ARCH = ArchOptions(arch="resnet50", width=0.125, stem_width=16)
+ARCH = ResNetOptions(name="resnet50", width=0.125, stem_width=16)
 PREPROCESS: Preprocess = {"order": "RGB", "range": 1.0, "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
 
 
@@ -38,7 +39,7 @@ def test_safetensors_in_half_precision_without_counters(network: ResNet, tmp_pat
 def write_own(folder: Path, network: ResNet, **changes: Any) -> Path:
     path = folder / "backbone.safetensors"
     safetensors.torch.save_file(network.state_dict(), path)
-    arch = {"arch": "resnet50", "width": 0.125, "stem_width": 16, "stride_in_1x1": True}
+    arch = {"name": "resnet50", "width": 0.125, "stem_width": 16, "stride_in_1x1": True}
     card = {"arch": arch, "preprocess": {**PREPROCESS, "mean": [0.0] * 3}, "sha256": sha256_of(path), **changes}
     (folder / "card.json").write_text(json.dumps(card))
     return path
@@ -65,7 +66,7 @@ def test_what_cannot_be_read(network: ResNet, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_backbone_file(tmp_path / "damaged.safetensors")
     torch.save({"model": {"patch_embed.proj.weight": torch.ones(1)}}, tmp_path / "vit.pth")
-    with pytest.raises(CheckpointError, match="no ResNet found"):
+    with pytest.raises(CheckpointError, match="no backbone found"):
         load_backbone_file(tmp_path / "vit.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="holds a list"):
@@ -83,7 +84,7 @@ def test_the_first_differing_keys_are_named(network: ResNet, tmp_path: Path) -> 
         load_backbone_file(tmp_path / "more.pth")
     torch.save(dict(network.state_dict()), tmp_path / "fine.pth")
     with pytest.raises(CheckpointError, match=r"conv1.weight is \(16, 3, 7, 7\), expected \(32, 3, 7, 7\).*more"):
-        load_backbone_file(tmp_path / "fine.pth", arch=ArchOptions(arch="resnet50", width=0.5))
+        load_backbone_file(tmp_path / "fine.pth", arch=ResNetOptions(name="resnet50", width=0.5))
     deep = {k.replace("layer1.2", "layer1.3"): v for k, v in network.state_dict().items()} | network.state_dict()
     torch.save(deep, tmp_path / "deep.pth")
     with pytest.raises(CheckpointError, match=r"bottleneck blocks \(4, 4, 6, 3\)"):
@@ -91,8 +92,8 @@ def test_the_first_differing_keys_are_named(network: ResNet, tmp_path: Path) -> 
 
 
 def twin(network: ResNet, **changes: Any) -> ResNet:
-    options = {"arch": "resnet50", "width": 0.125, "stem_width": 16, **changes}
-    other = ResNet(ArchOptions(**options))
+    options = {"name": "resnet50", "width": 0.125, "stem_width": 16, **changes}
+    other = ResNet(ResNetOptions(**options))
     other.load_state_dict(network.state_dict())
     return other
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from openworld.errors import CheckpointError
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.backbones.resnet import ResNet
 from ssl_backbones.handover import PREPROCESSES, BackboneFile, load_backbone_file, pickles
-from ssl_backbones.nets import ResNet
-from ssl_backbones.options import ArchOptions
 
-ARCH = ArchOptions(arch="resnet50", width=1 / 16, stem_width=4)
+ARCH = ResNetOptions(name="resnet50", width=1 / 16, stem_width=4)
 Tensors = dict[str, Tensor]
 
 
@@ -431,7 +431,7 @@ class Keys(nn.Module):
 @pytest.mark.parametrize("archive", [True, False])
 def test_clip(archive: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    arch = ArchOptions(arch="resnet50", width=1 / 16, stem_width=4, stem="clip")
+    arch = ResNetOptions(name="resnet50", width=1 / 16, stem_width=4, stem="clip")
     tensors = {key: value.half() if value.ndim == 4 else value for key, value in ResNet(arch).state_dict().items()}
     tensors["attnpool.positional_embedding"] = torch.ones(2, 2)
     if archive:
@@ -444,7 +444,7 @@ def test_clip(archive: bool, tmp_path: Path) -> None:
 
 
 def test_a_stem_for_cifar(tmp_path: Path) -> None:
-    arch = ArchOptions(arch="resnet18", width=1 / 16, stem_width=4, stem="cifar3x3")
+    arch = ResNetOptions(name="resnet18", width=1 / 16, stem_width=4, stem="cifar3x3")
     tensors = ResNet(arch).state_dict()
     torch.save({"model": {**under("encoder.", tensors), **under("head.", mlp(0, 2))}}, tmp_path / "supcon.pth")
     found = load_backbone_file(tmp_path / "supcon.pth")

@@ -12,14 +12,15 @@ from torch.nn import functional as F
 
 from openworld.errors import ConfigError
 from openworld.runtime.seeding import generator
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.backbones.resnet import ResNet
+from ssl_backbones.backbones.twin_resnet import TwinResNet
 from ssl_backbones.method import Batch, Method
 from ssl_backbones.methods import METHODS
 from ssl_backbones.methods.cmc import CMC, YDBDR_FROM_RGB
 from ssl_backbones.methods.instdisc import ContrastBank, InstDisc, generators_of
 from ssl_backbones.methods.pirl import PIRL
-from ssl_backbones.nets import ResNet
-from ssl_backbones.options import ArchOptions, BankOptions, CmcOptions, InstDiscOptions, PirlOptions, PretrainOptions
-from ssl_backbones.twin_resnet import TwinResNet
+from ssl_backbones.options import BankOptions, CmcOptions, InstDiscOptions, PirlOptions, PretrainOptions
 from ssl_backbones.views import RECIPES, sample_view
 
 HERE = ("instdisc", "cmc", "pirl")
@@ -37,7 +38,7 @@ def build(name: str, *, views: str | None = None, arch: dict[str, Any] | None = 
     kinds = {"instdisc": InstDiscOptions, "cmc": CmcOptions, "pirl": PirlOptions}
     settings: dict[str, Any] = {"temperature": TEMPERATURE, "projection_dim": 8, "warmup": 0, "lr": 0.1, **changes}
     settings |= {"view_size": 32, "views": views or name, name: kinds[name](**own)}
-    method = METHODS[name](PretrainOptions(arch=ArchOptions(**{"width": 1 / 16, **(arch or {})}), **settings)).train()
+    method = METHODS[name](PretrainOptions(arch=ResNetOptions(**{"width": 1 / 16, **(arch or {})}), **settings)).train()
     method.allocate(IMAGES)
     return method
 
@@ -245,7 +246,7 @@ def twin_encoders(encoder: TwinResNet) -> list[ResNet]:
     """The two halves as networks of their own, of half the width and with one and two input channels."""
     halves = []
     for number, channels in enumerate((slice(0, 1), slice(1, 3))):
-        half = ResNet(ArchOptions(width=encoder.options.width / 2))
+        half = ResNet(ResNetOptions(width=encoder.options.width / 2))
         half.conv1 = nn.Conv2d(channels.stop - channels.start, half.conv1.out_channels, 7, 2, 3, bias=False)
         state = {}
         for key, value in encoder.state_dict().items():
@@ -283,7 +284,7 @@ def test_cmc_is_two_encoders_and_the_sum_of_two_contrasts(views: str) -> None:
 @pytest.mark.parametrize(("arch", "width"), [("resnet18", 1 / 16), ("resnet50", 1 / 32)])
 def test_cmc_exports_both_encoders_as_one_plain_network(arch: str, width: float) -> None:
     """In training mode: the batch norms of the copy see what those of the two encoders see."""
-    method: CMC = build("cmc", arch={"arch": arch, "width": width, "stem_width": 4})
+    method: CMC = build("cmc", arch={"name": arch, "width": width, "stem_width": 4})
     images, state = torch.randn(4, 3, 48, 48), torch.get_rng_state()
     plain = method.backbone()
     assert torch.equal(state, torch.get_rng_state())  # exporting draws nothing
@@ -310,7 +311,7 @@ def test_cmc_leaves_both_heads_as_one_layer() -> None:
 
 def test_cmc_draws_its_encoders_at_their_own_width() -> None:
     torch.manual_seed(0)
-    twin, half = TwinResNet(ArchOptions(width=1.0), YDBDR_FROM_RGB), ResNet(ArchOptions(width=0.5))
+    twin, half = TwinResNet(ResNetOptions(width=1.0), YDBDR_FROM_RGB), ResNet(ResNetOptions(width=0.5))
     for key in ("layer1.0.conv1.weight", "layer3.0.conv2.weight"):
         one, other = twin.state_dict()[key], half.state_dict()[key]
         assert one.shape[1] == other.shape[1] and one.std().item() == pytest.approx(other.std().item(), rel=0.02)

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch import distributed as dist
 
 from openworld.runtime.distributed import mean_over_ranks, rank
+from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.method import Batch
 from ssl_backbones.methods import METHODS
-from ssl_backbones.options import ArchOptions, CpcOptions, PretrainOptions
+from ssl_backbones.options import CpcOptions, PretrainOptions
 
 SIDES = {"cmc": (16,), "cpc": (28,)}
 
@@ -26,7 +27,7 @@ SIDES = {"cmc": (16,), "cpc": (28,)}
 def step(name: str, rows: slice) -> dict[str, Tensor]:
     """Loss, gradients and buffers after two steps over the rows of a batch of four, averaged over the processes."""
     torch.manual_seed(4)
-    arch = ArchOptions(width=1 / 16, norm="frozen")
+    arch = ResNetOptions(width=1 / 16, norm="frozen")
     cpc = CpcOptions(context_dim=6, directions=4, steps=2)
     options = PretrainOptions(arch=arch, views=name, projection_dim=8, cpc=cpc)  # type: ignore[arg-type]
     method = METHODS[name](options)

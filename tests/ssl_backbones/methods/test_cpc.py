@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 from openworld.errors import ConfigError
 from openworld.runtime.seeding import generator
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.backbones.resnet import ResNet
 from ssl_backbones.contexts import ColumnGRU, MaskedConvolutions
 from ssl_backbones.method import Batch
 from ssl_backbones.methods.cpc import CPC, predictive_info_nce
-from ssl_backbones.nets import ResNet
-from ssl_backbones.options import ArchOptions, CpcOptions, PretrainOptions
+from ssl_backbones.options import CpcOptions, PretrainOptions
 from ssl_backbones.views import RECIPES, sample_view
 
 
@@ -27,7 +28,7 @@ def _one_thread() -> None:
 
 
 def build(views: str = "cpc", norm: str = "batch", **changes: Any) -> CPC:
-    arch = ArchOptions(width=1 / 16, norm=norm)  # type: ignore[arg-type]
+    arch = ResNetOptions(width=1 / 16, norm=norm)  # type: ignore[arg-type]
     own = {key: changes.pop(key) for key in list(changes) if key in CpcOptions.__dataclass_fields__}
     settings: dict[str, Any] = {"projection_dim": 8, "temperature": 1.0, "view_size": 32, "warmup": 0, **changes}
     cpc = CpcOptions(**{"context_dim": 12, **own})
@@ -129,14 +130,14 @@ def test_loss_without_any_preference_is_the_number_of_patches() -> None:
 
 def test_patches_meet_in_batch_norm_and_not_in_layer_norm() -> None:
     for norm, meet in (("batch", True), ("layer", False)):
-        encoder = ResNet(ArchOptions(width=1 / 16, norm=norm)).train()  # type: ignore[arg-type]
+        encoder = ResNet(ResNetOptions(width=1 / 16, norm=norm)).train()  # type: ignore[arg-type]
         patches = torch.randn(4, 3, 32, 32, requires_grad=True)
         (gradient,) = torch.autograd.grad(encoder(patches)[0].sum(), patches)
         assert bool(gradient[1:].abs().sum() > 1e-6) == meet
 
 
 def test_layer_norm_is_torchs_and_its_network_has_no_statistics() -> None:
-    encoder = ResNet(ArchOptions(width=1 / 16, norm="layer"))
+    encoder = ResNet(ResNetOptions(width=1 / 16, norm="layer"))
     x = torch.randn(2, encoder.bn1.num_channels, 5, 6)  # type: ignore[arg-type]
     assert torch.allclose(encoder.bn1(x), nn.LayerNorm(x.shape[1:])(x), atol=1e-6)
     assert not any("running" in key for key in encoder.state_dict())

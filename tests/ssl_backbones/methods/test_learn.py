@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.method import Batch
 from ssl_backbones.methods import METHODS
 from ssl_backbones.optim import build_optimizer, set_learning_rates
-from ssl_backbones.options import ArchOptions, CmcOptions, CpcOptions, InstDiscOptions, PirlOptions, PretrainOptions
+from ssl_backbones.options import CmcOptions, CpcOptions, InstDiscOptions, PirlOptions, PretrainOptions
 
 NEGATIVES = 7
 GUESS = math.log(NEGATIVES + 1) + NEGATIVES * math.log((NEGATIVES + 1) / NEGATIVES)  # of NCE
@@ -57,7 +58,7 @@ def test_the_loss_falls_without_collapse(
     settings |= {"instdisc": InstDiscOptions(**banks), "cmc": CmcOptions(**banks), "pirl": PirlOptions(**banks)}  # type: ignore[arg-type]
     norm: Any = "layer" if settings["views"] == "cpc_v2" else "batch"
     width = 1 / 8 if name == "cmc" else 1 / 16  # of both encoders together
-    method = METHODS[name](PretrainOptions(arch=ArchOptions(width=width, norm=norm), **settings)).train()
+    method = METHODS[name](PretrainOptions(arch=ResNetOptions(width=width, norm=norm), **settings)).train()
     method.allocate(12)
     optimizer, seen = build_optimizer(method.param_groups(1e-4), method.options), []
     for step in range(24):

@@ -15,6 +15,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from openworld.errors import CheckpointError, ConfigError, DataError
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.backbones.resnet import ResNet
 from ssl_backbones.handover.classifier import read_classifier
 from ssl_backbones.images import BatchPlan, ImagePool, find_images, view_batches
 from ssl_backbones.method import Batch, Method
@@ -22,9 +24,8 @@ from ssl_backbones.methods import METHODS
 from ssl_backbones.methods.clip import CLIP, AttentionPool
 from ssl_backbones.methods.curl import CURL
 from ssl_backbones.methods.distillation import Distillation, converted
-from ssl_backbones.nets import ResNet
 from ssl_backbones.optim import build_optimizer, set_learning_rates
-from ssl_backbones.options import ArchOptions, ClipOptions, CurlOptions, DistillationOptions, PretrainOptions
+from ssl_backbones.options import ClipOptions, CurlOptions, DistillationOptions, PretrainOptions
 from ssl_backbones.pretrain import pretrain
 from ssl_backbones.views import RECIPES, sample_square, sample_view
 
@@ -42,7 +43,7 @@ def _one_thread() -> None:
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network with a classifier of 5 classes, as torchvision saves it."""
     torch.manual_seed(1)
-    path, network = tmp_path_factory.mktemp("teacher") / "teacher.safetensors", ResNet(ArchOptions(width=1 / 8))
+    path, network = tmp_path_factory.mktemp("teacher") / "teacher.safetensors", ResNet(ResNetOptions(width=1 / 8))
     for _ in range(3):
         network(torch.randn(8, 3, 32, 32))  # statistics of batch norm
     fc = {"fc.weight": torch.randn(5, network.dim), "fc.bias": torch.randn(5)}
@@ -63,7 +64,7 @@ def options(name: str, teacher: Path | None = None, **changes: Any) -> PretrainO
     return PretrainOptions(
         method=name,  # type: ignore[arg-type]
         views=name,  # type: ignore[arg-type]
-        arch=ArchOptions(width=1 / 16),
+        arch=ResNetOptions(width=1 / 16),
         **{**small, **changes},
     )
 
@@ -178,7 +179,7 @@ def test_attention_pool_is_multi_head_attention_of_the_mean() -> None:
 
 
 def test_clip_pools_the_cells_that_its_views_have() -> None:
-    for arch, side in ((ArchOptions(width=1 / 16), 96), (ArchOptions(width=1 / 16, stem="cifar3x3"), 16)):
+    for arch, side in ((ResNetOptions(width=1 / 16), 96), (ResNetOptions(width=1 / 16, stem="cifar3x3"), 16)):
         method = CLIP(dataclasses.replace(options("clip", view_size=side), arch=arch))
         cells = method.encoder.forward_stages(torch.rand(2, 3, side, side))["c5"]
         assert method.pool(cells).shape == (2, 16) and cells[0, 0].numel() > 1
@@ -292,7 +293,7 @@ def test_distillation_of_classes_is_the_divergence_and_a_constant(teacher: Path)
     method = Distillation(options("distillation", distillation=own, temperature=0.7)).train()
     given = batch("distillation")
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    network = ResNet(ArchOptions(width=1 / 8)).eval()
+    network = ResNet(ResNetOptions(width=1 / 8)).eval()
     file = safetensors.torch.load_file(teacher)
     network.load_state_dict({key: value for key, value in file.items() if not key.startswith("fc.")})
     features = network((given.views[0] - mean) / std)  # the views are in [0, 1]

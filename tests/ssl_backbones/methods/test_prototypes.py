@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openworld.errors import ConfigError
+from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.losses import sinkhorn
 from ssl_backbones.method import Batch, Method
 from ssl_backbones.methods import METHODS
@@ -24,7 +25,6 @@ from ssl_backbones.methods.sela_v2 import SeLaV2
 from ssl_backbones.methods.swav import SwAV
 from ssl_backbones.optim import build_optimizer, set_learning_rates
 from ssl_backbones.options import (
-    ArchOptions,
     DeepClusterV2Options,
     DinoOptions,
     NnclrOptions,
@@ -59,7 +59,7 @@ def options(**changes: Any) -> PretrainOptions:
         "sela_v2": SelaV2Options(clusters=[4, 6, 5]),
         "dino": DinoOptions(outputs=24, frozen_steps=1),
     }
-    return PretrainOptions(arch=ArchOptions(width=1 / 16), **{**small, **changes})
+    return PretrainOptions(arch=ResNetOptions(width=1 / 16), **{**small, **changes})
 
 
 def build(name: str, **changes: Any) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from openworld.runtime.distributed import mean_over_ranks, rank, world_size
-from ssl_backbones import method as method_module
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.backbones.base import Backbone
+from ssl_backbones.backbones.resnet import ResNet
 from ssl_backbones.method import Batch, Method
 from ssl_backbones.methods import METHODS
-from ssl_backbones.nets import ResNet
 from ssl_backbones.options import (
-    ArchOptions,
     BarlowTwinsOptions,
     ByolOptions,
     ClipOptions,
@@ -58,21 +58,27 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 SIDES = {"image": (3, 16), "frames": (9, 16), "patches": (3, 36)}
 
 
-class Encoder(nn.Module):
-    """Stands for the ResNet."""
+class Encoder(Backbone):
+    """Stands for a backbone: two convolutions."""
 
-    dim = 8
-
-    def __init__(self, arch: ArchOptions) -> None:
-        super().__init__()
+    def __init__(self, arch: EncoderOptions) -> None:
+        super().__init__(arch, {"c2": 6, "c3": 6, "c4": 6, "c5": 8})
         self.conv1, self.conv2 = nn.Conv2d(3, 6, 3, stride=2), nn.Conv2d(6, self.dim, 3, stride=2)
         self.norm = nn.BatchNorm2d(6) if arch.norm == "batch" else nn.Identity()
 
-    def forward_stages(self, images: Tensor) -> dict[str, Tensor]:
-        return {"c5": self.conv2(self.norm(self.conv1(images)).relu())}
+    def stem(self, images: Tensor) -> Tensor:
+        return self.norm(self.conv1(images)).relu()
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.forward_stages(images)["c5"].mean(dim=(2, 3))
+    def stages(self) -> list[nn.Module]:
+        return [nn.Identity(), nn.Identity(), nn.Identity(), self.conv2]
+
+
+@dataclass(kw_only=True)
+class EncoderOptions(ResNetOptions):
+    """Of the network above."""
+
+    def build(self) -> Encoder:  # type: ignore[override]
+        return Encoder(self)
 
 
 def build(case: str, folder: Path) -> Method:
@@ -82,7 +88,7 @@ def build(case: str, folder: Path) -> Method:
     options = PretrainOptions(
         method=name,  # type: ignore[arg-type]
         views=views,  # type: ignore[arg-type]
-        arch=ArchOptions(width=1 / 16, norm="batch" if case == SHUFFLED else "frozen"),
+        arch=EncoderOptions(norm="batch" if case == SHUFFLED else "frozen"),
         view_size=32,
         projection_dim=8,
         queue_size=11,
@@ -103,9 +109,7 @@ def build(case: str, folder: Path) -> Method:
         distillation=DistillationOptions(teacher=str(folder / "teacher.safetensors"), teacher_temperature=0.5),
     )
     torch.manual_seed(3)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(method_module, "ResNet", Encoder)
-        method = METHODS[name](options)
+    method = METHODS[name](options)
     method.allocate(IMAGES)
     method.train()
     for module in method.modules():
@@ -175,7 +179,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("ranks")
-    safetensors.torch.save_file(ResNet(ArchOptions(width=1 / 32)).state_dict(), folder / "teacher.safetensors")
+    safetensors.torch.save_file(ResNet(ResNetOptions(width=1 / 32)).state_dict(), folder / "teacher.safetensors")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     commands = [[sys.executable, __file__, str(number), str(folder)] for number in range(2)]
     started = [subprocess.Popen(command, env=environment) for command in commands]

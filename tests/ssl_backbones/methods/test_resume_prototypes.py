@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.images import find_images
 from ssl_backbones.method import Method
 from ssl_backbones.methods import METHODS
 from ssl_backbones.options import (
-    ArchOptions,
     CmcOptions,
     CpcOptions,
     DeepClusterV2Options,
@@ -57,7 +57,7 @@ SMALL: dict[str, Any] = {
 
 def options(name: str, **changes: Any) -> PretrainOptions:
     views = {"pcl_v1": "moco_v1", "nnclr": "simclr"}.get(name, name if name in RECIPES else "moco_v2")
-    return PretrainOptions(method=name, views=views, arch=ArchOptions(width=1 / 16), **{**SMALL, **changes})  # type: ignore[arg-type]
+    return PretrainOptions(method=name, views=views, arch=ResNetOptions(width=1 / 16), **{**SMALL, **changes})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openworld.errors import DataError
+from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.method import Batch, Method, spread
 from ssl_backbones.methods import METHODS
 from ssl_backbones.methods.barlow_twins import BarlowTwins
@@ -23,7 +24,6 @@ from ssl_backbones.methods.simsiam import SimSiam
 from ssl_backbones.methods.sup_con import SupCon
 from ssl_backbones.optim import build_optimizer, set_learning_rates
 from ssl_backbones.options import (
-    ArchOptions,
     BarlowTwinsOptions,
     ByolOptions,
     MoCoV3Options,
@@ -50,7 +50,7 @@ def options(**changes: Any) -> PretrainOptions:
         "simsiam": SimSiamOptions(predictor_dim=16),
         "barlow_twins": BarlowTwinsOptions(hidden_dim=64),
     }
-    return PretrainOptions(arch=ArchOptions(width=1 / 16), warmup=0, **{**heads, **changes})
+    return PretrainOptions(arch=ResNetOptions(width=1 / 16), warmup=0, **{**heads, **changes})
 
 
 def batch(step: int = 0, count: int = 16) -> Batch:
@@ -104,7 +104,7 @@ def layers(head: nn.Module) -> list[str]:
 
 def test_heads_are_the_papers() -> None:
     """Widths as published, on a ResNet-50 of few channels."""
-    wide = ArchOptions(arch="resnet50", width=1 / 64, stem_width=1)
+    wide = ResNetOptions(name="resnet50", width=1 / 64, stem_width=1)
     chosen = PretrainOptions(
         arch=wide, projection_dim=256, byol=ByolOptions(hidden_dim=4096), moco_v3=MoCoV3Options(hidden_dim=4096)
     )

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.method import Batch, spread
 from ssl_backbones.methods import METHODS
 from ssl_backbones.methods.moco import MoCoV2, grouped
 from ssl_backbones.methods.simclr import SimCLR
-from ssl_backbones.options import ArchOptions, DeepClusterV2Options, PclOptions, PretrainOptions, SelaV2Options
+from ssl_backbones.options import DeepClusterV2Options, PclOptions, PretrainOptions, SelaV2Options
 from ssl_backbones.views import RECIPES
 
 
@@ -23,7 +24,7 @@ def options(**changes: object) -> PretrainOptions:
         "deepcluster_v2": DeepClusterV2Options(clusters=[2, 3]),
         "sela_v2": SelaV2Options(clusters=[2, 3]),
     }
-    return PretrainOptions(arch=ArchOptions(width=0.125), view_size=32, queue_size=12, **{**clusters, **changes})  # type: ignore[arg-type]
+    return PretrainOptions(arch=ResNetOptions(width=0.125), view_size=32, queue_size=12, **{**clusters, **changes})  # type: ignore[arg-type]
 
 
 def batch(count: int = 4, kinds: Sequence[str] = ("image", "image")) -> Batch:

@@ -12,15 +12,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openworld.errors import DataError
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.backbones.resnet import ResNet
 from ssl_backbones.images import ImagePool, find_images
-from ssl_backbones.nets import ResNet
-from ssl_backbones.options import ArchOptions, PretrainOptions
+from ssl_backbones.options import PretrainOptions
 from ssl_backbones.probes.features import features_of, spread_evenly, with_statistics
 from ssl_backbones.probes.labelled import LabelledSet, classes_of, from_crops, from_folder, hold_out
 from ssl_backbones.probes.table import Probes
 from ssl_backbones.views import RECIPES, evaluation_view
 
-NETWORK = ArchOptions(width=1 / 16, stem="cifar3x3")
+NETWORK = ResNetOptions(width=1 / 16, stem="cifar3x3")
 OPTIONS = PretrainOptions(arch=NETWORK, view_size=16, knn_k=3)
 
 

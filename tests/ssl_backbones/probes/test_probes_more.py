@@ -13,10 +13,11 @@ from torch import nn
 from openworld.cli import main
 from openworld.errors import CheckpointError, ConfigError, DataError
 from openworld.runtime.files import sha256_of
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.backbones.resnet import ResNet
 from ssl_backbones.handover import PREPROCESSES
 from ssl_backbones.handover.projector import load_projector, projector_file, write_projector
-from ssl_backbones.nets import ResNet, mlp
-from ssl_backbones.options import ArchOptions
+from ssl_backbones.heads import mlp
 from ssl_backbones.probes.digits import draw_digits, draw_many
 from ssl_backbones.probes.frozen import FrozenProbes
 from ssl_backbones.probes.labelled import from_crops
@@ -32,7 +33,7 @@ from ssl_backbones.probes.transform import TRANSFORMS, TransformOptions, guess_a
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ARCH = ArchOptions(width=1 / 16, stem="cifar3x3")
+ARCH = ResNetOptions(width=1 / 16, stem="cifar3x3")
 
 
 def crops(count: int, side: int = 12) -> tuple[list[torch.Tensor], list[str]]:

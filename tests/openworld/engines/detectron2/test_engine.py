@@ -21,22 +21,22 @@ from openworld.labels import LabelSpace
 from openworld.methods.ore.method import Ore
 from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, UnknownLabelOptions
 from openworld.structures import Regions, Target
-from ssl_backbones.nets import ResNet
-from ssl_backbones.options import ArchOptions
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.backbones.resnet import ResNet
 from tests.regions import training_step
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("one_thread")]
 
 SPACE = LabelSpace.of((("cat", "dog"), ("car",)), 1)
-TINY = ArchOptions(arch="resnet18", width=0.125)
+TINY = ResNetOptions(name="resnet18", width=0.125)
 CLOSE = 1e-4
 
 CASES = {
     "fpn": ModelOptions(arch=TINY, neck="fpn", fpn_channels=16),
     "c4": ModelOptions(arch=TINY, neck="c4"),
     "fpn as the reference code": ModelOptions(
-        arch=replace(TINY, arch="resnet50"),
+        arch=replace(TINY, name="resnet50"),
         fpn_channels=16,
         head="fixed",
         rpn=RpnOptions(min_side_px=0, smooth_l1_beta=0),
@@ -52,7 +52,7 @@ CASES = {
         ),
     ),
     "c4 as the reference code": ModelOptions(
-        arch=replace(TINY, arch="resnet50", stride_in_1x1=True, pool_padding="end"),
+        arch=replace(TINY, name="resnet50", stride_in_1x1=True, pool_padding="end"),
         neck="c4",
         head="fixed",
         rpn=RpnOptions(min_side_px=0, smooth_l1_beta=0),
@@ -198,7 +198,7 @@ def test_frozen_stages_and_bf16() -> None:
 # -- backbones --------------------------------------------------------------------------------------------------------
 
 
-def written_backbone(path: Path, arch: ArchOptions) -> Path:
+def written_backbone(path: Path, arch: ResNetOptions) -> Path:
     torch.manual_seed(5)
     network = ResNet(arch)
     for module in network.modules():
@@ -214,7 +214,7 @@ def written_backbone(path: Path, arch: ArchOptions) -> Path:
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
 def test_a_backbone_arrives_verified(tmp_path: Path, neck: Any, norm: Any) -> None:
     """The stride in the 1x1 leaves no trace in the file; freezing leaves the right number of parameters to train."""
-    arch = replace(TINY, arch="resnet50", stride_in_1x1=True)
+    arch = replace(TINY, name="resnet50", stride_in_1x1=True)
     options = ModelOptions(engine="detectron2", arch=arch, neck=neck, norm=norm, freeze_stages=3, fpn_channels=16)
     file = written_backbone(tmp_path, arch)
     theirs: Any = build_engine(SPACE, options, file)
@@ -230,7 +230,7 @@ def test_a_wrong_stride_is_noticed(tmp_path: Path) -> None:
     from openworld.engines.weights import load_backbone
     from ssl_backbones.handover import load_backbone_file
 
-    arch = replace(TINY, arch="resnet50")
+    arch = replace(TINY, name="resnet50")
     backbone = load_backbone_file(written_backbone(tmp_path, arch), arch=arch)
     wrong = Detectron2RCNN(SPACE, replace(arch, stride_in_1x1=True), ModelOptions(neck="c4"))
     with pytest.raises(HandoverError, match="C3"):

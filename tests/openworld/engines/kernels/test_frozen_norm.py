@@ -10,16 +10,16 @@ from torchvision.ops import FrozenBatchNorm2d
 from openworld.engines.backbone import build_features
 from openworld.engines.kernels.frozen_norm import fold_frozen_norms
 from openworld.engines.options import ModelOptions
-from ssl_backbones.nets import ResNet
-from ssl_backbones.options import ArchOptions
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.backbones.resnet import ResNet
 
 ARCHS = [
-    ArchOptions(arch="resnet18", width=0.125, norm="frozen"),
-    ArchOptions(arch="resnet50", width=0.125, norm="frozen", stride_in_1x1=True, pool_padding="end"),
+    ResNetOptions(name="resnet18", width=0.125, norm="frozen"),
+    ResNetOptions(name="resnet50", width=0.125, norm="frozen", stride_in_1x1=True, pool_padding="end"),
 ]
 
 
-def network(arch: ArchOptions) -> ResNet:
+def network(arch: ResNetOptions) -> ResNet:
     """With statistics of which none is 0 or 1."""
     torch.manual_seed(0)
     body = ResNet(arch)
@@ -47,9 +47,9 @@ def assert_close(given: list[Tensor], wanted: list[Tensor], tolerance: float) ->
         assert float((one - other).detach().abs().max()) <= tolerance * float(other.detach().abs().max())
 
 
-@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.arch)
+@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 2e-6)])
-def test_the_function_and_its_gradient_stay(arch: ArchOptions, dtype: torch.dtype, tolerance: float) -> None:
+def test_the_function_and_its_gradient_stay(arch: ResNetOptions, dtype: torch.dtype, tolerance: float) -> None:
     plain = network(arch).to(dtype)
     folded = copy.deepcopy(plain)
     norms = sum(isinstance(module, FrozenBatchNorm2d) for module in plain.modules())
@@ -73,7 +73,7 @@ def test_state_moves_between_folded_and_plain() -> None:
 
 
 def test_the_norms_of_frozen_stages_are_folded_and_the_others_train() -> None:
-    options = ModelOptions(arch=ArchOptions(arch="resnet18", width=0.125), freeze_stages=2, fpn_channels=8)
+    options = ModelOptions(arch=ResNetOptions(name="resnet18", width=0.125), freeze_stages=2, fpn_channels=8)
     assert options.arch is not None
     plain = network(options.arch)
     body = build_features(copy.deepcopy(plain), options).body

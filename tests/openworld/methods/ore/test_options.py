@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from openworld.data.options import ExemplarOptions
 from openworld.errors import ConfigError
 from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, UnknownLabelOptions
 
@@ -47,8 +46,6 @@ from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, Unkn
         (EnergyOptions, "unknown_contradiction", "relabel"),
         (EnergyOptions, "min_separation", 2.0),
         (EnergyOptions, "unknown_region_iou", -0.1),
-        (ExemplarOptions, "per_class", 0),
-        (ExemplarOptions, "strategy", "best"),
     ],
 )
 def test_out_of_range(options: Any, field: str, value: Any) -> None:

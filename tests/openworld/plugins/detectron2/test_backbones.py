@@ -20,8 +20,8 @@ from openworld.errors import HandoverError
 from openworld.plugins.detectron2 import command, verify_backbone
 from openworld.plugins.detectron2.backbones import load_backbone
 from openworld.runtime.files import sha256_of
-from ssl_backbones.nets import ResNet
-from ssl_backbones.options import ArchOptions
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.backbones.resnet import ResNet
 
 pytestmark = pytest.mark.detectron2
 
@@ -32,7 +32,7 @@ CAFFE = {"order": "BGR", "range": 255.0, "mean": [103.5, 116.3, 123.7], "std": [
 def backbone(tmp_path: Path) -> Path:
     """A narrow ResNet-50 with the stride in the 1x1 that sees BGR from 0 to 255, with its card."""
     torch.manual_seed(0)
-    arch = ArchOptions(arch="resnet50", width=0.125, stride_in_1x1=True)
+    arch = ResNetOptions(name="resnet50", width=0.125, stride_in_1x1=True)
     network = ResNet(arch)
     nn.init.normal_(network.conv1.weight, std=0.001)
     folder = tmp_path / "backbone"

@@ -21,10 +21,10 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from openworld.cli import main
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.backbones.resnet import ResNet
 from ssl_backbones.handover import PREPROCESSES, load_backbone_file
 from ssl_backbones.handover.verify import stage_features, test_image
-from ssl_backbones.nets import ResNet
-from ssl_backbones.options import ArchOptions
 
 pytestmark = pytest.mark.detectron2
 
@@ -49,7 +49,7 @@ def pretrained(tmp_path: Path) -> Callable[[str, bool], Path]:
 
     def write(preprocess: str, stride_in_1x1: bool) -> Path:
         torch.manual_seed(0)
-        network = ResNet(ArchOptions(arch="resnet50", width=0.125, stride_in_1x1=stride_in_1x1))
+        network = ResNet(ResNetOptions(name="resnet50", width=0.125, stride_in_1x1=stride_in_1x1))
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.normal_(module.running_mean, 0, 0.1)  # type: ignore[arg-type]

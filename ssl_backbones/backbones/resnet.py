@@ -1,27 +1,21 @@
-"""ResNets and projection heads.
+"""ResNets (He et al., CVPR 2016), made of torchvision's blocks.
 
-Shapes: N images, H x W pixels, D channels of the last stage.
+Shapes: N images, H x W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
-from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
-from ssl_backbones.options import ArchOptions
-
-BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-}
+from openworld.runtime.modules import convolution_as, replace_modules
+from ssl_backbones.backbones.base import Backbone
+from ssl_backbones.backbones.options import STAGES
+from ssl_backbones.backbones.resnet_options import BLOCKS, ResNetOptions
 
 NORMS: dict[str, Callable[..., nn.Module]] = {
     "batch": nn.BatchNorm2d,
@@ -30,23 +24,21 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-class ResNet(nn.Module):
-    """ResNet without classifier, made of torchvision's blocks under torchvision's names (conv1, bn1, layer1..layer4).
+class ResNet(Backbone):
+    """ResNet without classifier, under torchvision's names (conv1, bn1, layer1..layer4).
 
     At ``width`` 1 its keys and its numbers are those of ``torchvision.models`` without ``fc``, or with the stem
     ``clip`` those of CLIP's image tower without ``attnpool``. Keys do not depend on ``stride_in_1x1``,
     ``pool_padding`` and ``conv_padding``: a file loads either way, only the features tell (see handover.verify).
-
-    Attributes:
-        options: the :class:`ArchOptions` it was made from.
-        channels: channels of each stage, by name ``c2``..``c5``.
-        dim: D, channels of ``c5``.
     """
 
-    def __init__(self, options: ArchOptions) -> None:
-        super().__init__()
-        self.options = options
-        block, counts = BLOCKS[options.arch]
+    options: ResNetOptions
+
+    def __init__(self, options: ResNetOptions) -> None:
+        kind, counts = BLOCKS[options.name]
+        block = Bottleneck if kind == "bottleneck" else BasicBlock
+        planes = [max(1, round(64 * 2**stage * options.width)) for stage in range(4)]
+        super().__init__(options, {name: width * block.expansion for name, width in zip(STAGES, planes, strict=True)})
         norm = NORMS[options.norm]
         stem_width = options.stem_width or max(1, round(64 * options.width))
         if options.stem == "imagenet7x7":
@@ -64,16 +56,13 @@ class ResNet(nn.Module):
         if options.stem != "clip":
             self.bn1 = norm(stem_width)
         self.relu = nn.ReLU(inplace=True)
-        inplanes, self.channels = stem_width, {}
+        inplanes = stem_width
         for stage, count in enumerate(counts):
-            planes = max(1, round(64 * 2**stage * options.width))
-            layer = _stage(block, inplanes, planes, count, 1 if stage == 0 else 2, norm, options)
+            layer = _stage(block, inplanes, planes[stage], count, 1 if stage == 0 else 2, norm, options)
             self.add_module(f"layer{stage + 1}", layer)
-            inplanes = planes * block.expansion
-            self.channels[f"c{stage + 2}"] = inplanes
-        self.dim = inplanes
+            inplanes = planes[stage] * block.expansion
         if options.conv_padding == "end":
-            _pad_at_end(self)
+            replace_modules(self, _end_padded)
         self._initialise(options.zero_init_residual)
 
     def _initialise(self, zero_init_residual: bool) -> None:
@@ -87,26 +76,17 @@ class ResNet(nn.Module):
                     last = module.bn3 if isinstance(module, Bottleneck) else module.bn2
                     nn.init.zeros_(last.weight)
 
-    def forward_stages(self, images: Tensor, last: str = "c5") -> dict[str, Tensor]:
-        """Feature maps after each stage.
+    def stages(self) -> list[nn.Module]:
+        """See :class:`Backbone`."""
+        return [self.get_submodule(f"layer{number}") for number in range(1, 5)]
 
-        Args:
-            images: (N, 3, H, W) float, already preprocessed.
-            last: stage to stop after; later ones are neither computed nor returned.
+    @property
+    def c4_head(self) -> nn.Module:
+        """See :class:`Backbone`."""
+        return self.stages()[-1]
 
-        Returns:
-            ``c2``..``c5``: (N, channels, H/s, W/s) with s = 4, 8, 16, 32 (1, 2, 4, 8 for the 3x3 stem).
-        """
-        x = self._stem(images)
-        stages = {}
-        for stage in range(4):
-            x = self.get_submodule(f"layer{stage + 1}")(x)
-            stages[f"c{stage + 2}"] = x
-            if f"c{stage + 2}" == last:
-                break
-        return stages
-
-    def _stem(self, images: Tensor) -> Tensor:
+    def stem(self, images: Tensor) -> Tensor:
+        """See :class:`Backbone`."""
         x: Tensor = self.relu(self.bn1(self.conv1(images)))
         if self.options.stem != "clip":
             x = self.maxpool(x)
@@ -116,10 +96,6 @@ class ResNet(nn.Module):
         x = self.avgpool(x)
         return x
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Global average of ``c5``: (N, 3, H, W) -> (N, D)."""
-        return torch.flatten(nn.functional.adaptive_avg_pool2d(self.forward_stages(images)["c5"], 1), 1)
-
 
 def _stage(
     block: type[BasicBlock] | type[Bottleneck],
@@ -128,7 +104,7 @@ def _stage(
     count: int,
     stride: int,
     norm: Callable[..., nn.Module],
-    options: ArchOptions,
+    options: ResNetOptions,
 ) -> nn.Sequential:
     """One stage: a block that may stride and widen, then ``count - 1`` that keep the shape."""
     outplanes = planes * block.expansion
@@ -185,39 +161,8 @@ class _EndPaddedConv2d(nn.Conv2d):
         return nn.functional.conv2d(nn.functional.pad(x, edges), self.weight, None, self.stride)
 
 
-def _pad_at_end(network: nn.Module) -> None:
-    """Let the strided convolutions wider than 1x1 pad at the end; the others cannot tell the difference."""
-    for module in network.modules():
-        if type(module) is nn.Conv2d and module.stride[0] > 1 and module.kernel_size[0] > 1:
-            module.__class__ = _EndPaddedConv2d
-
-
-def mlp(
-    dims: Sequence[int],
-    *,
-    hidden_norm: bool,
-    last_norm: Literal["none", "affine", "scale", "plain"] = "none",
-    bias: bool = True,
-    last_bias: bool | None = None,
-) -> nn.Sequential:
-    """A projection or prediction head: Linear (, BatchNorm), ReLU, ..., Linear (, BatchNorm).
-
-    Args:
-        dims: widths from the input to the output, at least two.
-        hidden_norm: batch norm before each ReLU.
-        last_norm: batch norm on the output: none, with scale and shift, with scale only, or without parameters.
-        bias: biases of the linear layers.
-        last_bias: bias of the last of them, where it differs.
-    """
-    layers: list[nn.Module] = []
-    for position, (inside, outside) in enumerate(pairwise(dims)):
-        last = position == len(dims) - 2
-        layers.append(nn.Linear(inside, outside, bias=last_bias if last and last_bias is not None else bias))
-        if not last:
-            layers += [nn.BatchNorm1d(outside)] * hidden_norm + [nn.ReLU(inplace=True)]
-    if last_norm != "none":
-        norm = nn.BatchNorm1d(dims[-1], affine=last_norm != "plain")
-        if last_norm == "scale":
-            norm.bias.requires_grad_(False)
-        layers.append(norm)
-    return nn.Sequential(*layers)
+def _end_padded(module: nn.Module) -> _EndPaddedConv2d | None:
+    """Rule for strided convolutions wider than 1x1; to the others the padding makes no difference."""
+    if type(module) is nn.Conv2d and module.stride[0] > 1 and module.kernel_size[0] > 1:
+        return convolution_as(_EndPaddedConv2d, module)
+    return None

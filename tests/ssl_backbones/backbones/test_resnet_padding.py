@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_backbones.nets import ResNet
-from ssl_backbones.options import ArchOptions
+from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.backbones.resnet import ResNet
 
 
 def norm(x: Tensor, tensors: dict[str, Tensor], name: str) -> Tensor:
@@ -19,7 +19,7 @@ def norm(x: Tensor, tensors: dict[str, Tensor], name: str) -> Tensor:
 def test_clips_image_tower_by_hand() -> None:
     """clip/model.py: three convolutions, average pools in place of strides."""
     torch.manual_seed(0)
-    network = ResNet(ArchOptions(arch="resnet50", width=1 / 16, stem_width=4, stem="clip")).eval()
+    network = ResNet(ResNetOptions(name="resnet50", width=1 / 16, stem_width=4, stem="clip")).eval()
     t = {key: torch.rand_like(value.float()) - 0.3 * (value.ndim == 4) for key, value in network.state_dict().items()}
     network.load_state_dict(t)
     x = images = torch.rand(1, 3, 32, 64)
@@ -46,7 +46,7 @@ def test_clips_image_tower_by_hand() -> None:
 def test_padding_at_the_end_as_same(height: int, width: int) -> None:
     """SAME by its definition: ceil(side / 2) outputs, and of the missing rows the smaller half before the image."""
     torch.manual_seed(0)
-    network = ResNet(ArchOptions(arch="resnet18", width=1 / 16, stem_width=4, conv_padding="end"))
+    network = ResNet(ResNetOptions(name="resnet18", width=1 / 16, stem_width=4, conv_padding="end"))
     images = torch.rand(1, 3, height, width)
     found = network.conv1(images)
     rows, columns = -(-height // 2), -(-width // 2)

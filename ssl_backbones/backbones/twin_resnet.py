@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from openworld.errors import ConfigError
-from ssl_backbones.nets import ResNet
-from ssl_backbones.options import ArchOptions
+from ssl_backbones.backbones.resnet import ResNet
+from ssl_backbones.backbones.resnet_options import ResNetOptions
 
 
 class TwinResNet(ResNet):
@@ -20,7 +20,7 @@ class TwinResNet(ResNet):
     other two into the second, folded together with the linear map from the channels of the image.
     """
 
-    def __init__(self, options: ArchOptions, colours: tuple[tuple[float, float, float], ...]) -> None:
+    def __init__(self, options: ResNetOptions, colours: tuple[tuple[float, float, float], ...]) -> None:
         """``colours``: (3, 3) the colour space's channels from those of the image, luminance first.
 
         Raises:

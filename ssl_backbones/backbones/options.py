@@ -1,0 +1,119 @@
+"""What the options of every backbone family tell: which network they name, and how its files are recognised."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args, get_type_hints
+
+from openworld.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ssl_backbones.backbones.base import Backbone
+
+STAGES = ("c2", "c3", "c4", "c5")
+"""Names of the stages, finest first."""
+
+
+@dataclass(kw_only=True)
+class BackboneOptions(ABC):
+    """A network of one family. ``name`` chooses the family, see :meth:`named`."""
+
+    first_convolution: ClassVar[str]
+    """Name of the convolution that reads the colours, in the network."""
+    keys: ClassVar[str]
+    """Regular expression that matches the start of each key of the network's state dict, and of no classifier's."""
+    telling_keys: ClassVar[tuple[str, ...]]
+    """Keys by which a state dict of the family is recognised: all are there."""
+
+    name: str
+    """Which network of the family."""
+
+    @classmethod
+    def named(cls, name: str) -> type[BackboneOptions]:
+        """The options of the family that has a network of this name.
+
+        Raises:
+            ConfigError: no family has.
+        """
+        from ssl_backbones.backbones import FAMILIES
+
+        for family in FAMILIES.values():
+            if name in family.names():
+                return family
+        known = [known for family in FAMILIES.values() for known in family.names()]
+        raise ConfigError(f"arch.name is {name!r}", remedy=f"choose one of {', '.join(known)}")
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The networks of the family: the values of its ``name``."""
+        return get_args(get_type_hints(cls)["name"])
+
+    @classmethod
+    def of_card(cls, values: Mapping[str, Any]) -> BackboneOptions:
+        """The options as :func:`dataclasses.asdict` writes them to a card.
+
+        Raises:
+            ConfigError: no network of this name, or a value that it does not have.
+            KeyError: no name.
+            TypeError: a field that the family does not have.
+        """
+        return cls.named(values["name"])(**values)
+
+    @classmethod
+    @abstractmethod
+    def of_shapes(cls, shapes: Mapping[str, Sequence[int]], where: str) -> Self:
+        """Read depth and widths off the shapes of a state dict's tensors.
+
+        Args:
+            shapes: by key; the family's ``telling_keys`` are among them.
+            where: names the file in errors.
+
+        Raises:
+            CheckpointError: no network of the family has such shapes.
+        """
+
+    @abstractmethod
+    def build(self) -> Backbone:
+        """The network, with random weights."""
+
+    @property
+    @abstractmethod
+    def strides(self) -> dict[str, int]:
+        """Pixels per cell of each stage, ``c2``..``c5``: powers of two, finest first."""
+
+    @abstractmethod
+    def in_detector(self, norm: Literal["batch", "frozen"]) -> Self:
+        """The network that a detector with ``model.norm`` has.
+
+        Raises:
+            ConfigError: the network has no such norm.
+            HandoverError: a pretrained network of these options is not one for a detector.
+        """
+
+    @abstractmethod
+    def without_initialisation(self) -> Self:
+        """With defaults where an option concerns random weights only: two trained networks are alike if these are."""
+
+    def alternatives(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Networks that load the same tensors and compute other features: what is different in words, and the options.
+
+        The keys and shapes of a state dict cannot tell them apart; :mod:`ssl_backbones.handover.verify` does.
+        """
+        yield from ()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
+    """Raise ConfigError unless the value is one of those allowed."""
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}", remedy=f"choose one of {', '.join(allowed)}")
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """Raise ConfigError unless the value is at least ``least``."""
+    if not value >= least:
+        raise ConfigError(f"{name} is {value}", remedy=f"choose a value of at least {least:g}")
