@@ -10,12 +10,12 @@ from PIL import Image
 
 from openworld.config import RunConfig
 from openworld.data.images import load_image
-from openworld.detector import load_task
 from openworld.errors import DataError
 from openworld.labels import LabelSpace
-from openworld.predictions.file import PredictedImage, write_predictions
+from openworld.predictions.file import PredictedImage
 from openworld.report.draw import draw_detections
-from openworld.run.detect import detect_images, find_images
+from openworld.run.checkpoints import load_task
+from openworld.run.detect import detect_images, find_images, write_detections
 from openworld.runtime.runlog import progress_bar
 from openworld.structures import Detections
 
@@ -73,7 +73,7 @@ def predict_folder(
             where=str(images),
             remedy="check the files",
         )
-    write_predictions(output / "predictions.json", space, entries)
+    write_detections(output / "predictions.json", detector, entries)
     return len(entries), broken
 
 
