@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openworld.configfile import find_config, read_options, with_options
 from openworld.engines.detectron2.names import PREDICTOR, detectron2_name
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
 from openworld.engines.torchvision_rcnn import IMAGENET_STD, OpenWorldRCNN
@@ -66,12 +67,12 @@ def read_detectron2(path: Path) -> dict[str, Tensor]:
             dictionary.
 
     Raises:
-        CheckpointError: see :func:`read_pickle`; or the content is no dictionary of tensors or arrays.
+        CheckpointError: see :func:`read_pickle`; or the content is not a dictionary of tensors or arrays.
     """
     content = read_pickle(path)
     model = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(model, dict) or not model:
-        raise CheckpointError(f"holds a {type(model).__name__} and no weights", where=str(path), remedy=_FIRST_REMEDY)
+        raise CheckpointError(f"holds a {type(model).__name__}, not weights", where=str(path), remedy=_FIRST_REMEDY)
     tensors: dict[str, Tensor] = {}
     for name, value in model.items():
         numeric = isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
@@ -136,13 +137,17 @@ def _saved_weibull(record: Mapping[str, Any], kind: str) -> WeibullFit:
 # -- options ----------------------------------------------------------------------------------------------------------
 
 
+REFERENCE = "ore/reference.yaml"
+"""What the reference code does, among the configurations that the project ships."""
+
+
 def reference_options(
     tensors: Mapping[str, Tensor], where: str, *, nms_iou: float = 0.5, detections_per_image: int = 100
 ) -> ModelOptions:
     """Options under which the engine is the reference code's detector.
 
-    Widths and the kind of box deltas are read off the tensors, the rest is ``configs/Base-RCNN-C4-OWOD.yaml`` and
-    detectron2/config/defaults.py.
+    Widths and the kind of box deltas are read off the tensors. What ORE's code adds is :data:`REFERENCE`; the rest is
+    ``configs/Base-RCNN-C4-OWOD.yaml`` and detectron2/config/defaults.py.
 
     Args:
         tensors: by their names in detectron2.
@@ -151,7 +156,7 @@ def reference_options(
         detections_per_image: ``TEST.DETECTIONS_PER_IMAGE``.
 
     Raises:
-        CheckpointError: the tensors are of no R50-C4.
+        CheckpointError: the tensors are not those of an R50-C4.
     """
     first, narrow = "backbone.stem.conv1.weight", "backbone.res2.0.conv1.weight"
     missing = [name for name in (first, narrow, _CLASSES, _DELTAS) if name not in tensors]
@@ -171,7 +176,7 @@ def reference_options(
             where=where,
             remedy=_FIRST_REMEDY,
         )
-    return ModelOptions(
+    detectron2s = ModelOptions(
         arch=ArchOptions(
             arch="resnet50",
             width=tensors[narrow].shape[0] / 64,
@@ -179,7 +184,6 @@ def reference_options(
             stride_in_1x1=True,
         ),
         neck="c4",
-        head="fixed",
         norm="frozen",
         freeze_stages=2,
         rpn=RpnOptions(
@@ -189,24 +193,14 @@ def reference_options(
             train_proposals=2000,
             test_candidates=6000,
             test_proposals=1000,
-            min_side_px=0,
-            smooth_l1_beta=0,
         ),
         roi=RoiOptions(
-            sampled_regions=512,
-            positive_fraction=0.25,
-            unknown_share="shared",
-            unknown_box_loss="included",
-            box_regression="agnostic" if tensors[_DELTAS].shape[0] == 4 else "per_class",
-            smooth_l1_beta=0,
-            sampling_ratio=0,
-            aligned=True,
-            min_side_px=0,
-            nms_iou=nms_iou,
-            cross_nms_iou=1.0,
-            detections_per_image=detections_per_image,
+            sampled_regions=512, positive_fraction=0.25, nms_iou=nms_iou, detections_per_image=detections_per_image
         ),
     )
+    ores = with_options(detectron2s, read_options(find_config(REFERENCE))["model"])
+    agnostic = tensors[_DELTAS].shape[0] == 4
+    return replace(ores, roi=replace(ores.roi, box_regression="agnostic" if agnostic else "per_class"))
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------

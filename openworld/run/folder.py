@@ -139,7 +139,7 @@ def claim(config: RunConfig, folder: Path, *, resume: bool) -> RunConfig:
 
     Raises:
         ConfigError: a run has begun there, and ``resume`` is not set or the run has another configuration.
-        CheckpointError: the backbone file is missing, or of another network.
+        CheckpointError: ``model.arch`` is null, and the backbone file is missing or damaged.
     """
     path = folder / "config.yaml"
     if path.exists() and has_begun(folder):
@@ -191,11 +191,11 @@ def _same_run(config: RunConfig, path: Path) -> RunConfig:
 def with_arch(config: RunConfig) -> RunConfig:
     """The configuration with ``model.arch`` written out, so that checkpoints can be read without the backbone file.
 
-    It is that of the pretraining; or what the weight file's card says or its tensors show; or the demo's.
+    It is the given one; that of the pretraining; what the weight file's card says or its tensors show; or the demo's.
 
     Raises:
         ConfigError: ``model.arch`` and ``pretrain.arch`` are different networks.
-        CheckpointError: the weight file is missing, damaged, or of another network than ``model.arch``.
+        CheckpointError: the weight file has to be read, and is missing or damaged.
     """
     given, pretrain, weights = config.model.arch, config.pretrain, config.model.weights
     if pretrain is not None:
@@ -205,8 +205,8 @@ def with_arch(config: RunConfig) -> RunConfig:
                 f"model.arch {arch} is not the network of pretrain.arch {pretrain.arch}",
                 remedy="leave model.arch out (null), and the detector takes that of the pretraining",
             )
-    elif weights is not None:
-        arch = load_backbone_file(Path(weights), arch=given).arch
+    elif given is None and weights is not None:
+        arch = load_backbone_file(Path(weights)).arch
     else:
         arch = given or ArchOptions()
     return replace(config, model=replace(config.model, arch=arch))
