@@ -48,17 +48,20 @@ def select_device(name: str) -> str:
         count = torch.cuda.device_count()
         raise EnvironmentProblem(
             f"device {name!r} was asked for and torch sees {count or 'no'} GPU{'s' if count > 1 else ''}",
-            remedy="choose the device cpu or auto, or install a torch build for this GPU's driver",
+            remedy="choose cpu, auto or the number of a GPU, or install a torch build for this GPU's driver",
         )
     return name
 
 
 def device_is_here(name: str) -> bool:
-    """Whether torch has this device: a GPU of this number (``cuda``: any), or anything that is not a GPU."""
+    """Whether torch knows this device and, if it is a GPU, sees one of this number (``cuda``: any)."""
     import torch
 
-    kind, _, index = name.partition(":")
-    return kind != "cuda" or int(index or 0) < torch.cuda.device_count()
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        return False
+    return device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
 
 
 def device_of_finished_run(configured: str, wanted: str | None) -> str:

@@ -11,16 +11,16 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from openworld.config import PhaseOptions, RunConfig
+from openworld.config import RunConfig
 from openworld.configfile import dump_config
 from openworld.convert.between_engines import convert_engine
 from openworld.data.options import DataOptions, LoaderOptions
-from openworld.detector import build_detector, load_task
+from openworld.detector import build_detector
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
 from openworld.errors import CheckpointError, ConfigError
 from openworld.labels import LabelSpace
+from openworld.run.checkpoints import Progress, load_task, save_progress
 from openworld.run.detect import detect_images
-from openworld.run.train import Phase, save_progress
 from openworld.runtime.runlog import RunLog
 from ssl_backbones.options import ArchOptions
 
@@ -56,8 +56,8 @@ def written_run(folder: Path, chosen: RunConfig) -> Path:
         for buffer in detector.ore.buffers():
             if buffer.is_floating_point():
                 nn.init.normal_(buffer)
-        phase = Phase(task, "energy", PhaseOptions(steps=1, lr=1.0), folder / f"task{task}" / "checkpoint", 0, 0)
-        save_progress(detector, None, phase, 1, RunLog(folder / "metrics.jsonl"), {"known": list(labels.known)})
+        progress, log = Progress(task, "energy", 1, True, labels.known), RunLog(folder / "metrics.jsonl")
+        save_progress(folder / f"task{task}" / "checkpoint", detector, progress, log)
         (folder / f"task{task}" / "energy.json").write_text("{}")
     return folder
 

@@ -20,7 +20,7 @@ from openworld.run.ablation import (
     summarise,
     switched_one_by_one,
 )
-from openworld.run.schedule import config_difference
+from openworld.run.folder import config_difference
 from ssl_backbones.nets import ResNet
 from ssl_backbones.options import ArchOptions
 

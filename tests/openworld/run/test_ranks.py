@@ -29,8 +29,10 @@ from openworld.detector import Detector
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
 from openworld.errors import ConfigError
 from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, ExemplarOptions, UnknownLabelOptions
-from openworld.run import schedule as tasks
-from openworld.run.schedule import check_shares, fit_energy, run_schedule
+from openworld.run import schedule
+from openworld.run.evaluate import fit_energy
+from openworld.run.folder import Run, check_shares
+from openworld.run.schedule import run_schedule
 from openworld.runtime import distributed
 from ssl_backbones.options import ArchOptions
 
@@ -118,15 +120,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``one``, ``two``, and runs that one process began and two finished."""
     folder = tmp_path_factory.mktemp("ranks")
 
-    def keep_second_step(run: tasks.Run, task: int, detector: Detector, started: float) -> None:
+    def keep_second_step(run: Run, task: int, detector: Detector) -> dict[str, Any]:
         if task == 1:
             shutil.copytree(run.task_folder(1) / "checkpoint" / "train-000002", folder / "second step")
-        fit_energy(run, task, detector, started)
+        return fit_energy(run, task, detector)
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with in_double_precision() as patch:
-        patch.setattr(tasks, "fit_energy", keep_second_step)
+        patch.setattr(schedule, "fit_energy", keep_second_step)
         run_schedule(config(), folder / "one", resume=False)
     torch.set_num_threads(threads)
     shutil.copytree(folder / "one", folder / "scored anew")
