@@ -43,13 +43,21 @@ replay: {steps: 3, batch_size: 2, lr: 1e-3, warmup_steps: 1, checkpoint_every: 2
 """
 
 
-def openworld(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own."""
+def openworld(
+    *arguments: str | Path, check: bool = True, directory: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own, in a working directory."""
     result = subprocess.run(
         [sys.executable, "-m", "openworld", *map(str, arguments)],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "200",
+        },
+        cwd=directory,
         check=False,
     )
     if check and result.returncode:
