@@ -49,8 +49,13 @@ def build(owner: type[T], arguments: Namespace) -> T:
     return owner(**{field.name: arguments[field.name] for field in fields(owner)})  # type: ignore[arg-type]
 
 
-def with_options(options: T, tree: Mapping[str, Any]) -> T:
-    """An options dataclass with the leaves of a tree, as :func:`read_options` gives it, in the place of its own.
+def with_options(options: T, tree: Mapping[str, Any], prefix: str = "") -> T:
+    """An options dataclass with the leaves of a tree in the place of its own.
+
+    Args:
+        options: stays as it is.
+        tree: as :func:`read_options` gives it; what it does not name stays.
+        prefix: of the keys, in errors.
 
     Raises:
         ConfigError: a key that it does not have; a value that it does not take.
@@ -59,9 +64,11 @@ def with_options(options: T, tree: Mapping[str, Any]) -> T:
     changes = {}
     for name, value in tree.items():
         if name not in names:
-            raise ConfigError(f"there is no option {name!r}", remedy="`openworld run --help` lists them")
+            raise ConfigError(f"there is no option {prefix + name!r}", remedy="`openworld run --help` lists them")
         own = getattr(options, name)
-        changes[name] = with_options(own, value) if is_dataclass(own) and isinstance(value, Mapping) else value
+        changes[name] = (
+            with_options(own, value, f"{prefix}{name}.") if is_dataclass(own) and isinstance(value, Mapping) else value
+        )
     return replace(options, **changes)  # type: ignore[type-var]
 
 

@@ -72,7 +72,7 @@ def read_detectron2(path: Path) -> dict[str, Tensor]:
     content = read_pickle(path)
     model = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(model, dict) or not model:
-        raise CheckpointError(f"holds a {type(model).__name__}, not weights", where=str(path), remedy=_FIRST_REMEDY)
+        raise CheckpointError(f"holds a {type(model).__name__} without weights", where=str(path), remedy=_FIRST_REMEDY)
     tensors: dict[str, Tensor] = {}
     for name, value in model.items():
         numeric = isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
@@ -207,13 +207,13 @@ def reference_options(
 
 
 def convert_detectron2(
-    tensors: Mapping[str, Tensor], labels: LabelSpace, options: ModelOptions, where: str
+    tensors: Mapping[str, Tensor], space: LabelSpace, options: ModelOptions, where: str
 ) -> OpenWorldRCNN:
     """An engine with the weights of a detectron2 checkpoint, every one of its tensors written once.
 
     Args:
         tensors: as :func:`read_detectron2` gives them.
-        labels: of the task that the checkpoint was trained up to, in the fixed layout.
+        space: of the task that the checkpoint was trained up to, in the fixed layout.
         options: of :func:`reference_options`.
         where: names the file in errors.
 
@@ -221,8 +221,8 @@ def convert_detectron2(
         CheckpointError: another number of head rows than the label space has; other anchors; or tensors that are
             missing, that the engine has no place for (but :data:`DEAD_LAYERS`), or of another shape: all are listed.
     """
-    _check_rows(tensors, labels, options, where)
-    engine = OpenWorldRCNN(labels, ResNet(replace(options.arch or ArchOptions(), norm=options.norm)), options)
+    _check_rows(tensors, space, options, where)
+    engine = OpenWorldRCNN(space, ResNet(replace(options.arch or ArchOptions(), norm=options.norm)), options)
     wanted = engine.state_dict()
     given = {
         "pixel_mean": torch.tensor(PIXEL_MEAN_BGR).view(3, 1, 1),
@@ -262,11 +262,11 @@ def convert_detectron2(
     return engine
 
 
-def _check_rows(tensors: Mapping[str, Tensor], labels: LabelSpace, options: ModelOptions, where: str) -> None:
+def _check_rows(tensors: Mapping[str, Tensor], space: LabelSpace, options: ModelOptions, where: str) -> None:
     """The schedule says how many rows the head has, and only the user knows the schedule."""
-    sets = labels.background if options.roi.box_regression == "per_class" else 1
-    classes = len(labels.known) + len(labels.future)
-    for name, rows in ((_CLASSES, labels.num_rows), (_DELTAS, 4 * sets)):
+    sets = space.background if options.roi.box_regression == "per_class" else 1
+    classes = len(space.known) + len(space.future)
+    for name, rows in ((_CLASSES, space.num_rows), (_DELTAS, 4 * sets)):
         if tensors[name].shape[0] != rows:
             raise CheckpointError(
                 f"{name} is {tuple(tensors[name].shape)}; the {classes} classes of the schedule, with unknown and "
