@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from argparse import ArgumentError
-from dataclasses import asdict, fields
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +47,29 @@ def make_parser(**settings: Any) -> ArgumentParser:
 def build(owner: type[T], arguments: Namespace) -> T:
     """An options dataclass out of instantiated arguments, which may hold more than its fields."""
     return owner(**{field.name: arguments[field.name] for field in fields(owner)})  # type: ignore[arg-type]
+
+
+def with_options(options: T, tree: Mapping[str, Any], prefix: str = "") -> T:
+    """An options dataclass with the leaves of a tree in the place of its own.
+
+    Args:
+        options: stays as it is.
+        tree: as :func:`read_options` gives it; what it does not name stays.
+        prefix: of the keys, in errors.
+
+    Raises:
+        ConfigError: a key that it does not have; a value that it does not take.
+    """
+    names = {field.name for field in fields(options)}  # type: ignore[arg-type]
+    changes = {}
+    for name, value in tree.items():
+        if name not in names:
+            raise ConfigError(f"there is no option {prefix + name!r}", remedy="`openworld run --help` lists them")
+        own = getattr(options, name)
+        changes[name] = (
+            with_options(own, value, f"{prefix}{name}.") if is_dataclass(own) and isinstance(value, Mapping) else value
+        )
+    return replace(options, **changes)  # type: ignore[type-var]
 
 
 def read_config(path: Path) -> RunConfig:

@@ -13,13 +13,11 @@ from openworld.engines.base import Engine
 from openworld.engines.roi_inference import detections_of_batch
 from openworld.engines.roi_losses import box_head_losses
 from openworld.engines.sampling import match_regions, training_regions, unmatched_regions
-from openworld.engines.weights import build_engine
-from openworld.errors import CheckpointError
+from openworld.engines.weights import build_engine, random_engine
 from openworld.labels import LabelSpace
 from openworld.methods.base import OpenWorldMethod
 from openworld.runtime import distributed
 from openworld.runtime.batch_norm import synchronise_batch_norm
-from openworld.runtime.checkpoint import Checkpoint, newest_valid
 from openworld.runtime.environment import select_device
 from openworld.structures import Detections, Regions, Target
 
@@ -113,62 +111,35 @@ class Detector(nn.Module):
         self.method.grow(space)
 
 
-def build_detector(config: RunConfig, labels: LabelSpace, weights: Path | None) -> Detector:
-    """An untrained detector of a label space on its backbone, on the configured device."""
-    engine = build_engine(labels, config.model, weights)
-    method = config.method.build(labels, engine.feature_dim)
+def build_detector(config: RunConfig, space: LabelSpace, backbone: Path | None) -> Detector:
+    """An untrained detector of a label space, on the configured device.
+
+    Args:
+        config: of the run.
+        space: the classes of the head.
+        backbone: weight file of a pretrained backbone, or None for random weights.
+
+    Raises:
+        CheckpointError: the file cannot be read or is of another network.
+        HandoverError: the detector would see other features than the pretrained network.
+        EnvironmentProblem: the engine or the device is not there.
+    """
+    return _on_device(config, build_engine(space, config.model, backbone))
+
+
+def detector_to_load(config: RunConfig, space: LabelSpace) -> Detector:
+    """A detector of random weights whose state dict a checkpoint replaces; no backbone file is needed.
+
+    Raises:
+        EnvironmentProblem: the engine or the device is not there.
+    """
+    return _on_device(config, random_engine(space, config.model))
+
+
+def _on_device(config: RunConfig, engine: Engine) -> Detector:
+    """The engine with the configured method, on the configured device."""
+    method = config.method.build(engine.space, engine.feature_dim)
     detector = Detector(engine, method).to(select_device(config.model.device))
     if config.model.synchronise_norm and distributed.world_size() > 1:
         synchronise_batch_norm(detector, only_trained=True)
     return detector.to(memory_format=torch.channels_last)
-
-
-def restore_detector(config: RunConfig, checkpoint: Checkpoint, weights: Path | None) -> Detector:
-    """The detector of a checkpoint, with the label space of the task that wrote it.
-
-    Raises:
-        CheckpointError: the checkpoint is of another model.
-    """
-    labels = LabelSpace.of(config.schedule, int(checkpoint.state["task"]), config.model.head)
-    if list(labels.known) != list(checkpoint.state["known"]):
-        raise CheckpointError(
-            f"holds the classes {checkpoint.state['known']}, the configuration {list(labels.known)}",
-            where=str(checkpoint.path),
-            remedy="use the configuration of the run that wrote it",
-        )
-    detector = build_detector(config, labels, weights)
-    try:
-        detector.load_state_dict(checkpoint.tensors)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"does not fit the configured model: {str(error).splitlines()[1].strip()}",
-            where=str(checkpoint.path),
-            remedy="use the configuration of the run that wrote it",
-        ) from error
-    return detector
-
-
-def load_task(run: Path, config: RunConfig, task: int | None) -> Detector:
-    """The finished detector of a task of a run; of the newest finished one where ``task`` is None.
-
-    Raises:
-        CheckpointError: the run has no such finished task.
-    """
-    tasks = range(config.last_task, 0, -1) if task is None else [task]
-    for number in tasks:
-        checkpoint = newest_valid(run / f"task{number}" / "checkpoint")
-        if checkpoint is not None and checkpoint.state["stage"] == "energy":
-            return restore_detector(config, checkpoint, backbone_file(run, config)).eval()
-    raise CheckpointError(
-        "has no finished task" if task is None else f"has no finished task {task}",
-        where=str(run),
-        remedy="finish the run first: openworld run --resume",
-    )
-
-
-def backbone_file(run: Path, config: RunConfig) -> Path | None:
-    """The backbone that a run's detectors start from: the one in its folder, a given one, or none."""
-    own = run / "backbone" / "backbone.safetensors"
-    if config.pretrain is not None or own.exists():
-        return own
-    return Path(config.model.weights) if config.model.weights else None

@@ -64,7 +64,7 @@ class Checkpoints:
             "log_offset": self.log.offset if self.log else None,
         }
         tensors = self.method.state_dict()
-        save_checkpoint(self.folder, f"pretrain-{step:07d}", position=step, tensors=tensors, state=state)
+        save_checkpoint(self.folder, f"pretrain-{step:07d}", position=(step,), tensors=tensors, state=state)
 
     def restore(self) -> int:
         """Take up the newest checkpoint; returns the steps done. Without one, begin.
@@ -85,7 +85,7 @@ class Checkpoints:
                 where=str(found.path),
                 remedy="finish it with the version that began it, or start afresh without resuming",
             ) from error
-        return found.position
+        return found.position[0]
 
     def _take(self, found: Checkpoint) -> None:
         self.method.load_state_dict(found.tensors)

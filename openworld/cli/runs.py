@@ -43,6 +43,12 @@ def add_verbs(verb: AddVerb) -> None:
     predict_verb.add_argument("--task", type=int, default=0, help="which task's detector; 0: the newest")
     predict_verb.add_argument("--score", type=float, default=0.3, help="draw detections from this score")
     predict_verb.add_argument("--output", type=str, required=True, help="folder for drawings and predictions.json")
+    predict_verb.add_argument(
+        "--device",
+        type=str,
+        default=None,
+        help="cpu, cuda, cuda:1, … or auto; default: the run's model.device if it is on this machine, else auto",
+    )
 
     convert_verb = verb(
         "convert", convert, "a run out of a published detectron2 checkpoint of ORE, or out of a run of the other engine"
@@ -108,10 +114,8 @@ def run(arguments: Namespace) -> None:
     from rich.console import Console
 
     from openworld.predictions.score import print_table
-    from openworld.report.build import build_report
     from openworld.report.profile import print_profile
     from openworld.run.schedule import run_schedule
-    from openworld.run.sources import open_sources
     from openworld.runtime.distributed import is_first, session
     from openworld.runtime.environment import select_device
 
@@ -124,7 +128,7 @@ def run(arguments: Namespace) -> None:
             print_table(metrics, console)
             if arguments.profile:
                 print_profile(folder, console)
-            console.print(f"report: {build_report(folder, open_sources(config, folder).test)}")
+            console.print(f"report: {_report_of_run(folder)}")
 
 
 def pretrain(arguments: Namespace) -> None:
@@ -173,15 +177,13 @@ def predict(arguments: Namespace) -> None:
 
     from openworld.run.predict import predict_folder
 
-    run_folder = Path(arguments.run)
-    config = read_config(run_folder / "config.yaml")
     count, broken = predict_folder(
-        run_folder,
-        config,
+        Path(arguments.run),
         arguments.task or None,
         Path(arguments.images),
         Path(arguments.output),
         score=arguments.score,
+        device=arguments.device,
     )
     left_out = f", {len(broken)} left out" if broken else ""
     Console().print(f"{count} images{left_out}: {arguments.output}")
@@ -209,16 +211,27 @@ def convert(arguments: Namespace) -> None:
 
 
 def report(arguments: Namespace) -> None:
-    """report.html of a run, from its folder and its test images; or of a pretraining."""
-    from openworld.report.build import build_report
+    """Write report.html of a run, from its folder and its test images; or of a pretraining."""
     from openworld.report.pretrain import build_pretrain_report
-    from openworld.run.sources import open_sources
 
     folder = Path(arguments.run)
     if (folder / "card.json").is_file() and not (folder / "config.yaml").exists():
         print(build_pretrain_report(folder))
         return
-    print(build_report(folder, open_sources(read_config(folder / "config.yaml"), folder).test))
+    print(_report_of_run(folder))
+
+
+def _report_of_run(folder: Path) -> Path:
+    """The page of a run; where its test set has gone, the page says so instead of showing it."""
+    from openworld.errors import DataError
+    from openworld.report.build import build_report
+    from openworld.run.sources import open_test
+
+    try:
+        test, gone = open_test(read_config(folder / "config.yaml"), folder), None
+    except DataError as error:
+        test, gone = None, f"{error.where}: {error.problem}" if error.where else error.problem
+    return build_report(folder, test, gone=gone)
 
 
 def ablate(arguments: Namespace) -> None:

@@ -1,4 +1,4 @@
-"""A run's detectors in the other engine: the same tensors under the other engine's names.
+"""Convert a run to the other engine: the same tensors under the other engine's names.
 
 Going to detectron2 also leaves each task's detector as detectron2 itself reads it, a checkpoint with its configuration.
 detectron2 need not be installed.
@@ -17,20 +17,20 @@ from torch import Tensor
 
 from openworld.config import RunConfig
 from openworld.configfile import read_config
-from openworld.detector import backbone_file, build_detector
+from openworld.detector import detector_to_load
 from openworld.engines.detectron2.names import PREDICTOR, detectron2_name, model_keys, option_keys
 from openworld.errors import CheckpointError, ConfigError
 from openworld.labels import LabelSpace
-from openworld.run.schedule import claim, locked
-from openworld.runtime.checkpoint import newest_valid, save_checkpoint
+from openworld.run.checkpoints import checkpoints_of, finished_tasks
+from openworld.run.folder import claim, locked
+from openworld.runtime.checkpoint import save_checkpoint
 from openworld.runtime.environment import describe
 from openworld.runtime.files import write_atomic, write_json
 from ssl_backbones.backbones import ResNetOptions
-from ssl_backbones.handover import load_backbone_file
 
 Engine = Literal["torchvision", "detectron2"]
 
-KEPT = ("energy.json", "exemplars.json")
+KEPT = ("calibration.json", "exemplars.json")
 """Files of a task that do not depend on the engine."""
 
 
@@ -53,12 +53,7 @@ def convert_engine(source: Path, folder: Path, engine: Engine) -> RunConfig:
     config = read_config(source / "config.yaml")
     if config.model.engine == engine:
         raise ConfigError(f"its engine is {engine} already", where=str(source), remedy="choose the other engine")
-    weights = backbone_file(source, config)
-    finished = {}
-    for task in range(1, config.last_task + 1):
-        checkpoint = newest_valid(source / f"task{task}" / "checkpoint")
-        if checkpoint is not None and checkpoint.state["stage"] == "energy":
-            finished[task] = checkpoint
+    finished = finished_tasks(source, config)
     if not finished:
         raise CheckpointError("has no finished task", where=str(source), remedy="finish the run first")
     converted = replace(config, model=replace(config.model, engine=engine))
@@ -69,32 +64,31 @@ def convert_engine(source: Path, folder: Path, engine: Engine) -> RunConfig:
         if (source / "backbone").is_dir():
             shutil.copytree(source / "backbone", folder / "backbone", dirs_exist_ok=True)
         for task, checkpoint in finished.items():
-            labels = LabelSpace.of(config.schedule, task, config.model.head)
-            tensors = renamed(checkpoint.tensors, config, labels, weights, engine)
+            space = LabelSpace.of(config.schedule, task, config.model.head)
+            tensors = renamed(checkpoint.tensors, config, space, engine)
             save_checkpoint(
-                folder / f"task{task}" / "checkpoint",
+                checkpoints_of(folder, task),
                 checkpoint.path.name,
                 position=checkpoint.position,
                 tensors=tensors,
-                state={**checkpoint.state, "log_offset": 0},
+                state=None,
+                about={**checkpoint.about, "log_offset": 0},
             )
             for name in KEPT:
                 if (source / f"task{task}" / name).exists():
                     shutil.copy(source / f"task{task}" / name, folder / f"task{task}" / name)
             if engine == "detectron2":
-                write_detectron2(folder / "detectron2" / f"task{task}", tensors, converted, labels, weights)
+                write_detectron2(folder / "detectron2" / f"task{task}", tensors, converted, space)
     return converted
 
 
-def renamed(
-    tensors: dict[str, Tensor], config: RunConfig, labels: LabelSpace, weights: Path | None, engine: Engine
-) -> dict[str, Tensor]:
+def renamed(tensors: dict[str, Tensor], config: RunConfig, space: LabelSpace, engine: Engine) -> dict[str, Tensor]:
     """A detector's tensors under the names of an engine.
 
     Raises:
         CheckpointError: they are not those of the configured detector.
     """
-    ours = build_detector(replace(config, model=replace(config.model, engine="torchvision")), labels, weights)
+    ours = detector_to_load(replace(config, model=replace(config.model, engine="torchvision", device="cpu")), space)
     names = {}
     for name in ours.state_dict():
         part = name.removeprefix("engine.")
@@ -111,13 +105,11 @@ def renamed(
             remedy="convert the run with the configuration that it was made with",
         )
     result = {names[name]: value for name, value in tensors.items()}
-    return {**result, known: torch.tensor(labels.num_known)} if engine == "detectron2" else result
+    return {**result, known: torch.tensor(space.num_known)} if engine == "detectron2" else result
 
 
-def write_detectron2(
-    folder: Path, tensors: dict[str, Tensor], config: RunConfig, labels: LabelSpace, weights: Path | None
-) -> None:
-    """``model_final.pth`` and ``config.yaml``, which ``tools/train_net.py`` and any project with our heads read.
+def write_detectron2(folder: Path, tensors: dict[str, Tensor], config: RunConfig, space: LabelSpace) -> None:
+    """Write ``model_final.pth`` and ``config.yaml``, which ``tools/train_net.py`` and any project with our heads read.
 
     Args:
         tensors: by the names of the engine detectron2.
@@ -128,8 +120,7 @@ def write_detectron2(
         if own not in ("pixel_mean", "pixel_std"):
             state[own if own != name else f"{PREDICTOR}.{name}"] = value
     options, loader = config.model, config.data.loader
-    arch = load_backbone_file(weights, arch=options.arch).arch if weights else options.arch or ResNetOptions()
-    keys = model_keys(options, arch, labels) | {
+    keys = model_keys(options, options.arch or ResNetOptions(), space) | {
         "INPUT.FORMAT": "RGB",
         "INPUT.MIN_SIZE_TEST": loader.min_size,
         "INPUT.MAX_SIZE_TEST": loader.max_size,

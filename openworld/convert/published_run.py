@@ -4,27 +4,32 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import safetensors.torch
-
-from openworld.config import PhaseOptions, RunConfig
-from openworld.configfile import read_config
-from openworld.convert.published_weights import convert_detectron2, read_detectron2, read_energy, reference_options
+from openworld.config import RunConfig
+from openworld.configfile import find_config, read_config, read_options, with_options
+from openworld.convert.published_weights import (
+    REFERENCE,
+    convert_detectron2,
+    read_detectron2,
+    read_energy,
+    reference_options,
+)
 from openworld.data.options import DataOptions, LoaderOptions, SourceOptions
 from openworld.data.schedules import SCHEDULES, Schedule, read_schedule
 from openworld.detector import Detector
 from openworld.errors import ConfigError
 from openworld.labels import LabelSpace
-from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, OreOptions, UnknownLabelOptions
-from openworld.run.schedule import claim, locked
-from openworld.run.train import Phase, save_progress
+from openworld.methods.ore.options import OreOptions
+from openworld.run.checkpoints import STAGES, Progress, checkpoints_of, save_progress
+from openworld.run.folder import claim, locked
 from openworld.runtime.environment import describe
 from openworld.runtime.files import sha256_of, write_json
 from openworld.runtime.runlog import RunLog
 
 TEST_SETTINGS = {1: (0.4, 50), 2: (0.5, 50), 3: (0.4, 100), 4: (0.4, 100)}
-"""IoU of the suppression and detections an image for each task of m_owodb (JosephKJ/OWOD, configs/OWOD/t*/t*_test.yaml;
-for other schedules detectron2's 0.5 and 100)."""
+"""IoU of the suppression and detections per image for each task of m_owodb (JosephKJ/OWOD,
+configs/OWOD/t*/t*_test.yaml; for other schedules detectron2's 0.5 and 100)."""
 
 NOT_GIVEN = "not given: name the data in a configuration, and convert with --config"
 """Stands for the annotations of a detector that was converted without data."""
@@ -39,7 +44,7 @@ def convert_run(
     energy: Path | None = None,
     config: Path | None = None,
 ) -> RunConfig:
-    """Write the run of a detectron2 checkpoint of ORE: config.yaml, its backbone, and the finished task.
+    """Write the run of a detectron2 checkpoint of ORE: config.yaml and the finished task.
 
     The model and ORE are configured as the reference code; exemplars, training phases and data are those of ``config``.
     The feature store and the prototypes are not in such a checkpoint: both start empty.
@@ -69,22 +74,21 @@ def convert_run(
             where=str(config),
             remedy="give one of --schedule and --config, or the same tasks in both",
         )
-    labels = LabelSpace.of(found.tasks, task, "fixed")
+    space = LabelSpace.of(found.tasks, task, "fixed")
     tensors = read_detectron2(weights)
     nms_iou, most = TEST_SETTINGS[task] if found.tasks == SCHEDULES["m_owodb"].tasks else (0.5, 100)
     options = reference_options(tensors, str(weights), nms_iou=nms_iou, detections_per_image=most)
-    engine = convert_detectron2(tensors, labels, options, str(weights))
-    backbone = folder.resolve() / "backbone" / "backbone.safetensors"
+    engine = convert_detectron2(tensors, space, options, str(weights))
     options_of_method = reference_ore(energy=energy is not None)
     converted = replace(
         base,
         pretrain=None,
-        model=replace(options, weights=str(backbone), device=base.model.device, precision=base.model.precision),
+        model=replace(options, device=base.model.device, precision=base.model.precision),
         method=options_of_method,
     )
-    ore = options_of_method.build(labels, engine.feature_dim)
+    ore = options_of_method.build(space, engine.feature_dim)
     if energy is not None:
-        refused = ore.energy_model.take(*read_energy(energy, labels.num_known))
+        refused = ore.energy_model.take(*read_energy(energy, space.num_known))
         assert refused is None  # the window rule needs nothing but the two distributions
     files = {"weights": weights} if energy is None else {"weights": weights, "energy": energy}
     with locked(folder):
@@ -97,47 +101,23 @@ def convert_run(
                 "from": {kind: {"file": path.name, "sha256": sha256_of(path)} for kind, path in files.items()},
             },
         )
-        backbone.parent.mkdir(exist_ok=True)
-        body = {name: value.contiguous() for name, value in engine.features.body.state_dict().items()}
-        safetensors.torch.save_file(body, backbone)
-        phase = Phase(
-            task=task,
-            stage="energy",
-            options=PhaseOptions(steps=1, lr=1.0),
-            folder=folder / f"task{task}" / "checkpoint",
-            position=0,
-            first_step=0,
+        known, log = space.known, RunLog(folder / "metrics.jsonl")
+        save_progress(
+            checkpoints_of(folder, task), Detector(engine, ore), Progress(task, STAGES[-1], 1, True, known), log
         )
-        log = RunLog(folder / "metrics.jsonl")
-        save_progress(Detector(engine, ore), None, phase, 1, log, {"known": list(labels.known)})
     return converted
 
 
 def reference_ore(*, energy: bool) -> OreOptions:
-    """ORE as the reference code has it (configs/Base-RCNN-C4-OWOD.yaml); without ``energy`` the classifier decides."""
-    return OreOptions(
-        unknown_labels=UnknownLabelOptions(among="sampled", foreground="logit_minus_one"),
-        clustering=ClusteringOptions(
-            margin=2.0,
-            distance_order=10.0,
-            absent="zero",
-            reduction="all",
-            background_prototype=True,
-            during_replay=False,
-            memory="per_rank",
-            averaged_over="rank",
-        ),
-        energy=EnergyOptions(
-            enabled=energy,
-            temperature=1.5,
-            test_temperature=1.0,
-            fit_on="annotated_and_auto",
-            decision="window",
-            window_sum="riemann",
-            unknown_contradiction="drop",
-            nms_after_decision=False,
-        ),
-    )
+    """ORE as the reference code has it (:data:`REFERENCE`); without ``energy`` the classifier decides."""
+    options = with_options(OreOptions(), _reference_method())
+    return replace(options, energy=replace(options.energy, enabled=energy))
+
+
+def _reference_method() -> dict[str, Any]:
+    """The section ``method`` of :data:`REFERENCE`, without the name."""
+    section = read_options(find_config(REFERENCE))["method"]
+    return {key: value for key, value in section.items() if key != "name"}
 
 
 def _without_data(schedule: Schedule) -> RunConfig:

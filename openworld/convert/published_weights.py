@@ -19,6 +19,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openworld.configfile import find_config, read_options, with_options
 from openworld.engines.detectron2.names import PREDICTOR, detectron2_name
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
 from openworld.engines.torchvision_rcnn import IMAGENET_STD, OpenWorldRCNN
@@ -65,12 +67,12 @@ def read_detectron2(path: Path) -> dict[str, Tensor]:
             dictionary.
 
     Raises:
-        CheckpointError: see :func:`read_pickle`; or the content is no dictionary of tensors or arrays.
+        CheckpointError: see :func:`read_pickle`; or the content is not a dictionary of tensors or arrays.
     """
     content = read_pickle(path)
     model = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(model, dict) or not model:
-        raise CheckpointError(f"holds a {type(model).__name__} and no weights", where=str(path), remedy=_FIRST_REMEDY)
+        raise CheckpointError(f"holds a {type(model).__name__} without weights", where=str(path), remedy=_FIRST_REMEDY)
     tensors: dict[str, Tensor] = {}
     for name, value in model.items():
         numeric = isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
@@ -135,13 +137,17 @@ def _saved_weibull(record: Mapping[str, Any], kind: str) -> WeibullFit:
 # -- options ----------------------------------------------------------------------------------------------------------
 
 
+REFERENCE = "ore/reference.yaml"
+"""What the reference code does, among the configurations that the project ships."""
+
+
 def reference_options(
     tensors: Mapping[str, Tensor], where: str, *, nms_iou: float = 0.5, detections_per_image: int = 100
 ) -> ModelOptions:
     """Options under which the engine is the reference code's detector.
 
-    Widths and the kind of box deltas are read off the tensors, the rest is ``configs/Base-RCNN-C4-OWOD.yaml`` and
-    detectron2/config/defaults.py.
+    Widths and the kind of box deltas are read off the tensors. What ORE's code adds is :data:`REFERENCE`; the rest is
+    ``configs/Base-RCNN-C4-OWOD.yaml`` and detectron2/config/defaults.py.
 
     Args:
         tensors: by their names in detectron2.
@@ -150,7 +156,7 @@ def reference_options(
         detections_per_image: ``TEST.DETECTIONS_PER_IMAGE``.
 
     Raises:
-        CheckpointError: the tensors are of no R50-C4.
+        CheckpointError: the tensors are not those of an R50-C4.
     """
     first, narrow = "backbone.stem.conv1.weight", "backbone.res2.0.conv1.weight"
     missing = [name for name in (first, narrow, _CLASSES, _DELTAS) if name not in tensors]
@@ -170,7 +176,7 @@ def reference_options(
             where=where,
             remedy=_FIRST_REMEDY,
         )
-    return ModelOptions(
+    detectron2s = ModelOptions(
         arch=ResNetOptions(
             name="resnet50",
             width=tensors[narrow].shape[0] / 64,
@@ -178,7 +184,6 @@ def reference_options(
             stride_in_1x1=True,
         ),
         neck="c4",
-        head="fixed",
         norm="frozen",
         freeze_stages=2,
         rpn=RpnOptions(
@@ -188,37 +193,27 @@ def reference_options(
             train_proposals=2000,
             test_candidates=6000,
             test_proposals=1000,
-            min_side_px=0,
-            smooth_l1_beta=0,
         ),
         roi=RoiOptions(
-            sampled_regions=512,
-            positive_fraction=0.25,
-            unknown_share="shared",
-            unknown_box_loss="included",
-            box_regression="agnostic" if tensors[_DELTAS].shape[0] == 4 else "per_class",
-            smooth_l1_beta=0,
-            sampling_ratio=0,
-            aligned=True,
-            min_side_px=0,
-            nms_iou=nms_iou,
-            cross_nms_iou=1.0,
-            detections_per_image=detections_per_image,
+            sampled_regions=512, positive_fraction=0.25, nms_iou=nms_iou, detections_per_image=detections_per_image
         ),
     )
+    ores = with_options(detectron2s, read_options(find_config(REFERENCE))["model"])
+    agnostic = tensors[_DELTAS].shape[0] == 4
+    return replace(ores, roi=replace(ores.roi, box_regression="agnostic" if agnostic else "per_class"))
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 
 def convert_detectron2(
-    tensors: Mapping[str, Tensor], labels: LabelSpace, options: ModelOptions, where: str
+    tensors: Mapping[str, Tensor], space: LabelSpace, options: ModelOptions, where: str
 ) -> OpenWorldRCNN:
     """An engine with the weights of a detectron2 checkpoint, every one of its tensors written once.
 
     Args:
         tensors: as :func:`read_detectron2` gives them.
-        labels: of the task that the checkpoint was trained up to, in the fixed layout.
+        space: of the task that the checkpoint was trained up to, in the fixed layout.
         options: of :func:`reference_options`.
         where: names the file in errors.
 
@@ -226,9 +221,9 @@ def convert_detectron2(
         CheckpointError: another number of head rows than the label space has; other anchors; or tensors that are
             missing, that the engine has no place for (but :data:`DEAD_LAYERS`), or of another shape: all are listed.
     """
-    _check_rows(tensors, labels, options, where)
+    _check_rows(tensors, space, options, where)
     body = (options.arch or ResNetOptions()).in_detector(options.norm).build()
-    engine = OpenWorldRCNN(labels, body, options)
+    engine = OpenWorldRCNN(space, body, options)
     wanted = engine.state_dict()
     given = {
         "pixel_mean": torch.tensor(PIXEL_MEAN_BGR).view(3, 1, 1),
@@ -268,11 +263,11 @@ def convert_detectron2(
     return engine
 
 
-def _check_rows(tensors: Mapping[str, Tensor], labels: LabelSpace, options: ModelOptions, where: str) -> None:
+def _check_rows(tensors: Mapping[str, Tensor], space: LabelSpace, options: ModelOptions, where: str) -> None:
     """The schedule says how many rows the head has, and only the user knows the schedule."""
-    sets = labels.background if options.roi.box_regression == "per_class" else 1
-    classes = len(labels.known) + len(labels.future)
-    for name, rows in ((_CLASSES, labels.num_rows), (_DELTAS, 4 * sets)):
+    sets = space.background if options.roi.box_regression == "per_class" else 1
+    classes = len(space.known) + len(space.future)
+    for name, rows in ((_CLASSES, space.num_rows), (_DELTAS, 4 * sets)):
         if tensors[name].shape[0] != rows:
             raise CheckpointError(
                 f"{name} is {tuple(tensors[name].shape)}; the {classes} classes of the schedule, with unknown and "

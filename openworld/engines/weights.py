@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.handover import BackboneFile, load_backbone_file, stage_features, verify
 
 
-def build_engine(labels: LabelSpace, options: ModelOptions, weights: Path | None) -> Engine:
+def build_engine(space: LabelSpace, options: ModelOptions, weights: Path | None) -> Engine:
     """Build a detector on a random or a pretrained backbone.
 
     Args:
@@ -29,23 +30,33 @@ def build_engine(labels: LabelSpace, options: ModelOptions, weights: Path | None
         EnvironmentProblem: the engine is detectron2, which is not installed.
     """
     backbone = load_backbone_file(weights, arch=options.arch) if weights is not None else None
-    arch = backbone.arch if backbone is not None else options.arch or ResNetOptions()
     if backbone is None and (options.norm == "frozen" or options.freeze_stages):
         raise HandoverError(
             f"model.norm is {options.norm!r} and model.freeze_stages is {options.freeze_stages} on random weights",
             where="model",
             remedy="frozen layers need a pretrained backbone: give model.weights or turn pretrain on",
         )
-    engine: Engine
-    if options.engine == "detectron2":
-        from openworld.engines.detectron2.parts import Detectron2RCNN  # an optional dependency
-
-        engine = Detectron2RCNN(labels, arch, options)
-    else:
-        engine = OpenWorldRCNN(labels, arch.in_detector(options.norm).build(), options)
+    engine = random_engine(space, options if backbone is None else replace(options, arch=backbone.arch))
     if backbone is not None:
         load_backbone(engine, backbone)
     return engine
+
+
+def random_engine(space: LabelSpace, options: ModelOptions) -> Engine:
+    """A detector whose weights are all random, for a checkpoint to replace.
+
+    Args:
+        options: ``arch`` describes the network; None is the demo's ResNet, whatever ``weights`` says.
+
+    Raises:
+        EnvironmentProblem: the engine is detectron2, which is not installed.
+    """
+    arch = options.arch or ResNetOptions()
+    if options.engine == "detectron2":
+        from openworld.engines.detectron2.parts import Detectron2RCNN  # an optional dependency
+
+        return Detectron2RCNN(space, arch, options)
+    return OpenWorldRCNN(space, arch.in_detector(options.norm).build(), options)
 
 
 def load_backbone(engine: Engine, backbone: BackboneFile) -> dict[str, float]:

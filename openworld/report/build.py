@@ -52,6 +52,7 @@ def build_report(
     run: Path,
     test: LabelledImages | None = None,
     *,
+    gone: str | None = None,
     known_threshold: float = 0.3,
     unknowns_per_image: int = 4,
     images: int = 6,
@@ -61,6 +62,7 @@ def build_report(
     Args:
         run: the folder; only config.yaml must be there.
         test: the annotated test images, for the pictures; without them the pictures show detections only.
+        gone: why the test images cannot be opened, for the page to say; None where ``test`` is given or not wanted.
         known_threshold: least score of a known detection that is drawn.
         unknowns_per_image: the so many unknown detections with the highest scores are drawn.
         images: most test images that are shown.
@@ -89,8 +91,8 @@ def build_report(
         results=_results(artefacts),
         forgetting=_forgetting(artefacts),
         pictures=[_picture(picture) for picture in shown],
-        pictures_note=_pictures_note(artefacts, shown, test, known_threshold, unknowns_per_image),
-        unopened=unopened,
+        pictures_note=_pictures_note(artefacts, shown, test, gone, known_threshold, unknowns_per_image),
+        unopened=[] if gone is not None else unopened,
         energy=[_energy(task.number, task.energy) for task in artefacts.tasks if task.energy is not None],
         knn=_knn(artefacts.card),
         card=[(key, text_of(value)) for key, value in flatten(artefacts.card)] if artefacts.card else [],
@@ -513,11 +515,20 @@ def _panel(panel: Panel, name: str) -> dict[str, Any]:
 
 
 def _pictures_note(
-    run: RunArtefacts, shown: Sequence[Picture], test: LabelledImages | None, threshold: float, unknowns: int
+    run: RunArtefacts,
+    shown: Sequence[Picture],
+    test: LabelledImages | None,
+    gone: str | None,
+    threshold: float,
+    unknowns: int,
 ) -> str:
     if all(task.predictions is None for task in run.tasks):
         return "No task has a predictions.json, so there are no pictures."
-    if test is None:
+    if gone is not None and not shown:
+        return f"The test set cannot be opened any more, so there are no pictures ({gone})."
+    if gone is not None:
+        choice = f"The test set cannot be opened any more ({gone}), so the pictures show detections only."
+    elif test is None:
         choice = "Annotations were not given to the report, so the pictures show detections only, right or wrong."
     elif not any(picture.telling for picture in shown):
         choice = "No detection that would be drawn is right on any image, so these are simply the first ones."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from openworld.data.options import LoaderOptions
 from openworld.data.transforms import prepare
 from openworld.detector import Detector
 from openworld.errors import DataError
+from openworld.predictions.file import PredictedImage, write_predictions
 from openworld.structures import Detections
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -52,6 +53,16 @@ def detect_prepared(
     ]
 
 
+def write_detections(path: Path, detector: Detector, images: Iterable[PredictedImage]) -> None:
+    """Write predictions.json of a detector, which says whether labels of unknown objects helped it to decide.
+
+    Raises:
+        DataError: as :func:`openworld.predictions.file.write_predictions`.
+    """
+    told = detector.method.uses_unknown_labels
+    write_predictions(path, detector.space, images, uses_unknown_labels=told)
+
+
 def find_images(path: Path) -> list[Path]:
     """An image, or all images below a folder, sorted.
 
@@ -63,7 +74,7 @@ def find_images(path: Path) -> list[Path]:
     found = sorted(item for item in path.rglob("*") if item.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
         raise DataError(
-            "is no image and no folder with images" if path.exists() else "does not exist",
+            "is neither an image nor a folder with images" if path.exists() else "does not exist",
             where=str(path),
             remedy=f"give an image or a folder with {', '.join(IMAGE_SUFFIXES)} files",
         )

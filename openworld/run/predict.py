@@ -1,21 +1,23 @@
-"""A person's own images: what a trained detector finds on them, as drawings and as predictions.json."""
+"""Detect on images without annotations: drawings and predictions.json."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from openworld.config import RunConfig
+from openworld.configfile import read_config
 from openworld.data.images import load_image
-from openworld.detector import load_task
 from openworld.errors import DataError
 from openworld.labels import LabelSpace
-from openworld.predictions.file import PredictedImage, write_predictions
+from openworld.predictions.file import PredictedImage
 from openworld.report.draw import draw_detections
-from openworld.run.detect import detect_images, find_images
+from openworld.run.checkpoints import load_task
+from openworld.run.detect import detect_images, find_images, write_detections
+from openworld.runtime.environment import device_of_finished_run
 from openworld.runtime.runlog import progress_bar
 from openworld.structures import Detections
 
@@ -23,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def predict_folder(
-    run: Path, config: RunConfig, task: int | None, images: Path, output: Path, *, score: float
+    run: Path, task: int | None, images: Path, output: Path, *, score: float, device: str | None = None
 ) -> tuple[int, list[str]]:
     """Detect on an image or on all images below a folder.
 
@@ -31,20 +33,24 @@ def predict_folder(
     ``output/drawings/``, unknown ones in a style of their own. An image that cannot be read is left out and named.
 
     Args:
-        run: folder of the run whose detector is used.
-        config: of that run.
+        run: folder of the run whose detector is used. Its config.yaml and the checkpoint of the task are all it needs.
         task: its task; None for the newest finished one.
         images: a file or a folder.
         output: folder to write to.
         score: least score that is drawn.
+        device: see :func:`openworld.runtime.environment.device_of_finished_run`.
 
     Returns:
-        How many images were drawn, and the messages of those that could not be read.
+        The number of images that were drawn, and the messages of those that could not be read.
 
     Raises:
+        ConfigError: the folder does not hold a run.
         DataError: no image there, or none that can be read.
         CheckpointError: the run has no such finished task.
+        EnvironmentProblem: a GPU is asked for that is not there.
     """
+    config = read_config(run / "config.yaml")
+    config = replace(config, model=replace(config.model, device=device_of_finished_run(config.model.device, device)))
     paths = find_images(images)
     detector = load_task(run, config, task)
     space = detector.space
@@ -73,12 +79,12 @@ def predict_folder(
             where=str(images),
             remedy="check the files",
         )
-    write_predictions(output / "predictions.json", space, entries)
+    write_detections(output / "predictions.json", detector, entries)
     return len(entries), broken
 
 
 def draw(pixels: np.ndarray, found: Detections, space: LabelSpace, score: float) -> Image.Image:
-    """The detections of at least ``score`` on their image (H, W, 3) uint8."""
+    """Draw the detections of at least ``score`` on their image (H, W, 3) uint8."""
     shown = found[found.scores >= score]
     return draw_detections(
         Image.fromarray(pixels),

@@ -35,7 +35,7 @@ BATCH = 8
 
 def chosen_exemplars(
     train: Dataset,
-    labels: LabelSpace,
+    space: LabelSpace,
     options: ExemplarOptions,
     seed: int,
     *,
@@ -46,36 +46,36 @@ def chosen_exemplars(
 
     Args:
         train: training set, of which only what the task may see is used.
-        labels: of the task.
-        options: how many, and how they are chosen.
+        space: of the task.
+        options: their number, and how they are chosen.
         seed: of the choice.
         detector: in evaluation mode, with the head of the task; for ``herding`` and ``by_score``.
         loader: how images enter the detector.
     """
-    view = training_view(train, labels)
+    view = training_view(train, space)
     instances = None
     if detector is not None:
         herding = options.strategy == "herding"
-        title = f"task {labels.task} exemplars"
+        title = f"task {space.task} exemplars"
         instances = annotated_instances(detector, view, loader, keep_features=herding, title=title)
-    images = _of_all_tasks(train, labels) if options.strategy == "greedy" else _rows(view)
-    return exemplar_record(images, labels, options, seed, instances)
+    images = _of_all_tasks(train, space) if options.strategy == "greedy" else _rows(view)
+    return exemplar_record(images, space, options, seed, instances)
 
 
-def listed_exemplars(train: Dataset, held_out: Dataset, labels: LabelSpace, pattern: str) -> dict[str, Any]:
+def listed_exemplars(train: Dataset, held_out: Dataset, space: LabelSpace, pattern: str) -> dict[str, Any]:
     """The record of a task's exemplars out of the task's list; nothing is replayed in task 1, which may have none.
 
     Args:
         train, held_out: the sets of the run. Listed images that are held out are left out and named in the record.
-        labels: of the task.
+        space: of the task.
         pattern: path of the lists, ``{task}`` in it stands for the number of the task.
 
     Raises:
         DataError: the list is missing or unreadable, or names an image of neither set.
     """
-    path = list_path(pattern, labels.task)
-    images = _rows(replay_view(train, labels, train.by_id))
-    if labels.task == 1 and not path.exists():
+    path = list_path(pattern, space.task)
+    images = _rows(replay_view(train, space, train.by_id))
+    if space.task == 1 and not path.exists():
         return {
             "task": 1,
             "per_class": None,
@@ -83,15 +83,15 @@ def listed_exemplars(train: Dataset, held_out: Dataset, labels: LabelSpace, patt
             "covers": "known",
             "seed": None,
             "images": [],
-            "instances": dict.fromkeys(labels.known, 0),
+            "instances": dict.fromkeys(space.known, 0),
             "list": None,
             "repeats": 0,
             "held_out": [],
         }
-    return listed_record(path, images, labels, image_names(train), set(image_names(held_out)))
+    return listed_record(path, images, space, image_names(train), set(image_names(held_out)))
 
 
-def check_lists(train: Dataset, held_out: Dataset, labels: LabelSpace, pattern: str, last_task: int) -> None:
+def check_lists(train: Dataset, held_out: Dataset, space: LabelSpace, pattern: str, last_task: int) -> None:
     """Read the lists of all tasks that replay, so that a mistake in one is found before the first task is trained.
 
     Raises:
@@ -100,7 +100,7 @@ def check_lists(train: Dataset, held_out: Dataset, labels: LabelSpace, pattern: 
     names, kept_out = image_names(train), set(image_names(held_out))
     for task in range(2, last_task + 1):
         path = list_path(pattern, task)
-        if not listed_record(path, [], labels.at(task), names, kept_out)["images"]:
+        if not listed_record(path, [], space.at(task), names, kept_out)["images"]:
             raise DataError(
                 f"names no image that task {task} can replay",
                 where=str(path),
@@ -140,7 +140,7 @@ def annotated_instances(
 ) -> Instances:
     """Feature and score of every annotated box of a view; images enter as in evaluation. See :func:`best_regions`.
 
-    Cost: one forward pass an image, without augmentation; memory 4 bytes times D times N with ``keep_features``. An
+    Cost: one forward pass per image, without augmentation; memory 4 bytes times D times N with ``keep_features``. An
     image that cannot be read has no instances, as it is left out of training. Several processes share the images, and
     each gets the instances of all.
 
@@ -214,8 +214,8 @@ def _rows(view: View) -> list[ImageRows]:
     return [(sample.record.image_id, [int(row) for row in sample.labels]) for sample in view]
 
 
-def _of_all_tasks(train: Dataset, labels: LabelSpace) -> list[ImageRows]:
+def _of_all_tasks(train: Dataset, space: LabelSpace) -> list[ImageRows]:
     """Images of all tasks so far with all known classes, an image once for each task that trains on it."""
-    rows = dict(_rows(replay_view(train, labels, train.by_id)))
-    views = (training_view(train, labels.at(task)) for task in range(1, labels.task + 1))
+    rows = dict(_rows(replay_view(train, space, train.by_id)))
+    views = (training_view(train, space.at(task)) for task in range(1, space.task + 1))
     return [(sample.record.image_id, rows[sample.record.image_id]) for view in views for sample in view]

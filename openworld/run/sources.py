@@ -22,7 +22,7 @@ from openworld.data.schedules import Schedule, read_schedule
 from openworld.data.splits import check_schedule, hold_out
 from openworld.data.synthetic import make_world, pretrain_folder, world_sources
 from openworld.data.transforms import as_float, resize
-from openworld.errors import ConfigError
+from openworld.errors import ConfigError, DataError
 from ssl_backbones.images import find_images
 from ssl_backbones.options import PretrainOptions
 
@@ -105,6 +105,25 @@ def open_sources(config: RunConfig, folder: Path) -> Sources:
     return Sources(train_set, held_out, test_set, pretraining)
 
 
+def open_test(config: RunConfig, folder: Path, *, need_images: bool = True) -> Dataset:
+    """Open the test set of a run alone; a synthetic world is drawn again if it is not in the folder.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        need_images: image files must be there.
+
+    Raises:
+        DataError: files that are missing or cannot be used.
+    """
+    options = config.data
+    if options.benchmark is not None:
+        return read_test(options.benchmark, options.rename, need_images=need_images)
+    if options.synthetic is not None:
+        return open_sources(config, folder).test
+    return read_dataset(for_role(options.test, "test"), options.rename, need_images=need_images)
+
+
 def _open_benchmark(options: DataOptions, last_task: int) -> Sources:
     """The sets of a published benchmark; only the lists of tasks that are run are read."""
     benchmark = options.benchmark
@@ -153,13 +172,14 @@ def open_ground_truth(
                 "nothing to score against",
                 remedy="name the annotations with --ground-truth, or give the folder of a run, which has its own",
             )
-        config = read_config(run / "config.yaml")
-        options = config.data
-        if options.benchmark is not None:
-            return read_test(options.benchmark, options.rename, need_images=False), found, None
-        if options.synthetic is not None:
-            return open_sources(config, run).test, found, None
-        return read_dataset(for_role(options.test, "test"), options.rename, need_images=False), found, None
+        try:
+            return open_test(read_config(run / "config.yaml"), run, need_images=False), found, None
+        except DataError as error:
+            raise DataError(
+                f"the annotations of the run's test set cannot be opened ({error.problem}: {error.where})",
+                where=str(run),
+                remedy="bring the data back to where the run had them, or name their annotations with --ground-truth",
+            ) from error
     rename = {} if found is None else dict(found.rename)
     source = for_role(SourceOptions(annotations=annotations, image_set=image_set), "test")
     dataset = read_dataset(source, rename, need_images=False)

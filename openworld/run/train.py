@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ from torch import Tensor, nn
 from openworld.config import PhaseOptions
 from openworld.detector import Detector
 from openworld.errors import NumericsError
+from openworld.run.checkpoints import Progress, save_progress
 from openworld.runtime import distributed
-from openworld.runtime.checkpoint import Checkpoint, save_checkpoint
+from openworld.runtime.checkpoint import Checkpoint
 from openworld.runtime.profiling import Profile, scope, watched
 from openworld.runtime.runlog import RunLog, progress_bar
-from openworld.runtime.seeding import rng_state, set_rng_state
+from openworld.runtime.seeding import set_rng_state
 from openworld.structures import Target
 from ssl_backbones.backbones.base import spared_by_decay
 
@@ -34,10 +34,14 @@ class Phase:
     options: PhaseOptions
     folder: Path
     """Checkpoints of the task."""
-    position: int
-    """Added to the step to order the checkpoints of a task."""
+    known: tuple[str, ...]
+    """Classes of the head."""
     first_step: int
     """Steps that the task has done in earlier phases."""
+
+    def after(self, step: int) -> Progress:
+        """How far the task is after ``step`` steps of the phase."""
+        return Progress(self.task, self.stage, step, step >= self.options.steps, self.known)
 
 
 def train_phase(
@@ -46,13 +50,13 @@ def train_phase(
     phase: Phase,
     log: RunLog,
     resume_from: Checkpoint | None,
-    extra_state: dict[str, Any],
     profile: Profile | None = None,
 ) -> None:
-    """Run a phase to its end, from its beginning or from a checkpoint of its own.
+    """Train to the end of a phase, from its beginning or from a checkpoint of its own.
 
-    The batches must start at the step of the checkpoint. Every ``checkpoint_every`` steps and at the end the weights,
-    the optimiser, the generators and the log's length are written, from which a resumed run continues bit for bit.
+    The batches must start at the step of the checkpoint. Every ``checkpoint_every`` steps the weights, the optimiser,
+    the generators and the log's length are written, from which a resumed run continues bit for bit. The caller writes
+    the checkpoint after the last step.
 
     With several processes the batches are this one's share, and the gradients are averaged: every process makes the
     step that one process with the whole batch would make, and the first one writes.
@@ -60,14 +64,13 @@ def train_phase(
     Raises:
         NumericsError: a loss is not finite; the weights are those before the step.
     """
-    started = time.monotonic()
     options = phase.options
     optimizer = make_optimizer(detector, options, backbone=detector.engine.backbone)
     start = 0
     if resume_from is not None:
         optimizer.load_state_dict(resume_from.state["optimizer"])
         set_rng_state(resume_from.state["rng"])
-        start = int(resume_from.state["step"])
+        start = Progress.of(resume_from).step
     detector.train()
     title = f"task {phase.task} {phase.stage}"
     parts = profile.watch(detector.engine.parts()) if profile is not None else nullcontext()
@@ -99,38 +102,7 @@ def train_phase(
             done = step + 1
             if done % options.checkpoint_every == 0 and done < options.steps:
                 with scope("checkpoint"):
-                    save_progress(detector, optimizer, phase, done, log, extra_state)
-    log.append("phase", stage=phase.stage, task=phase.task, seconds=time.monotonic() - started)
-    save_progress(detector, optimizer, phase, options.steps, log, extra_state)
-
-
-def save_progress(
-    detector: Detector,
-    optimizer: torch.optim.Optimizer | None,
-    phase: Phase,
-    step: int,
-    log: RunLog,
-    extra_state: dict[str, Any],
-) -> None:
-    """Checkpoint after ``step`` steps of a phase; the first process writes it, for all have the same."""
-    if not distributed.is_first():
-        return
-    save_checkpoint(
-        phase.folder,
-        f"{phase.stage}-{step:06d}",
-        position=phase.position + step,
-        tensors=detector.state_dict(),
-        state={
-            "task": phase.task,
-            "stage": phase.stage,
-            "step": step,
-            "done": step >= phase.options.steps,
-            "optimizer": optimizer.state_dict() if optimizer is not None else None,
-            "rng": rng_state(),
-            "log_offset": log.offset,
-            **extra_state,
-        },
-    )
+                    save_progress(phase.folder, detector, phase.after(done), log, optimizer)
 
 
 def on_host(values: Tensor) -> Callable[[], list[float]]:

@@ -3,8 +3,12 @@
 One checkpoint is a folder ``NAME/`` with
 
     model.safetensors   tensors of the model (parameters and buffers)
-    state.pt            optimiser, generators, counters (plain containers, read with ``weights_only=True``)
-    manifest.json       position (an integer that grows), SHA-256 and size of the two files
+    state.pt            what continues the work: optimiser, generators (plain containers, read with
+                        ``weights_only=True``); absent where nothing is left to continue
+    manifest.json       position (integers, compared from the left), what the writer says about the checkpoint, and
+                        SHA-256 and size of each file
+
+The manifest alone tells what a checkpoint is of; tensors and state are read when they are asked for.
 """
 
 from __future__ import annotations
@@ -14,7 +18,9 @@ import logging
 import os
 import pickle
 import shutil
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,49 +34,118 @@ from openworld.runtime.files import sha256_of, sync_file, sync_folder
 
 logger = logging.getLogger(__name__)
 
-_FILES = ("model.safetensors", "state.pt")
+MODEL, STATE, MANIFEST = "model.safetensors", "state.pt", "manifest.json"
+
+_REMEDY = "delete this folder and resume from an older checkpoint"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as read: ``tensors`` of the model, ``state`` of everything else."""
+    """A checkpoint whose manifest has been read.
+
+    Args:
+        path: its folder.
+        position: orders the checkpoints of a folder; the largest is the newest.
+        about: what its writer said about it.
+        sha256: hexadecimal digest of each of its files by name.
+    """
 
     path: Path
-    position: int
-    tensors: dict[str, Tensor]
-    state: dict[str, Any]
+    position: tuple[int, ...]
+    about: dict[str, Any]
+    sha256: dict[str, str]
+    _checked: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the model, on the CPU.
+
+        Raises:
+            CheckpointError: the file is missing, or not the one that was written.
+        """
+        self.check([MODEL])
+        try:
+            return safetensors.torch.load_file(self.path / MODEL)
+        except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+            raise self._unreadable(error) from error
+
+    @cached_property
+    def state(self) -> dict[str, Any]:
+        """What continues the work, on the CPU.
+
+        Raises:
+            CheckpointError: the file is missing, not the one that was written, or holds more than plain containers.
+        """
+        if STATE not in self.sha256:
+            raise CheckpointError(f"has no {STATE}, for its work is done", where=str(self.path), remedy=_REMEDY)
+        self.check([STATE])
+        try:
+            return torch.load(self.path / STATE, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+        except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise self._unreadable(error) from error
+
+    def check(self, files: Collection[str]) -> None:
+        """Compare files with their SHA-256, each once; those that the checkpoint never had are passed over.
+
+        Raises:
+            CheckpointError: one is missing or differs.
+        """
+        for file in files:
+            if file not in self.sha256 or file in self._checked:
+                continue
+            try:
+                found = sha256_of(self.path / file)
+            except OSError as error:
+                raise self._unreadable(error) from error
+            if found != self.sha256[file]:
+                raise CheckpointError(f"{file} does not match its SHA-256", where=str(self.path), remedy=_REMEDY)
+            self._checked.add(file)
+
+    def _unreadable(self, error: Exception) -> CheckpointError:
+        return CheckpointError(f"cannot be read ({error})", where=str(self.path), remedy=_REMEDY)
 
 
 def save_checkpoint(
-    folder: Path, name: str, *, position: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int = 2
+    folder: Path,
+    name: str,
+    *,
+    position: tuple[int, ...],
+    tensors: dict[str, Tensor],
+    state: dict[str, Any] | None,
+    about: dict[str, Any] | None = None,
+    keep: int = 2,
 ) -> Path:
     """Write ``folder/name`` atomically, then remove all but the ``keep`` newest checkpoints of the folder.
 
     Args:
         folder: where this run (or phase) keeps its checkpoints.
         name: folder name of this one, e.g. ``train-000200``.
-        position: grows with training; the largest is the newest.
+        position: grows with the work; compared from the left, the largest is the newest.
         tensors: parameters and buffers; stored contiguous, on the CPU.
-        state: plain containers and tensors only.
+        state: what continues the work, plain containers and tensors only; None where nothing is left to continue.
+        about: JSON for the manifest, which is read without tensors and state.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".tmp-*"):
         shutil.rmtree(stale, ignore_errors=True)
     temporary = folder / f".tmp-{name}-{os.getpid()}"
     temporary.mkdir()
+    files = [MODEL] if state is None else [MODEL, STATE]
     try:
         plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-        safetensors.torch.save_file(plain, temporary / "model.safetensors")
-        torch.save(state, temporary / "state.pt")
+        safetensors.torch.save_file(plain, temporary / MODEL)
+        if state is not None:
+            torch.save(state, temporary / STATE)
         manifest = {
-            "position": position,
+            "position": list(position),
+            "about": about or {},
             "files": {
                 file: {"sha256": sha256_of(temporary / file), "bytes": (temporary / file).stat().st_size}
-                for file in _FILES
+                for file in files
             },
         }
-        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2))
-        for file in (*_FILES, "manifest.json"):
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2))
+        for file in (*files, MANIFEST):
             sync_file(temporary / file)
         sync_folder(temporary)
         final = folder / name
@@ -87,31 +162,29 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read and verify one checkpoint.
+    """Read the manifest of one checkpoint; its tensors and state are verified and read when they are asked for.
 
     Raises:
-        CheckpointError: a file is missing, damaged, or holds more than plain containers.
+        CheckpointError: the manifest is missing or damaged.
     """
-    remedy = "delete this folder and resume from an older checkpoint"
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        position, listed = int(manifest["position"]), manifest["files"]
-        for file in _FILES:
-            if sha256_of(path / file) != listed[file]["sha256"]:
-                raise CheckpointError(f"{file} does not match its SHA-256", where=str(path), remedy=remedy)
-        tensors = safetensors.torch.load_file(path / "model.safetensors")
-        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"cannot be read ({error})", where=str(path), remedy=remedy) from error
-    except (pickle.UnpicklingError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"cannot be read ({error})", where=str(path), remedy=remedy) from error
-    return Checkpoint(path, position, tensors, state)
+        manifest = json.loads((path / MANIFEST).read_text())
+        position = tuple(int(number) for number in manifest["position"])
+        sha256 = {file: str(listed["sha256"]) for file, listed in manifest["files"].items()}
+        return Checkpoint(path, position, dict(manifest["about"]), sha256)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"cannot be read ({error})", where=str(path), remedy=_REMEDY) from error
 
 
-def newest_valid(folder: Path) -> Checkpoint | None:
+def newest_valid(folder: Path, files: Collection[str] = (MODEL, STATE)) -> Checkpoint | None:
     """The newest checkpoint of a folder that verifies, or None where there is none at all.
 
     Damaged ones are passed over with a warning.
+
+    Args:
+        folder: where the checkpoints are.
+        files: those that must verify. With :data:`MODEL` alone the state is neither read nor hashed; with none the
+            manifest is enough.
 
     Raises:
         CheckpointError: there are checkpoints and all are damaged. (Starting afresh silently would lose work.)
@@ -121,7 +194,9 @@ def newest_valid(folder: Path) -> Checkpoint | None:
     problems = []
     for path in reversed(_by_position(folder)):
         try:
-            return load_checkpoint(path)
+            found = load_checkpoint(path)
+            found.check(files)
+            return found
         except CheckpointError as error:
             logger.warning("passed over a damaged checkpoint: %s", error)
             problems.append(str(error))
@@ -138,10 +213,10 @@ def _by_position(folder: Path) -> list[Path]:
     """Finished checkpoints of a folder, oldest first. An unreadable manifest counts as oldest."""
     found = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
 
-    def position(path: Path) -> tuple[int, str]:
+    def position(path: Path) -> tuple[tuple[int, ...], str]:
         try:
-            return int(json.loads((path / "manifest.json").read_text())["position"]), path.name
-        except (OSError, ValueError, KeyError, TypeError):
-            return -1, path.name
+            return load_checkpoint(path).position, path.name
+        except CheckpointError:
+            return (), path.name
 
     return sorted(found, key=position)

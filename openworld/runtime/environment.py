@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import platform
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from openworld.errors import EnvironmentProblem
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "pycocotools", "safetensors", "matplotlib", "jinja2")
 
@@ -35,18 +38,49 @@ def select_device(name: str) -> str:
     """``auto`` → ``cuda`` where there is one, else ``cpu``.
 
     Raises:
-        EnvironmentProblem: a GPU is asked for and there is none.
+        EnvironmentProblem: a GPU is asked for that is not there.
     """
     import torch
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    if not device_is_here(name):
+        count = torch.cuda.device_count()
         raise EnvironmentProblem(
-            f"device {name!r} was asked for and torch sees no GPU",
-            remedy="use --model.device cpu, or install a torch build for this GPU's driver",
+            f"device {name!r} was asked for and torch sees {count or 'no'} GPU{'s' if count > 1 else ''}",
+            remedy="choose cpu, auto or the number of a GPU, or install a torch build for this GPU's driver",
         )
     return name
+
+
+def device_is_here(name: str) -> bool:
+    """Whether torch knows this device and, if it is a GPU, sees one of this number (``cuda``: any)."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        return False
+    return device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
+
+
+def device_of_finished_run(configured: str, wanted: str | None) -> str:
+    """Where a trained detector is used: on the device that is asked for, else where it was trained, else ``auto``.
+
+    Args:
+        configured: ``model.device`` of the run, which another machine may not have.
+        wanted: asked for; None leaves the choice.
+
+    Raises:
+        EnvironmentProblem: a GPU is asked for that is not there.
+    """
+    if wanted is not None:
+        return select_device(wanted)
+    if configured != "auto" and not device_is_here(configured):
+        found = select_device("auto")
+        logger.warning("the run's model.device %s is not on this machine: %s is used (see --device)", configured, found)
+        return found
+    return select_device(configured)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,13 @@ class RunLog:
         line = json.dumps({"event": event, **{key: _finite(value) for key, value in fields.items()}}, allow_nan=False)
         with open(self.path, "a", encoding="utf-8") as stream:
             stream.write(line + "\n")
+
+    @contextmanager
+    def phase(self, stage: str, task: int | None = None) -> Iterator[None]:
+        """Write a line "phase" with the seconds that the block took, at its end; an error leaves none."""
+        started = time.monotonic()
+        yield
+        self.append("phase", stage=stage, task=task, seconds=time.monotonic() - started)
 
     @property
     def offset(self) -> int:

@@ -44,13 +44,21 @@ replay: {steps: 3, batch_size: 2, lr: 1e-3, warmup_steps: 1, checkpoint_every: 2
 """
 
 
-def openworld(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own."""
+def openworld(
+    *arguments: str | Path, check: bool = True, directory: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own, in a working directory."""
     result = subprocess.run(
         [sys.executable, "-m", "openworld", *map(str, arguments)],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "200",
+        },
+        cwd=directory,
         check=False,
     )
     if check and result.returncode:
@@ -77,7 +85,7 @@ def killed_run(config: Path, folder: Path, *arguments: str, **wanted: Any) -> No
 
 def final_weights(run: Path, task: int = 2) -> dict[str, torch.Tensor]:
     """The tensors that a task ended with."""
-    return safetensors.torch.load_file(run / f"task{task}" / "checkpoint" / "energy-000001" / "model.safetensors")
+    return safetensors.torch.load_file(run / f"task{task}" / "checkpoint" / "calibrate-000001" / "model.safetensors")
 
 
 def assert_same_bits(expected: dict[str, torch.Tensor], got: dict[str, torch.Tensor]) -> None:

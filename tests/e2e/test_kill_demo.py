@@ -24,7 +24,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(run / "task3" / "checkpoint" / "energy-000001" / "model.safetensors")
+    return safetensors.torch.load_file(run / "task3" / "checkpoint" / "calibrate-000001" / "model.safetensors")
 
 
 @pytest.mark.slow

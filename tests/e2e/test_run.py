@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from openworld.configfile import read_config
@@ -34,7 +36,7 @@ def test_a_run_leaves_every_artefact(tiny_run: Path) -> None:
         metrics = json.loads((folder / "metrics.json").read_text())
         assert metrics["protocol"] == "unique"
         assert all(name in metrics for name in METRICS)
-        assert json.loads((folder / "energy.json").read_text())["status"] in ("fitted", "fallback")
+        assert json.loads((folder / "calibration.json").read_text())["status"] in ("fitted", "fallback")
         assert json.loads((folder / "exemplars.json").read_text())["images"]
         assert not (folder / "detections.partial").exists()
         files = [entry["file"] for entry in json.loads((folder / "predictions.json").read_text())["images"]]
@@ -46,11 +48,11 @@ def test_a_run_leaves_every_artefact(tiny_run: Path) -> None:
     assert stages == [
         ("pretrain", None),
         ("train", 1),
-        ("energy", 1),
+        ("calibrate", 1),
         ("evaluate", 1),
         ("train", 2),
         ("replay", 2),
-        ("energy", 2),
+        ("calibrate", 2),
         ("evaluate", 2),
     ]
 
@@ -133,6 +135,52 @@ def test_predict_draws_a_folder_and_leaves_out_broken_images(tiny_run: Path, tmp
         ("a.png", 70, 50),
         ("more/grey.jpg", 40, 90),
     ]
+
+
+def test_predict_needs_nothing_but_the_run(tiny_run: Path, tmp_path: Path) -> None:
+    """From a copy of config.yaml and one checkpoint in another folder, from another working directory, the run having
+    been trained on a GPU and started from a backbone file that is gone: the detections of the run itself."""
+    moved, elsewhere = tmp_path / "moved", tmp_path / "elsewhere"
+    checkpoint = "task2/checkpoint/calibrate-000001"
+    shutil.copytree(tiny_run / checkpoint, moved / checkpoint)
+    elsewhere.mkdir()
+    config = yaml.safe_load((tiny_run / "config.yaml").read_text())
+    assert config["model"]["arch"]["width"] == 0.125  # of the pretraining, resolved
+    config |= {"pretrain": None, "model": config["model"] | {"device": "cuda:99", "weights": "weights/gone.pth"}}
+    (moved / "config.yaml").write_text(yaml.safe_dump(config))
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    openworld("predict", tmp_path / "a.png", "--run", tiny_run, "--device", "cpu", "--output", tmp_path / "expected")
+    for name, arguments in {"asked": ("--device", "cpu"), "left": ()}.items():
+        result = openworld(
+            "predict", "../a.png", "--run", "../moved", "--output", name, *arguments, directory=elsewhere
+        )
+        assert ("model.device cuda:99 is not on this machine" in result.stderr) == (name == "left")
+        found, expected = (
+            json.loads((folder / "predictions.json").read_text())["images"][0]["detections"]
+            for folder in (elsewhere / name, tmp_path / "expected")
+        )
+        assert found == expected and found
+
+
+def test_a_run_whose_data_have_gone(tiny_run: Path, tmp_path: Path) -> None:
+    """The page has its numbers and says why it has no pictures; scoring says what is missing."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    shutil.rmtree(run / "world")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    source = {"annotations": "gone/test.json"}
+    config["data"] |= {"synthetic": None, "train": {"annotations": "gone/train.json"}, "test": source}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    openworld("report", run)
+    page = (run / "report.html").read_text()
+    assert "The test set cannot be opened any more, so there are no pictures (gone/test.json: no such file" in page
+    assert "data:image/" not in page and "Known mAP@50" in page
+    result = openworld("evaluate", "--predictions", run, check=False)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "the annotations of the run's test set cannot be opened (no such file or folder: gone/test.json)" in (
+        result.stderr
+    )
+    assert "--ground-truth" in result.stderr
 
 
 @pytest.mark.parametrize(

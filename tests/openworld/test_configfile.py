@@ -8,7 +8,7 @@ import pytest
 from openworld.config import RunConfig
 from openworld.configfile import CONFIGS, dump_config, read_config
 from openworld.errors import ConfigError
-from openworld.run.schedule import config_difference
+from openworld.run.folder import config_difference
 
 
 def test_round_trip(tmp_path: Path) -> None:

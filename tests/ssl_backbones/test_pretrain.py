@@ -203,7 +203,7 @@ def test_a_checkpoint_of_another_version_is_refused_by_name(
     there, state = json.loads(found.state["identity"]), found.state
     change(there, state)
     state["identity"] = json.dumps(there)
-    save_checkpoint(found.path.parent, found.path.name, position=0, tensors=found.tensors, state=state)
+    save_checkpoint(found.path.parent, found.path.name, position=(0,), tensors=found.tensors, state=state)
     if message is None:
         assert pretrain(options(steps=1), paths, tmp_path, seed=0, resume=True).card["steps"] == 1
         return

@@ -9,16 +9,12 @@ from typing import Any, Literal
 from detectron2.config import CfgNode
 
 from openworld.data.schedules import read_schedule
-from openworld.engines.detectron2.names import ROI_KEYS, openworld_defaults, option_keys, own_roi_fields
+from openworld.engines.detectron2.names import ORE_PAPER, ROI_KEYS, openworld_defaults, option_keys, own_roi_fields
 from openworld.engines.options import RoiOptions
 from openworld.errors import ConfigError
 from openworld.labels import LabelSpace
 from openworld.methods.base import OpenWorldMethod
 from openworld.methods.options import MethodOptions
-from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, OreOptions, UnknownLabelOptions
-
-ORE_PAPER = OreOptions(unknown_labels=UnknownLabelOptions(), clustering=ClusteringOptions(), energy=EnergyOptions())
-"""The method of the defaults: ORE with the paper's values."""
 
 
 def add_openworld_config(cfg: CfgNode) -> None:
@@ -27,8 +23,10 @@ def add_openworld_config(cfg: CfgNode) -> None:
     Call it before merging a file, since yacs refuses keys that it does not know. Below ``OPENWORLD.METHOD`` any key may
     be set; :func:`method_options` refuses those that the method does not have.
     """
-    cfg.OPENWORLD = CfgNode(openworld_defaults())
-    cfg.OPENWORLD.METHOD = CfgNode(option_keys(ORE_PAPER), new_allowed=True)
+    defaults = openworld_defaults()
+    method = defaults.pop("METHOD")
+    cfg.OPENWORLD = CfgNode(defaults)
+    cfg.OPENWORLD.METHOD = CfgNode(method, new_allowed=True)
 
 
 def get_key(cfg: CfgNode, name: str) -> Any:

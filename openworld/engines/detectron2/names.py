@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 from openworld.engines.options import ModelOptions, RoiOptions
 from openworld.errors import ConfigError
 from openworld.labels import LabelSpace
+from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, OreOptions, UnknownLabelOptions
 from ssl_backbones.backbones import BackboneOptions, ResNetOptions
 from ssl_backbones.handover.names import detectron2_name as trunk_name
 
@@ -95,6 +96,9 @@ ROI_KEYS: Mapping[str, Key] = {
 CANONICAL_SIZE_PX = 224
 """``OPENWORLD.ROI.CANONICAL_SIZE_PX``: detectron2's own, which our heads must not change unasked (poolers.py)."""
 
+ORE_PAPER = OreOptions(unknown_labels=UnknownLabelOptions(), clustering=ClusteringOptions(), energy=EnergyOptions())
+"""The method of the defaults: ORE with the paper's values."""
+
 BACKBONES = {"c4": "build_openworld_resnet_backbone", "fpn": "build_openworld_resnet_fpn_backbone"}
 HEADS = {"c4": "OpenWorldRes5ROIHeads", "fpn": "OpenWorldStandardROIHeads"}
 """Names in detectron2's registries (:mod:`openworld.engines.detectron2`)."""
@@ -130,6 +134,7 @@ def openworld_defaults() -> dict[str, Any]:
         "POOL_PADDING": ResNetOptions().pool_padding,
         "ROI": {name.upper(): getattr(roi, name) for name in own_roi_fields()}
         | {"CANONICAL_SIZE_PX": CANONICAL_SIZE_PX},
+        "METHOD": option_keys(ORE_PAPER),
     }
 
 

@@ -174,7 +174,7 @@ class EnergyModel(nn.Module):
                 ``fit_on: known_only``.
 
         Returns:
-            The record that becomes energy.json: status (fitted, fallback, off), reason (of a fallback), notes (what a
+            The record for calibration.json: status (fitted, fallback, off), reason (of a fallback), notes (what a
             reader should know of the fits), temperature, test_temperature, fit_on, uses_unknown_labels, parameters,
             decision, known_rejection_rate (null unless ``threshold``), known, unknown (the fits, with log-likelihood,
             Kolmogorov-Smirnov distance and count), samples (at most 2000 of each kind, evenly spaced in order),

@@ -11,16 +11,16 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from openworld.config import PhaseOptions, RunConfig
+from openworld.config import RunConfig
 from openworld.configfile import dump_config
 from openworld.convert.between_engines import convert_engine
 from openworld.data.options import DataOptions, LoaderOptions
-from openworld.detector import build_detector, load_task
+from openworld.detector import build_detector
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
 from openworld.errors import CheckpointError, ConfigError
 from openworld.labels import LabelSpace
+from openworld.run.checkpoints import Progress, load_task, save_progress
 from openworld.run.detect import detect_images
-from openworld.run.train import Phase, save_progress
 from openworld.runtime.runlog import RunLog
 from ssl_backbones.backbones import ResNetOptions
 
@@ -56,9 +56,9 @@ def written_run(folder: Path, chosen: RunConfig) -> Path:
         for buffer in detector.method.buffers():
             if buffer.is_floating_point():
                 nn.init.normal_(buffer)
-        phase = Phase(task, "energy", PhaseOptions(steps=1, lr=1.0), folder / f"task{task}" / "checkpoint", 0, 0)
-        save_progress(detector, None, phase, 1, RunLog(folder / "metrics.jsonl"), {"known": list(labels.known)})
-        (folder / f"task{task}" / "energy.json").write_text("{}")
+        progress, log = Progress(task, "calibrate", 1, True, labels.known), RunLog(folder / "metrics.jsonl")
+        save_progress(folder / f"task{task}" / "checkpoint", detector, progress, log)
+        (folder / f"task{task}" / "calibration.json").write_text("{}")
     return folder
 
 
@@ -82,7 +82,7 @@ def test_there_and_back_is_the_same_run(tmp_path: Path, neck: str, head: str) ->
             torch.equal(value.nan_to_num(-7), after[name].nan_to_num(-7)) for name, value in before.items()
         )
         assert len(there) == len(before) + 1
-        assert (tmp_path / "back" / f"task{task}" / "energy.json").exists()
+        assert (tmp_path / "back" / f"task{task}" / "calibration.json").exists()
     native = tmp_path / "there" / "detectron2" / "task2"
     keys = yaml.safe_load((native / "config.yaml").read_text())
     assert keys["ORE"]["TASKS"] == TASKS and keys["ORE"]["TASK"] == 2 and keys["ORE"]["HEAD"] == head

@@ -28,13 +28,14 @@ from openworld.convert.published_weights import (
     reference_options,
 )
 from openworld.data.schedules import SCHEDULES
-from openworld.detector import Detector, load_task
+from openworld.detector import Detector
 from openworld.engines.base import Proposals
 from openworld.engines.torchvision_rcnn import OpenWorldRCNN
 from openworld.errors import CheckpointError, ConfigError
 from openworld.labels import LabelSpace
 from openworld.methods.ore.method import Ore
 from openworld.methods.ore.options import EnergyOptions
+from openworld.run.checkpoints import load_task
 from openworld.structures import Detections, Regions
 
 LABELS = LabelSpace.of(SCHEDULES["m_owodb"].tasks, 1, "fixed")
@@ -424,8 +425,8 @@ def test_a_file_cannot_run_code(tmp_path: Path, writer: str) -> None:
         (None, "no such file"),
         (b"", "cannot be read"),
         (b"PK\x03\x04 cut off", "cannot be read"),
-        (pickle.dumps([1, 2]), "holds a list and no weights"),
-        (pickle.dumps({"model": {}}), "no weights"),
+        (pickle.dumps([1, 2]), "holds a list without weights"),
+        (pickle.dumps({"model": {}}), "holds a dict without weights"),
         (pickle.dumps({"model": {"a": "text"}}), "'a' is a str"),
         (pickle.dumps({"model": {"a": np.array([None])}}), "'a' is a ndarray, not an array of numbers"),
     ],
@@ -472,6 +473,8 @@ def test_a_converted_checkpoint_is_a_run(
     config = read_config(folder / "config.yaml")
     detector = load_task(folder, config, None)
     assert detector.space == LABELS
+    assert detector.engine.labels == LABELS
+    assert config.model.weights is None and not (folder / "backbone").exists()
     for name, value in model.state_dict().items():
         assert torch.equal(detector.engine.state_dict()[name], value), name
     roi, decision = config.model.roi, detector.method.energy

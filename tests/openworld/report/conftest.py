@@ -236,7 +236,7 @@ def _task(
         "samples": {"known": samples["known"], "unknown": samples["unknown"][:12] if last else samples["unknown"]},
         "boundary": None if last else 6.53,
     }
-    _write(folder / "energy.json", energy)
+    _write(folder / "calibration.json", energy)
     exemplars = {"task": task, "per_class": 20, "strategy": "balanced", "seed": 0}
     _write(folder / "exemplars.json", {**exemplars, "images": list(range(57)), "instances": dict.fromkeys(known, 20)})
     images = [_predicted(record, test.categories, known, folder.parent, number) for record in test.records]

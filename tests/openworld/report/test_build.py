@@ -154,7 +154,7 @@ def test_hostile_names(make_run: Callable[..., tuple[Path, Any]]) -> None:
     _change(
         run / "data.json", lambda content: content["train"]["examples"].append("<img src=http://example.org/x.png>")
     )
-    _change(run / "task1" / "energy.json", lambda content: content.update(status="fallback", reason="<b>no</b>"))
+    _change(run / "task1" / "calibration.json", lambda content: content.update(status="fallback", reason="<b>no</b>"))
     text = _check(build_report(run, test, images=2))
     assert "&lt;script&gt;" in text and "<script" not in text and "{{ 7*7 }}" in text and "<b>no</b>" not in text
 
@@ -172,7 +172,7 @@ def test_nulls_and_no_detections(fake_run: tuple[Path, Any]) -> None:
             folder / "predictions.json", lambda content: [image.update(detections=[]) for image in content["images"]]
         )
         _change(
-            folder / "energy.json",
+            folder / "calibration.json",
             lambda content: content.update(known=None, unknown=None, samples=None, boundary=None),
         )
     text = _check(build_report(run, test, images=1))
@@ -221,7 +221,7 @@ def test_energy_says_its_rule_and_its_labels(
     fake_run: tuple[Path, Any], changes: dict[str, Any], words: tuple[str, ...]
 ) -> None:
     run, _ = fake_run
-    _change(run / "task1" / "energy.json", lambda content: content.update(**changes, notes=["a <poor> fit"]))
+    _change(run / "task1" / "calibration.json", lambda content: content.update(**changes, notes=["a <poor> fit"]))
     told = bool(changes.get("uses_unknown_labels"))
     _change(run / "task1" / "metrics.json", lambda content: content.update(uses_unknown_labels=told))
     text = _check(build_report(run, images=0))

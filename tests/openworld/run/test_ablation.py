@@ -20,7 +20,7 @@ from openworld.run.ablation import (
     switched_one_by_one,
     variants_of,
 )
-from openworld.run.schedule import config_difference
+from openworld.run.folder import config_difference
 from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.backbones.resnet import ResNet
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +23,9 @@ from openworld.labels import LabelSpace
 from openworld.methods.ore.method import Ore
 from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, OreOptions
 from openworld.predictions.score import print_table
-from openworld.run.schedule import Run, evaluate_task, fit_energy
+from openworld.run.evaluate import evaluate_task
+from openworld.run.folder import Run
+from openworld.run.schedule import calibrate
 from openworld.runtime.checkpoint import newest_valid
 from openworld.runtime.runlog import RunLog
 from openworld.structures import Detections, Regions, Target
@@ -90,7 +91,7 @@ def fitted(tmp_path: Path, held_out: Dataset, **energy: Any) -> tuple[Run, Watch
     labels = LabelSpace.of(TASKS, 1)
     detector = Watched(config.method.build(labels, 4))
     (tmp_path / "run" / "task1").mkdir()
-    fit_energy(run, 1, detector, time.monotonic())
+    calibrate(run, 1, "calibrate", detector, None)
     return run, detector
 
 
@@ -111,12 +112,12 @@ def test_only_a_fit_on_annotated_unknowns_sees_their_labels(
     told = options.get("fit_on", "").startswith("annotated") and options.get("enabled", True)
     rows = {row for _, row in detector.shown}
     assert (detector.method.space.unknown in rows) == told and len({image for image, _ in detector.shown}) == images
-    record = json.loads((run.task_folder(1) / "energy.json").read_text())
+    record = json.loads((run.task_folder(1) / "calibration.json").read_text())
     assert record["uses_unknown_labels"] is told
     assert len(record["samples"]["unknown"]) == unknown_samples
     assert record["status"] == ("fitted" if options.get("enabled", True) else "off")
     checkpoint = newest_valid(run.task_folder(1) / "checkpoint")
-    assert checkpoint is not None and checkpoint.state["stage"] == "energy"
+    assert checkpoint is not None and checkpoint.about["stage"] == "calibrate"
     twin = run.config.method.build(detector.method.space, 4)
     twin.load_state_dict({name.removeprefix("method."): value for name, value in checkpoint.tensors.items()})
     values = torch.linspace(0, 12, 200)
@@ -136,14 +137,15 @@ def test_the_metrics_and_the_table_say_which_labels_were_used(
     tmp_path: Path, held_out: Dataset, fit_on: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, detector = fitted(tmp_path, held_out, fit_on=fit_on)
-    monkeypatch.setattr("openworld.run.schedule.restore_detector", lambda *_: detector)
+    monkeypatch.setattr("openworld.run.evaluate.restore_detector", lambda *_: detector)
     monkeypatch.setattr(
-        "openworld.run.schedule.detect_prepared", lambda _, images, *__: [Detections.empty()] * len(images)
+        "openworld.run.evaluate.detect_prepared", lambda _, images, *__: [Detections.empty()] * len(images)
     )
-    metrics = evaluate_task(run, 1)
+    evaluate_task(run, 1)
+    metrics = json.loads((run.task_folder(1) / "metrics.json").read_text())
     told = fit_on == "annotated_unknown"
     assert metrics["uses_unknown_labels"] is told
-    assert json.loads((run.task_folder(1) / "metrics.json").read_text())["uses_unknown_labels"] is told
+    assert json.loads((run.task_folder(1) / "predictions.json").read_text())["uses_unknown_labels"] is told
     shown = io.StringIO()
     print_table([metrics], Console(file=shown, width=160))
     assert ("Uses labels of unknown objects" in shown.getvalue()) == told

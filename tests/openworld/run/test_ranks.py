@@ -29,8 +29,8 @@ from openworld.detector import Detector
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
 from openworld.errors import ConfigError
 from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, OreOptions, UnknownLabelOptions
-from openworld.run import schedule as tasks
-from openworld.run.schedule import check_shares, fit_energy, run_schedule
+from openworld.run.folder import Run, check_shares
+from openworld.run.schedule import run_schedule
 from openworld.runtime import distributed
 from ssl_backbones.backbones import ResNetOptions
 
@@ -118,19 +118,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``one``, ``two``, and runs that one process began and two finished."""
     folder = tmp_path_factory.mktemp("ranks")
 
-    def keep_second_step(run: tasks.Run, task: int, detector: Detector, started: float) -> None:
+    def keep_second_step(run: Run, task: int, detector: Detector) -> dict[str, Any]:
         if task == 1:
             shutil.copytree(run.task_folder(1) / "checkpoint" / "train-000002", folder / "second step")
-        fit_energy(run, task, detector, started)
+        return original(run, task, detector)
 
+    original = evaluate.calibrate
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with in_double_precision() as patch:
-        patch.setattr(tasks, "fit_energy", keep_second_step)
+        patch.setattr(evaluate, "calibrate", keep_second_step)
         run_schedule(config(), folder / "one", resume=False)
     torch.set_num_threads(threads)
     shutil.copytree(folder / "one", folder / "scored anew")
-    for name in ("metrics.json", "predictions.json", "energy.json", "checkpoint/energy-000001"):
+    for name in ("metrics.json", "predictions.json", "calibration.json", "checkpoint/calibrate-000001"):
         path = folder / "scored anew" / "task2" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     cut_to_the_second_step(folder / "one", folder / "from the second step")
@@ -182,7 +183,7 @@ def test_exemplars_and_scores_are_those_of_one_process(runs: Path) -> None:
 def test_the_same_weights_give_the_same_energies_and_the_same_predictions(runs: Path) -> None:
     """To the last digit, and in the order of the images: two processes fitted, detected and scored with the weights
     that one process had trained."""
-    for name in ("energy.json", "predictions.json", "metrics.json"):
+    for name in ("calibration.json", "predictions.json", "metrics.json"):
         one, two = ((runs / run / "task2" / name).read_bytes() for run in ("one", "scored anew"))
         assert one == two, name
     images = json.loads((runs / "one" / "task2" / "predictions.json").read_text())

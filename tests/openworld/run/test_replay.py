@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,8 @@ from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
 from openworld.errors import CheckpointError, DataError
 from openworld.labels import LabelSpace
 from openworld.run import schedule as tasks
+from openworld.run.checkpoints import Progress, save_progress
+from openworld.run.folder import Run
 from openworld.run.replay import (
     annotated_instances,
     best_regions,
@@ -35,9 +38,7 @@ from openworld.run.replay import (
     listed_exemplars,
     replayed_images,
 )
-from openworld.run.schedule import Run
 from openworld.run.sources import Sources
-from openworld.run.train import Phase, save_progress
 from openworld.runtime.runlog import RunLog
 from openworld.structures import Regions, Target
 from ssl_backbones.backbones import ResNetOptions
@@ -268,25 +269,29 @@ def test_lists_of_a_run(tmp_path: Path) -> None:
 
 
 class Staged:
-    """Stands in for optimisation, energy and evaluation: writes the checkpoints, notes whether the choice is there."""
+    """Stands in for the stages that change the model, and for evaluation: writes what they leave, and notes whether the
+    choice is there."""
 
     def __init__(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         self.run, self.seen, self.broken_at = run, list[tuple[str, int, bool]](), ""
-        monkeypatch.setattr(tasks, "optimise", lambda run, task, stage, *_: self(task, stage))
-        monkeypatch.setattr(tasks, "fit_energy", lambda run, task, *_: self(task, "energy"))
-        monkeypatch.setattr(tasks, "prepare_detector", lambda *_: None)
-        monkeypatch.setattr(tasks, "evaluate_task", lambda run, task: {})
+        stages = [
+            stage if stage.name == "exemplars" else replace(stage, run=partial(self, stage.name))
+            for stage in tasks.STAGES
+        ]
+        monkeypatch.setattr(tasks, "STAGES", stages)
 
-    def __call__(self, task: int, stage: str) -> None:
+    def __call__(self, stage: str, run: Run, task: int) -> None:
         folder = self.run.task_folder(task)
+        if stage == "evaluate":
+            (folder / "metrics.json").write_text("{}")
+            return
         self.seen.append((stage, task, (folder / "exemplars.json").exists()))
         if stage == self.broken_at:
             raise KeyboardInterrupt
         torch.manual_seed(task)
-        labels, one = self.run.labels(task), PhaseOptions(steps=1, lr=1.0)
-        detector = build_detector(self.run.config, labels, None)
-        phase = Phase(task, stage, one, folder / "checkpoint", tasks._POSITION[stage], 0)
-        save_progress(detector, None, phase, 1, self.run.log, {"known": list(labels.known)})
+        space = self.run.space(task)
+        detector = build_detector(self.run.config, space, None)
+        save_progress(folder / "checkpoint", detector, Progress(task, stage, 1, True, space.known), self.run.log)
 
 
 def open_run(folder: Path, **exemplars: Any) -> Run:
@@ -311,10 +316,10 @@ def test_choice_before_training_or_right_after_it(
     before = strategy not in ("herding", "by_score")
     assert staged.seen == [
         ("train", 1, before),
-        ("energy", 1, True),
+        ("calibrate", 1, True),
         ("train", 2, before),
         ("replay", 2, True),
-        ("energy", 2, True),
+        ("calibrate", 2, True),
     ]
     view = tasks.exemplar_view(run, 2)
     assert view and {int(row) for sample in view for row in sample.labels} <= {0, 1, 2}
@@ -326,7 +331,7 @@ def test_choice_before_training_or_right_after_it(
 def test_a_killed_run_chooses_the_same_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
     run = open_run(tmp_path, strategy=strategy, per_class=1)
     staged = Staged(run, monkeypatch)
-    staged.broken_at = "energy"
+    staged.broken_at = "calibrate"
     path = run.task_folder(1) / "exemplars.json"
     with pytest.raises(KeyboardInterrupt):
         tasks.run_task(run, 1)
@@ -335,7 +340,7 @@ def test_a_killed_run_chooses_the_same_images(tmp_path: Path, monkeypatch: pytes
     staged.broken_at = ""
     tasks.run_task(run, 1)
     assert path.read_bytes() == chosen
-    assert [stage for stage, _, _ in staged.seen] == ["train", "energy", "energy"]  # no training twice
+    assert [stage for stage, _, _ in staged.seen] == ["train", "calibrate", "calibrate"]  # no training twice
     path.unlink()
     with pytest.raises(CheckpointError, match="exemplars of task 1 are missing"):
         tasks.run_task(run, 1)
@@ -345,7 +350,7 @@ def test_no_detector_chooses_where_nothing_is_replayed(tmp_path: Path, monkeypat
     run = open_run(tmp_path, strategy="herding", enabled=False)
     staged = Staged(run, monkeypatch)
     tasks.run_task(run, 1)
-    assert staged.seen == [("train", 1, False), ("energy", 1, False)]
+    assert staged.seen == [("train", 1, False), ("calibrate", 1, False)]
 
 
 def test_a_run_replays_the_list_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,43 +1,261 @@
-"""What a schedule does with images that cannot be read: it goes on, and says so."""
+"""The stages of a task: which ones it has, what is done again after a kill, and with which detector each one starts."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from torch import Tensor
 
-from openworld.data.options import LoaderOptions
-from openworld.data.records import Record
-from openworld.run import schedule as tasks
-from openworld.structures import Detections
+from openworld.config import PhaseOptions, RunConfig
+from openworld.data.options import DataOptions, ExemplarOptions
+from openworld.detector import Detector, build_detector, detector_to_load
+from openworld.engines.options import ModelOptions, RoiOptions
+from openworld.errors import CheckpointError
+from openworld.run import checkpoints, schedule
+from openworld.run.checkpoints import Progress, load_task, save_progress
+from openworld.run.folder import Run
+from openworld.run.schedule import run_task, start_stage
+from openworld.runtime.checkpoint import newest_valid
+from openworld.runtime.runlog import RunLog
+from ssl_backbones.backbones import ResNetOptions
+
+TASKS = [["cat", "dog"], ["cow"], ["kite"]]
 
 
-def record(path: Path) -> Record:
-    none = np.zeros(0, dtype=np.int64)
-    return Record(path.stem, path, 20, 10, np.zeros((0, 4), np.float32), none, none.astype(bool))
-
-
-def test_a_test_image_that_cannot_be_read_has_no_detections(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    records = []
-    for name in ("a", "b", "c"):
-        Image.new("RGB", (20, 10)).save(tmp_path / f"{name}.png")
-        records.append(record(tmp_path / f"{name}.png"))
-    (tmp_path / "b.png").write_bytes(b"no image")
-    one = Detections(
-        torch.ones(1, 4), torch.ones(1), torch.zeros(1).long(), torch.zeros(1).long(), {"energy": torch.zeros(1)}
+def config(strategy: str = "herding", enabled: bool = True, replay_steps: int = 3) -> RunConfig:
+    return RunConfig(
+        data=DataOptions(tasks=TASKS),
+        pretrain=None,
+        model=ModelOptions(
+            arch=ResNetOptions(width=1 / 64), fpn_channels=4, roi=RoiOptions(hidden_dim=4), device="cpu"
+        ),
+        exemplars=ExemplarOptions(per_class=1, strategy=strategy, enabled=enabled),  # type: ignore[arg-type]
+        train=PhaseOptions(steps=4, lr=1e-3),
+        increment=PhaseOptions(steps=4, lr=1e-3),
+        replay=PhaseOptions(steps=replay_steps, lr=1e-3),
     )
-    monkeypatch.setattr(tasks, "detect_prepared", lambda detector, images, scales, sizes: [one] * len(images))
 
-    def found(chosen: list[Record]) -> list[int]:
-        partial = tmp_path / "partial"
-        partial.unlink(missing_ok=True)
-        return [len(each) for each in tasks.detect_records(None, chosen, LoaderOptions(), partial, "test")]  # type: ignore[arg-type]
 
-    assert found(records) == [1, 0, 1]
-    assert "b.png" in caplog.text
-    assert found([records[1]]) == [0]
+def open_run(folder: Path, chosen: RunConfig | None = None) -> Run:
+    sources: Any = SimpleNamespace()  # no stage that looks at data runs here
+    return Run(chosen or config(), folder, sources, RunLog(folder / "metrics.jsonl"))
+
+
+def save(run: Run, task: int, stage: str, step: int, *, done: bool, seed: int = 0) -> Detector:
+    """A checkpoint of random weights; one of a stage that goes on has an optimiser."""
+    torch.manual_seed(seed)
+    detector = detector_to_load(run.config, run.space(task))
+    progress = Progress(task, stage, step, done, run.space(task).known)
+    save_progress(run.checkpoints(task), detector, progress, run.log, torch.optim.SGD(detector.parameters(), lr=1.0))
+    return detector
+
+
+def equal(one: Detector, two: Detector) -> bool:
+    first, second = one.state_dict(), two.state_dict()
+    return first.keys() == second.keys() and all(
+        torch.equal(value.nan_to_num(-7), second[name].nan_to_num(-7)) for name, value in first.items()
+    )
+
+
+# -- which stages -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "task", "expected"),
+    [
+        ({}, 1, ["train", "exemplars", "calibrate", "evaluate"]),
+        ({}, 2, ["train", "exemplars", "replay", "calibrate", "evaluate"]),
+        ({"strategy": "balanced"}, 2, ["exemplars", "train", "replay", "calibrate", "evaluate"]),
+        ({"replay_steps": 0}, 2, ["train", "exemplars", "calibrate", "evaluate"]),
+        ({"enabled": False}, 2, ["train", "calibrate", "evaluate"]),
+    ],
+)
+def test_the_stages_of_a_task(options: dict[str, Any], task: int, expected: list[str]) -> None:
+    assert [stage.name for stage in schedule.STAGES if stage.when(config(**options), task)] == expected
+
+
+def test_the_model_changes_in_the_order_in_which_checkpoints_are_sorted() -> None:
+    names = [stage.name for stage in schedule.STAGES if stage.name in checkpoints.STAGES]
+    assert tuple(names) == checkpoints.STAGES
+    places = [Progress(1, stage, step, False, ()).position for stage in checkpoints.STAGES for step in (1, 9, 10)]
+    assert places == sorted(set(places))
+
+
+# -- what is left to do -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("left_by", "expected"),
+    [
+        ((), ["train", "exemplars", "replay", "calibrate", "evaluate"]),
+        ((("train", 2, False),), ["train", "exemplars", "replay", "calibrate", "evaluate"]),
+        ((("train", 4, True),), ["exemplars", "replay", "calibrate", "evaluate"]),
+        ((("train", 4, True), ("replay", 1, False)), ["exemplars", "replay", "calibrate", "evaluate"]),
+        ((("replay", 3, True),), ["exemplars", "calibrate", "evaluate"]),
+        ((("replay", 3, True), ("calibrate", 1, True)), ["exemplars", "evaluate"]),
+    ],
+)
+def test_only_what_is_not_done_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_by: tuple[tuple[str, int, bool], ...], expected: list[str]
+) -> None:
+    run, ran = open_run(tmp_path), list[str]()
+
+    def noted(name: str, run: Run, task: int) -> None:
+        ran.append(name)
+        if name == "evaluate":
+            (run.task_folder(task) / "metrics.json").write_text('{"task": 2}')
+
+    for stage, step, done in left_by:
+        save(run, 2, stage, step, done=done)
+    run.task_folder(2).mkdir(exist_ok=True)
+    stages = [replace(stage, run=partial(noted, stage.name)) for stage in schedule.STAGES]
+    monkeypatch.setattr(schedule, "STAGES", stages)
+    assert run_task(run, 2) == {"task": 2}
+    assert ran == expected
+    (run.task_folder(2) / "exemplars.json").write_text("{}")
+    ran.clear()
+    run_task(run, 2)
+    assert "exemplars" not in ran and "evaluate" not in ran
+
+
+# -- the detector that a stage starts with ----------------------------------------------------------------------------
+
+
+def test_the_first_stage_alone_builds_on_the_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+
+    def noted(config: RunConfig, space: Any, backbone: Path | None) -> Detector:
+        built.append((space.task, backbone))
+        return build_detector(config, space, None)
+
+    monkeypatch.setattr(schedule, "build_detector", noted)
+    chosen = config()
+    run = open_run(tmp_path, replace(chosen, model=replace(chosen.model, weights="gone.pth")))
+    start_stage(run, 1, "train")
+    assert built == [(1, Path("gone.pth"))]
+    save(run, 1, "train", 4, done=True)
+    start_stage(run, 1, "calibrate")
+    save(run, 1, "calibrate", 1, done=True)
+    start_stage(run, 2, "train")
+    assert len(built) == 1
+
+
+def test_an_interrupted_stage_goes_on_from_its_own_checkpoint(tmp_path: Path) -> None:
+    run = open_run(tmp_path)
+    save(run, 1, "train", 1, done=False, seed=1)
+    expected = save(run, 1, "train", 2, done=False, seed=2)
+    detector, resumed = start_stage(run, 1, "train")
+    assert equal(detector, expected)
+    assert resumed is not None and Progress.of(resumed).step == 2 and resumed.state["optimizer"]["param_groups"]
+
+
+def test_a_later_stage_starts_where_the_one_before_ended(tmp_path: Path) -> None:
+    run = open_run(tmp_path)
+    save(run, 2, "train", 2, done=False, seed=1)
+    expected = save(run, 2, "train", 4, done=True, seed=2)
+    detector, resumed = start_stage(run, 2, "replay")
+    assert equal(detector, expected) and resumed is None
+
+
+def test_a_task_starts_from_the_task_before_with_more_rows(tmp_path: Path) -> None:
+    run = open_run(tmp_path)
+    before = save(run, 1, "calibrate", 1, done=True, seed=3)
+    detector, resumed = start_stage(run, 2, "train")
+    assert resumed is None and detector.space == run.space(2)
+    rows: list[Tensor] = [model.state_dict()["engine.cls_score.weight"] for model in (before, detector)]
+    assert len(rows[1]) == len(rows[0]) + 1 and torch.equal(rows[1][:2], rows[0][:2])
+
+
+@pytest.mark.parametrize("stage", ["train", "replay"])
+def test_a_task_does_not_start_from_one_that_is_not_finished(tmp_path: Path, stage: str) -> None:
+    run = open_run(tmp_path)
+    save(run, 1, stage, 4, done=True)
+    with pytest.raises(CheckpointError, match="task 2 needs the detector of task 1"):
+        start_stage(run, 2, "train")
+    with pytest.raises(CheckpointError, match="has no finished task 1"):
+        load_task(tmp_path, run.config, 1)
+
+
+def test_a_damaged_checkpoint_sends_a_task_back_to_the_stage_of_the_one_before(tmp_path: Path) -> None:
+    """The optimiser of a stage that goes on is needed, so the stage begins again without it."""
+    run = open_run(tmp_path)
+    expected = save(run, 2, "train", 4, done=True, seed=1)
+    save(run, 2, "replay", 2, done=False, seed=2)
+    (run.checkpoints(2) / "replay-000002" / "state.pt").write_bytes(b"")
+    detector, resumed = start_stage(run, 2, "replay")
+    assert resumed is None and equal(detector, expected)
+
+
+def test_the_log_forgets_what_is_done_again(tmp_path: Path) -> None:
+    run = open_run(tmp_path)
+    run.log.append("step", stage="train", task=1, step=1)
+    save(run, 1, "train", 1, done=False)
+    run.log.append("step", stage="train", task=1, step=2)
+    start_stage(run, 1, "train")
+    assert [entry["step"] for entry in run.log.read()] == [1]
+
+
+# -- what a checkpoint says -------------------------------------------------------------------------------------------
+
+
+def test_the_manifest_says_what_it_is_a_checkpoint_of(tmp_path: Path) -> None:
+    run = open_run(tmp_path)
+    save(run, 2, "train", 2, done=False)
+    manifest = json.loads((run.checkpoints(2) / "train-000002" / "manifest.json").read_text())
+    assert manifest["position"] == [0, 2]
+    assert manifest["about"] == {
+        "task": 2,
+        "stage": "train",
+        "step": 2,
+        "done": False,
+        "known": ["cat", "dog", "cow"],
+        "log_offset": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("stage", "done", "expected"),
+    [("train", True, False), ("replay", True, False), ("calibrate", False, False), ("calibrate", True, True)],
+)
+def test_a_task_is_finished_when_its_last_stage_is_done(stage: str, done: bool, expected: bool) -> None:
+    assert Progress(1, stage, 1, done, ()).task_is_finished is expected
+
+
+def test_a_finished_task_is_loaded_from_its_tensors_alone(tmp_path: Path) -> None:
+    """Frozen layers as well, which task 1 takes from a backbone file that is not needed any more."""
+    frozen = replace(config().model, weights="gone.pth", norm="frozen", freeze_stages=2)
+    run = open_run(tmp_path, replace(config(), model=frozen))
+    save(run, 1, "train", 2, done=False)
+    expected = save(run, 1, "calibrate", 1, done=True, seed=5)
+    save(run, 2, "train", 4, done=True)  # not finished: the newest finished task is the first
+    assert sorted(path.name for path in (run.checkpoints(1) / "calibrate-000001").iterdir()) == [
+        "manifest.json",
+        "model.safetensors",
+    ]
+    detector = load_task(tmp_path, run.config, None)
+    assert equal(detector, expected) and not detector.training
+
+
+def test_a_checkpoint_of_other_classes_is_refused(tmp_path: Path) -> None:
+    run = open_run(tmp_path)
+    save(run, 1, "calibrate", 1, done=True)
+    other = replace(run.config, data=replace(run.config.data, tasks=[["cat", "horse"], ["cow"]]))
+    with pytest.raises(CheckpointError, match=r"holds the classes \['cat', 'dog'\], the configuration \['cat', 'ho"):
+        load_task(tmp_path, other, 1)
+
+
+def test_a_checkpoint_that_is_not_of_a_task_is_named(tmp_path: Path) -> None:
+    from openworld.runtime.checkpoint import save_checkpoint
+
+    save_checkpoint(tmp_path, "other", position=(1,), tensors={}, state=None)
+    found = newest_valid(tmp_path)
+    assert found is not None
+    with pytest.raises(CheckpointError, match="does not say of which task"):
+        Progress.of(found)

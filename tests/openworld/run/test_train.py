@@ -54,7 +54,7 @@ def test_the_backbone_learns_at_its_own_rate() -> None:
 
 
 def test_a_loss_that_is_not_finite_names_the_images() -> None:
-    phase = Phase(2, "train", options(), Path(), 0, 0)
+    phase = Phase(2, "train", options(), Path(), ("cat",), 0)
     targets = [Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), "cat 7")]
     losses = {"box": math.nan}
     with pytest.raises(NumericsError, match=r"task 2, train, step 5.*box nan.*cat 7"):

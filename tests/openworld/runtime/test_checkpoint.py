@@ -12,19 +12,22 @@ import pytest
 import torch
 
 from openworld.errors import CheckpointError
-from openworld.runtime.checkpoint import load_checkpoint, newest_valid, save_checkpoint
+from openworld.runtime import checkpoint as checkpoint_module
+from openworld.runtime.checkpoint import MODEL, load_checkpoint, newest_valid, save_checkpoint
+from openworld.runtime.files import sha256_of
 
 
 def save(folder: Path, step: int, keep: int = 2) -> Path:
     tensors = {"weight": torch.full((4, 3), float(step)), "count": torch.tensor(step)}
+    state, about = {"step": step, "list": [1, 2.5]}, {"name": f"after {step}"}
     return save_checkpoint(
-        folder, f"train-{step:06d}", position=step, tensors=tensors, state={"step": step, "list": [1, 2.5]}, keep=keep
+        folder, f"train-{step:06d}", position=(0, step), tensors=tensors, state=state, about=about, keep=keep
     )
 
 
 def test_round_trip(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(save(tmp_path, 7))
-    assert checkpoint.position == 7
+    assert checkpoint.position == (0, 7) and checkpoint.about == {"name": "after 7"}
     assert checkpoint.state == {"step": 7, "list": [1, 2.5]}
     assert torch.equal(checkpoint.tensors["weight"], torch.full((4, 3), 7.0))
     assert int(checkpoint.tensors["count"]) == 7
@@ -34,6 +37,45 @@ def test_the_oldest_ones_are_removed(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(tmp_path, step)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train-000002", "train-000003"]
+
+
+def test_positions_are_compared_from_the_left(tmp_path: Path) -> None:
+    """A later stage is newer, whatever its step; 10 steps are more than 9."""
+    for position in ((1, 2), (0, 9), (0, 10)):
+        save_checkpoint(tmp_path, "-".join(map(str, position)), position=position, tensors={}, state={})
+    found = newest_valid(tmp_path)
+    assert found is not None and found.position == (1, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0-10", "1-2"]
+
+
+def test_a_checkpoint_whose_work_is_done_has_no_state(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, "done", position=(1,), tensors={"a": torch.ones(2)}, state=None)
+    assert sorted(path.name for path in (tmp_path / "done").iterdir()) == ["manifest.json", "model.safetensors"]
+    found = newest_valid(tmp_path)
+    assert found is not None and torch.equal(found.tensors["a"], torch.ones(2))
+    with pytest.raises(CheckpointError, match=r"has no state\.pt"):
+        _ = found.state
+
+
+def test_only_what_is_needed_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name costs the manifest; the model, its own file, hashed once; the state, all of it."""
+    save(tmp_path, 1)
+    hashed: list[str] = []
+
+    def noted(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256_of(path)
+
+    monkeypatch.setattr(checkpoint_module, "sha256_of", noted)
+    found = newest_valid(tmp_path, [])
+    assert found is not None and found.about == {"name": "after 1"} and hashed == []
+    found = newest_valid(tmp_path, [MODEL])
+    assert found is not None and len(found.tensors) == 2 and hashed == ["model.safetensors"]
+    assert found.state["step"] == 1 and hashed == ["model.safetensors", "state.pt"]
+    (tmp_path / "train-000001" / "state.pt").unlink()
+    assert newest_valid(tmp_path, [MODEL]) is not None
+    with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
+        newest_valid(tmp_path)
 
 
 def test_no_folder_is_no_checkpoint(tmp_path: Path) -> None:
@@ -56,7 +98,7 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, file: str, fault: str) -> 
     else:
         path.unlink()
     found = newest_valid(tmp_path)
-    assert found is not None and found.position == 1
+    assert found is not None and found.position == (0, 1)
 
 
 def test_all_damaged_is_an_error_and_no_fresh_start(tmp_path: Path) -> None:
@@ -79,8 +121,8 @@ def test_a_hostile_pickle_is_not_executed(tmp_path: Path) -> None:
 
     manifest["files"]["state.pt"]["sha256"] = hashlib.sha256((path / "state.pt").read_bytes()).hexdigest()
     (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError):
-        load_checkpoint(path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        _ = load_checkpoint(path).state
     assert not marker.exists()
 
 
@@ -90,7 +132,7 @@ from pathlib import Path
 from openworld.runtime.checkpoint import save_checkpoint
 for step in range(1, 10**6):
     tensors = {"weight": torch.full((300_000,), float(step))}
-    save_checkpoint(Path(sys.argv[1]), f"train-{step:06d}", position=step, tensors=tensors, state={"step": step})
+    save_checkpoint(Path(sys.argv[1]), f"train-{step:06d}", position=(step,), tensors=tensors, state={"step": step})
     print(step, flush=True)
 """
 
@@ -107,5 +149,6 @@ def test_a_writer_killed_at_any_moment_leaves_a_valid_checkpoint(tmp_path: Path)
         written = [2] + [int(line) for line in writer.stdout.read().split()]
         writer.wait()
         found = newest_valid(folder)
-        assert found is not None and found.position >= max(written)
-        assert torch.equal(found.tensors["weight"], torch.full((300_000,), float(found.position)))
+        assert found is not None and found.position >= (max(written),)
+        assert found.state == {"step": found.position[0]}
+        assert torch.equal(found.tensors["weight"], torch.full((300_000,), float(found.position[0])))

@@ -1,0 +1,180 @@
+"""Checkpoints of a task: how far they are, and the detectors that they hold.
+
+A checkpoint of a run stands alone: with the run's config.yaml it gives back the detector, without the backbone file
+that the training began with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch.optim import Optimizer
+
+from openworld.config import RunConfig
+from openworld.detector import Detector, detector_to_load
+from openworld.errors import CheckpointError
+from openworld.labels import LabelSpace
+from openworld.runtime import distributed
+from openworld.runtime.checkpoint import MODEL, Checkpoint, newest_valid, save_checkpoint
+from openworld.runtime.runlog import RunLog
+from openworld.runtime.seeding import rng_state
+
+STAGES = ("train", "replay", "calibrate")
+"""What changes the model of a task, in order."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a task is, as the manifest of a checkpoint says.
+
+    Args:
+        task: number of the task, from 1.
+        stage: one of :data:`STAGES`.
+        step: steps of the stage that are done; a stage without an optimiser is one step.
+        done: the stage is through.
+        known: classes of the head, in the order of its rows.
+        log_offset: length of the run's log in bytes.
+    """
+
+    task: int
+    stage: str
+    step: int
+    done: bool
+    known: tuple[str, ...]
+    log_offset: int = 0
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Progress:
+        """What the manifest of a run's checkpoint says.
+
+        Raises:
+            CheckpointError: it is not a checkpoint of a task.
+        """
+        try:
+            return cls(**{**checkpoint.about, "known": tuple(checkpoint.about["known"])})
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"does not say of which task and stage it is ({error})",
+                where=str(checkpoint.path),
+                remedy="give the checkpoint of a run that this version made",
+            ) from error
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Orders the checkpoints of a task: by stage, then by step."""
+        return STAGES.index(self.stage), self.step
+
+    @property
+    def task_is_finished(self) -> bool:
+        """Nothing changes the model of the task any more."""
+        return self.done and self.stage == STAGES[-1]
+
+    def has_done(self, stage: str) -> bool:
+        """The stage is through, or a later one has begun."""
+        here, there = STAGES.index(self.stage), STAGES.index(stage)
+        return here > there or (here == there and self.done)
+
+
+def checkpoints_of(run: Path, task: int) -> Path:
+    """Folder of a task's checkpoints in the folder of a run."""
+    return run / f"task{task}" / "checkpoint"
+
+
+def save_progress(
+    folder: Path, detector: Detector, progress: Progress, log: RunLog, optimizer: Optimizer | None = None
+) -> None:
+    """Write a checkpoint; the first process does, for all have the same.
+
+    Optimiser and generators are written while the stage goes on. One that is done leaves the model alone, with which
+    the next stage begins.
+
+    Args:
+        folder: see :func:`checkpoints_of`.
+        detector: whose state dict is written.
+        progress: how far the task is; the length of the log is filled in.
+        log: of the run.
+        optimizer: of a stage that goes on.
+    """
+    if not distributed.is_first():
+        return
+    goes_on = None if progress.done or optimizer is None else {"optimizer": optimizer.state_dict(), "rng": rng_state()}
+    save_checkpoint(
+        folder,
+        f"{progress.stage}-{progress.step:06d}",
+        position=progress.position,
+        tensors=detector.state_dict(),
+        state=goes_on,
+        about={**asdict(progress), "log_offset": log.offset},
+    )
+
+
+def restore_detector(config: RunConfig, checkpoint: Checkpoint) -> Detector:
+    """The detector of a checkpoint, with the label space of the task that wrote it, from its tensors alone.
+
+    Args:
+        config: of the run, with the architecture resolved.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or of another model.
+    """
+    progress = Progress.of(checkpoint)
+    space = LabelSpace.of(config.schedule, progress.task, config.model.head)
+    remedy = "use the configuration of the run that wrote it"
+    if space.known != progress.known:
+        raise CheckpointError(
+            f"holds the classes {list(progress.known)}, the configuration {list(space.known)}",
+            where=str(checkpoint.path),
+            remedy=remedy,
+        )
+    detector = detector_to_load(config, space)
+    try:
+        detector.load_state_dict(checkpoint.tensors)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"does not fit the configured model: {str(error).splitlines()[1].strip()}",
+            where=str(checkpoint.path),
+            remedy=remedy,
+        ) from error
+    return detector
+
+
+def finished_tasks(run: Path, config: RunConfig) -> dict[int, Checkpoint]:
+    """The last checkpoint of each finished task, by its number. Their models are verified, but not read.
+
+    Raises:
+        CheckpointError: all checkpoints of a task are damaged.
+    """
+    found = {}
+    for task in range(1, config.last_task + 1):
+        checkpoint = finished_task(run, task)
+        if checkpoint is not None:
+            found[task] = checkpoint
+    return found
+
+
+def finished_task(run: Path, task: int) -> Checkpoint | None:
+    """The last checkpoint of a task, its model verified; None for a task that is not finished.
+
+    Raises:
+        CheckpointError: all checkpoints of the task are damaged.
+    """
+    checkpoint = newest_valid(checkpoints_of(run, task), [MODEL])
+    return checkpoint if checkpoint is not None and Progress.of(checkpoint).task_is_finished else None
+
+
+def load_task(run: Path, config: RunConfig, task: int | None) -> Detector:
+    """The finished detector of a task of a run, in evaluation mode; of the newest finished one for ``task`` None.
+
+    Raises:
+        CheckpointError: the run has no such finished task.
+    """
+    for number in range(config.last_task, 0, -1) if task is None else [task]:
+        checkpoint = finished_task(run, number)
+        if checkpoint is not None:
+            return restore_detector(config, checkpoint).eval()
+    raise CheckpointError(
+        "has no finished task" if task is None else f"has no finished task {task}",
+        where=str(run),
+        remedy="finish the run first: openworld run --resume",
+    )

@@ -1,0 +1,227 @@
+"""The folder of a run: who may work in it, which configuration it belongs to, and what an open run offers its stages.
+
+config.yaml                 the configuration, every leaf written out, the architecture resolved
+env.json, data.json         machine and versions; counts and repairs of the data
+metrics.jsonl               the log
+backbone/                   the pretraining, if the run has one
+task<n>/checkpoint/         see :mod:`openworld.run.checkpoints`
+task<n>/exemplars.json, energy.json, predictions.json, metrics.json
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from openworld.config import RunConfig
+from openworld.configfile import dump_config, read_config
+from openworld.errors import ConfigError
+from openworld.labels import LabelSpace
+from openworld.run.checkpoints import checkpoints_of
+from openworld.run.replay import check_lists
+from openworld.run.sources import Sources, open_sources
+from openworld.runtime import distributed
+from openworld.runtime.dotted import leaves
+from openworld.runtime.environment import describe
+from openworld.runtime.files import write_atomic, write_json
+from openworld.runtime.runlog import RunLog
+from ssl_backbones.backbones import BackboneOptions, ResNetOptions
+from ssl_backbones.handover import load_backbone_file
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run: its configuration, folder, data and log."""
+
+    config: RunConfig
+    folder: Path
+    sources: Sources
+    log: RunLog
+    profile_steps: int = 0
+    """Steps of each optimisation phase that are timed for profile.json."""
+
+    def task_folder(self, task: int) -> Path:
+        return self.folder / f"task{task}"
+
+    def checkpoints(self, task: int) -> Path:
+        return checkpoints_of(self.folder, task)
+
+    def space(self, task: int) -> LabelSpace:
+        return LabelSpace.of(self.config.schedule, task, self.config.model.head)
+
+    @property
+    def backbone(self) -> Path | None:
+        """The weight file that task 1 starts from: of the run's own pretraining, a given one, or none."""
+        if self.config.pretrain is not None:
+            return self.folder / "backbone" / "backbone.safetensors"
+        return Path(self.config.model.weights) if self.config.model.weights else None
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a file below the folder; the first process does, for all have the same content."""
+        if distributed.is_first():
+            write_json(self.folder / name, content)
+
+
+def open_run(config: RunConfig, folder: Path, profile_steps: int = 0) -> Run:
+    """Open the data of a claimed folder; writes env.json and data.json.
+
+    Raises:
+        DataError: data or lists of exemplars that are missing or cannot be used.
+    """
+    with distributed.first_goes_ahead():
+        sources = open_sources(config, folder)
+    run = Run(config, folder, sources, RunLog(folder / "metrics.jsonl"), profile_steps)
+    run.write_json("env.json", {**describe(), "processes": distributed.world_size()})
+    run.write_json("data.json", sources.summary())
+    if config.exemplars.list is not None:
+        check_lists(sources.train, sources.held_out, run.space(1), config.exemplars.list, config.last_task)
+    return run
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a run's folder; the lock ends with the (first) process, however it ends.
+
+    Raises:
+        ConfigError: another process works in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not distributed.is_first():
+        yield
+        return
+    with open(folder / ".lock", "a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            stream.seek(0)
+            raise ConfigError(
+                f"process {stream.read().strip() or '?'} works in this folder",
+                where=str(folder),
+                remedy="wait for it, or choose another --output",
+            ) from error
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
+
+
+def check_shares(config: RunConfig) -> None:
+    """Check that every process takes the same number of images of a batch.
+
+    Raises:
+        ConfigError: a batch that the processes do not divide.
+    """
+    processes = distributed.world_size()
+    for name, options in (("train", config.train), ("increment", config.increment), ("replay", config.replay)):
+        if options.batch_size % processes:
+            raise ConfigError(
+                f"{name}.batch_size is {options.batch_size}, which {processes} processes cannot share equally",
+                remedy=f"it counts the images of all processes together: give a multiple of {processes}, or start "
+                "another number of processes",
+            )
+
+
+# -- whose folder it is -----------------------------------------------------------------------------------------------
+
+
+def claim(config: RunConfig, folder: Path, *, resume: bool) -> RunConfig:
+    """Write config.yaml into a folder, or check that the run that has begun there is this one.
+
+    A folder in which no work has begun belongs to nobody, even if a failed start left its config.yaml there.
+
+    Returns:
+        The configuration with ``model.arch`` resolved, as it is in config.yaml.
+
+    Raises:
+        ConfigError: a run has begun there, and ``resume`` is not set or the run has another configuration.
+        CheckpointError: ``model.arch`` is null, and the backbone file is missing or damaged.
+    """
+    path = folder / "config.yaml"
+    if path.exists() and has_begun(folder):
+        if not resume:
+            raise ConfigError(
+                "holds a run already",
+                where=str(folder),
+                remedy="add --resume to go on with it, or choose another --output",
+            )
+        return _same_run(config, path)
+    config = with_arch(config)
+    if path.exists():
+        for chosen in folder.glob("task*/exemplars.json"):  # with the options of the start that failed
+            chosen.unlink()
+    write_atomic(path, dump_config(config))
+    return config
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a run has left work in its folder: a line of its log, or a file of a stage.
+
+    The choice of exemplars before the first training does not count, for it is made again in a moment.
+    """
+    log = folder / "metrics.jsonl"
+    if log.exists() and log.stat().st_size > 0:
+        return True
+    left = (path for pattern in ("backbone/*", "task*/*") for path in folder.glob(pattern))
+    return any(path.name != "exemplars.json" for path in left)
+
+
+def _same_run(config: RunConfig, path: Path) -> RunConfig:
+    """The configuration as the run at ``path`` has it, whose architecture may be left open."""
+    there = read_config(path)
+    weights = config.model.weights
+    if config.model.arch is None and weights is not None and not Path(weights).exists():
+        config = replace(config, model=replace(config.model, arch=there.model.arch))  # a finished task needs no file
+    elif config.model.arch is None:
+        config = with_arch(config)
+    difference = config_difference(there, config)
+    if difference:
+        raise ConfigError(
+            "the configuration differs from the one that the run began with: " + "; ".join(difference),
+            where=str(path),
+            remedy="resume with the same configuration, or start a new run in another folder",
+        )
+    return config
+
+
+def with_arch(config: RunConfig) -> RunConfig:
+    """The configuration with ``model.arch`` written out, so that checkpoints can be read without the backbone file.
+
+    It is the given one; that of the pretraining; what the weight file's card says or its tensors show; or the demo's.
+
+    Raises:
+        ConfigError: ``model.arch`` and ``pretrain.arch`` are different networks.
+        CheckpointError: the weight file has to be read, and is missing or damaged.
+    """
+    given, pretrain, weights = config.model.arch, config.pretrain, config.model.weights
+    if pretrain is not None:
+        arch = given or pretrain.arch
+        if _network(arch) != _network(pretrain.arch):
+            raise ConfigError(
+                f"model.arch {arch} is not the network of pretrain.arch {pretrain.arch}",
+                remedy="leave model.arch out (null), and the detector takes that of the pretraining",
+            )
+    elif given is None and weights is not None:
+        arch = load_backbone_file(Path(weights)).arch
+    else:
+        arch = given or ResNetOptions()
+    return replace(config, model=replace(config.model, arch=arch))
+
+
+def _network(arch: BackboneOptions) -> BackboneOptions:
+    """Without what says how weights are drawn and how norms are trained, which is the detector's own business."""
+    return arch.without_initialisation().in_detector("batch")
+
+
+def config_difference(old: RunConfig, new: RunConfig) -> list[str]:
+    """Leaves in which two configurations differ, as ``key: old → new``."""
+    before, after = dict(leaves(asdict(old))), dict(leaves(asdict(new)))
+    return [
+        f"{key}: {before.get(key)!r} → {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]

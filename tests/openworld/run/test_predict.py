@@ -1,0 +1,116 @@
+"""A finished run that is used elsewhere: what is written of its detector, and on which device it computes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from openworld.config import RunConfig
+from openworld.configfile import dump_config
+from openworld.data.options import DataOptions, LoaderOptions
+from openworld.detector import build_detector
+from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
+from openworld.errors import EnvironmentProblem
+from openworld.labels import LabelSpace
+from openworld.methods.ore.options import EnergyOptions, OreOptions
+from openworld.run.checkpoints import Progress, checkpoints_of, save_progress
+from openworld.run.predict import predict_folder
+from openworld.runtime.environment import device_of_finished_run, select_device
+from openworld.runtime.runlog import RunLog
+from ssl_backbones.backbones import ResNetOptions
+
+TASKS = [["ball", "cube"]]
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+def finished_run(folder: Path, device: str = "cpu", **energy: object) -> Path:
+    config = RunConfig(
+        pretrain=None,
+        data=DataOptions(tasks=TASKS, loader=LoaderOptions(min_size=64, max_size=64)),
+        model=ModelOptions(
+            arch=ResNetOptions(width=1 / 64),
+            fpn_channels=4,
+            rpn=RpnOptions(test_proposals=10),
+            roi=RoiOptions(hidden_dim=4, score_threshold=0.0),
+            device="cpu",
+        ),
+        method=OreOptions(energy=EnergyOptions(**energy)),  # type: ignore[arg-type]
+    )
+    space = LabelSpace.of(TASKS, 1)
+    torch.manual_seed(0)
+    log, progress = RunLog(folder / "metrics.jsonl"), Progress(1, "calibrate", 1, True, space.known)
+    save_progress(checkpoints_of(folder, 1), build_detector(config, space, None), progress, log)
+    written = replace(config, model=replace(config.model, device=device, weights="weights/gone.pth"))
+    (folder / "config.yaml").write_text(dump_config(written))
+    return folder
+
+
+@pytest.mark.parametrize(("fit_on", "told"), [("auto_labelled", False), ("annotated_and_auto", True)])
+def test_predictions_say_that_labels_of_unknown_objects_were_used(
+    tmp_path: Path, picture: Path, fit_on: str, told: bool
+) -> None:
+    run = finished_run(tmp_path / "run", fit_on=fit_on)
+    assert predict_folder(run, None, picture, tmp_path / "found", score=0.0) == (1, [])
+    content = json.loads((tmp_path / "found" / "predictions.json").read_text())
+    assert content["uses_unknown_labels"] is told
+    assert content["images"][0]["detections"]
+
+
+def test_a_run_of_a_gpu_that_is_not_here_predicts_on_what_is(
+    tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the same result as the run of the same weights that was trained on a CPU; a GPU that is asked for by name is
+    not replaced."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    there = finished_run(tmp_path / "gpu", device="cuda:0")
+    predict_folder(there, 1, picture, tmp_path / "found", score=0.5)
+    assert "the run's model.device cuda:0 is not on this machine: cpu is used" in caplog.text
+    predict_folder(finished_run(tmp_path / "cpu"), 1, picture, tmp_path / "expected", score=0.5)
+    found, expected = ((tmp_path / name / "predictions.json").read_bytes() for name in ("found", "expected"))
+    assert found == expected
+    caplog.clear()
+    predict_folder(there, 1, picture, tmp_path / "found", score=0.5, device="cpu")
+    assert not caplog.records
+    with pytest.raises(EnvironmentProblem, match="device 'cuda:0' was asked for and torch sees no GPU"):
+        predict_folder(there, 1, picture, tmp_path / "found", score=0.5, device="cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("configured", "wanted", "gpus", "expected"),
+    [
+        ("auto", None, 0, "cpu"),
+        ("auto", None, 1, "cuda"),
+        ("cpu", None, 1, "cpu"),
+        ("cuda", None, 0, "cpu"),
+        ("cuda:3", None, 4, "cuda:3"),
+        ("cuda:3", None, 2, "cuda"),
+        ("cuda:3", "auto", 0, "cpu"),
+        ("cpu", "cuda:1", 2, "cuda:1"),
+    ],
+)
+def test_the_device_of_a_finished_run(
+    monkeypatch: pytest.MonkeyPatch, configured: str, wanted: str | None, gpus: int, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert device_of_finished_run(configured, wanted) == expected
+
+
+@pytest.mark.parametrize("name", ["cuda:2", "cuda:first", "gpu"])
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(EnvironmentProblem, match=f"device '{name}' was asked for"):
+        select_device(name)
