@@ -18,8 +18,7 @@ from openworld.runtime import distributed
 from openworld.runtime.batch_norm import synchronise_batch_norm
 from openworld.runtime.checkpoint import Checkpoint, newest_valid
 from openworld.runtime.environment import select_device
-from openworld.runtime.profiling import scope
-from openworld.structures import Regions, Target
+from openworld.structures import Target
 
 
 class Detector(nn.Module):
@@ -38,18 +37,10 @@ class Detector(nn.Module):
         ``replay`` marks the fine-tuning on exemplars, see ``clustering.during_replay``. With several processes, each
         with its share of the batch, the means of the losses over the processes are those of one with the whole batch.
         """
-        with scope("regions"):
-            losses, regions = self.engine.training_step(images, targets, self._label_unknowns, self.ore.unknown.among)
+        losses, regions = self.engine.training_step(images, targets, self.ore.label_unknowns, self.ore.unknown.among)
         assert regions.features is not None
-        with scope("ORE"), distributed.purpose("ORE: features, labels, divisor"):
-            losses["clustering"] = self.ore.step(
-                regions.features, regions.labels, step, replay=replay, ranks=distributed
-            )
+        losses["clustering"] = self.ore.step(regions.features, regions.labels, step, replay=replay, ranks=distributed)
         return losses
-
-    def _label_unknowns(self, regions: Regions, image_sizes: Tensor) -> Tensor:
-        with scope("ORE"):
-            return self.ore.label_unknowns(regions, image_sizes)
 
 
 def build_detector(config: RunConfig, labels: LabelSpace, weights: Path | None) -> Detector:

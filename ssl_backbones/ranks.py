@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from openworld.runtime.batch_norm import synchronise_batch_norm
-from openworld.runtime.distributed import from_first_rank, mean_over_ranks, purpose, world_size
+from openworld.runtime.distributed import from_first_rank, mean_over_ranks, world_size
 
 
 @torch.no_grad()
@@ -20,9 +20,8 @@ def share_buffers(method: nn.Module) -> None:
     """
     if world_size() == 1:
         return
-    with purpose("buffers"):
-        for buffer in method.buffers():
-            buffer.copy_(from_first_rank(buffer))
+    for buffer in method.buffers():
+        buffer.copy_(from_first_rank(buffer))
 
 
 def mean_numbers(numbers: Sequence[dict[str, float]]) -> dict[str, float]:

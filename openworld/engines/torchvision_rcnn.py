@@ -119,8 +119,7 @@ class OpenWorldRCNN(nn.Module):
         multiple = self.features.padding_px
         largest = [max(size[0] for size in sizes), max(size[1] for size in sizes)]
         if self.training:  # the padding of the joined batch, which the anchors and the edges of the features see
-            with distributed.purpose("padding of the images"):
-                largest = distributed.largest_over_ranks(largest)
+            largest = distributed.largest_over_ranks(largest)
         height, width = (-(-side // multiple) * multiple for side in largest)
         batch = self.pixel_mean.new_zeros(len(images), 3, height, width)
         for row, image in zip(batch, images, strict=True):

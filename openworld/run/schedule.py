@@ -37,6 +37,7 @@ from openworld.labels import LabelSpace
 from openworld.predictions.file import PredictedImage, read_predictions, write_predictions
 from openworld.predictions.score import evaluate_predictions
 from openworld.run.detect import detect_prepared
+from openworld.run.profile import profile_phase
 from openworld.run.replay import check_lists, chosen_exemplars, listed_exemplars, replayed_images
 from openworld.run.sources import Sources, open_sources
 from openworld.run.train import Phase, save_progress, train_phase
@@ -297,7 +298,8 @@ def optimise(run: Run, task: int, stage: str, detector: Detector, resumed: Check
         first_step=0 if stage == "train" else taught.steps,
     )
     profile = Profile(run.profile_steps, detector.engine.pixel_mean.device) if run.profile_steps else None
-    train_phase(detector, iter(batches), phase, run.log, resumed, {"known": list(labels.known)}, profile)
+    arguments = detector, batches, phase, run.log, resumed, {"known": list(labels.known)}
+    train_phase(*arguments) if profile is None else profile_phase(profile, *arguments)
     broken = {path: why for each in distributed.objects_of_all(batches.broken) for path, why in each.items()}
     if broken:
         _write_json(run.task_folder(task) / f"broken_images_{stage}.json", broken)

@@ -65,8 +65,7 @@ def joined_statistics(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     var_C, mean_C = torch.var_mean(input, dim=(0, 2, 3), correction=0)
     count = torch.full_like(mean_C, input.numel() // input.shape[1])
-    with distributed.purpose("statistics of BatchNorm"):
-        means_KC, vars_KC, counts_KC = distributed.gather_rows(torch.stack([mean_C, var_C, count])[None]).unbind(1)
+    means_KC, vars_KC, counts_KC = distributed.gather_rows(torch.stack([mean_C, var_C, count])[None]).unbind(1)
     total_C = counts_KC.sum(0)
     shares_KC = counts_KC / total_C
     joined_C = (shares_KC * means_KC).sum(0)
@@ -87,8 +86,7 @@ class _Normalise(torch.autograd.Function):
         (grad,) = gradients
         normalised, scale_C, count = context.saved_tensors
         sums_2C = torch.stack([grad.sum((0, 2, 3)), (grad * normalised).sum((0, 2, 3))])
-        with distributed.purpose("statistics of BatchNorm"):
-            means_2C = distributed.mean_over_ranks(sums_2C) * (distributed.world_size() / count)
+        means_2C = distributed.mean_over_ranks(sums_2C) * (distributed.world_size() / count)
         centred = grad - means_2C[0, :, None, None] - normalised * means_2C[1, :, None, None]
         return centred * scale_C[:, None, None], None, None, None
 

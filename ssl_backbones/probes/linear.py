@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from openworld.errors import ConfigError
-from ssl_backbones.optim import LARS, warmup_cosine
+from openworld.runtime.optim import LARS, warmup_cosine
 from ssl_backbones.probes.knn import majority_share
 
 PENALTIES = tuple(10.0**power for power in range(-6, 3))

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode
 
 from openworld.errors import ConfigError
+from openworld.runtime.optim import warmup_cosine
 from openworld.runtime.seeding import generator
 from ssl_backbones.nets import ResNet
-from ssl_backbones.optim import warmup_cosine
 from ssl_backbones.options import Preprocess
 from ssl_backbones.probes.features import features_of
 from ssl_backbones.probes.frozen import held_out

@@ -69,7 +69,6 @@ def process(rank: int, folder: Path) -> None:
     found["objects"] = distributed.objects_of_all({"rank": rank})
     found["largest"] = distributed.largest_over_ranks([5 - rank, rank])
     found["share"] = list(distributed.share(5))
-    found["several means"] = distributed.means_over_ranks([torch.full((2,), float(rank)), torch.tensor(3.0)])
     found["weight"] = distributed.share_of_mean(torch.tensor(3 * rank))
     found["no weight"] = distributed.share_of_mean(torch.tensor(0))
     torch.manual_seed(0)
@@ -149,7 +148,6 @@ def test_what_is_decided_and_collected_for_all(found: list[dict[str, Any]]) -> N
     for rank, one in enumerate(found):
         assert one["on first"] == "rank 0" and one["objects"] == [{"rank": 0}, {"rank": 1}]
         assert one["largest"] == [5, 1]
-        assert [part.tolist() for part in one["several means"]] == [[0.5, 0.5], 3.0]
         assert one["weight"] == 2 * rank and one["no weight"] == 0
     assert [one["share"] for one in found] == [[0, 1], [2, 3, 4]]
 
