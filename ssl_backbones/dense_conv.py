@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from openworld.runtime.modules import convolution_as, replace_modules
+
 LARGEST_SIDE = 2
 
 
@@ -78,8 +80,13 @@ class DenseConv2d(nn.Conv2d):
 
 
 def densify(network: nn.Module) -> None:
-    """Let the convolutions of a network that can be such ones be them, in place; parameters and names stay."""
-    for module in network.modules():
-        plain = type(module) is nn.Conv2d and module.bias is None and module.groups == 1
-        if plain and module.kernel_size == (3, 3) and module.stride == module.padding == module.dilation == (1, 1):
-            module.__class__ = DenseConv2d
+    """Replace every eligible 3x3 convolution inside a network by a :class:`DenseConv2d`; names and tensors stay."""
+    replace_modules(network, _dense)
+
+
+def _dense(module: nn.Module) -> DenseConv2d | None:
+    if type(module) is not nn.Conv2d or module.bias is not None or module.groups != 1:
+        return None
+    if module.kernel_size != (3, 3) or not module.stride == module.padding == module.dilation == (1, 1):
+        return None
+    return convolution_as(DenseConv2d, module)

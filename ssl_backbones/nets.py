@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
+from openworld.runtime.modules import convolution_as, replace_modules
 from ssl_backbones.options import ArchOptions
 
 BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int, int]]] = {
@@ -73,7 +74,7 @@ class ResNet(nn.Module):
             self.channels[f"c{stage + 2}"] = inplanes
         self.dim = inplanes
         if options.conv_padding == "end":
-            _pad_at_end(self)
+            replace_modules(self, _end_padded)
         self._initialise(options.zero_init_residual)
 
     def _initialise(self, zero_init_residual: bool) -> None:
@@ -185,11 +186,11 @@ class _EndPaddedConv2d(nn.Conv2d):
         return nn.functional.conv2d(nn.functional.pad(x, edges), self.weight, None, self.stride)
 
 
-def _pad_at_end(network: nn.Module) -> None:
-    """Let the strided convolutions wider than 1x1 pad at the end; the others cannot tell the difference."""
-    for module in network.modules():
-        if type(module) is nn.Conv2d and module.stride[0] > 1 and module.kernel_size[0] > 1:
-            module.__class__ = _EndPaddedConv2d
+def _end_padded(module: nn.Module) -> _EndPaddedConv2d | None:
+    """Rule for strided convolutions wider than 1x1; to the others the padding makes no difference."""
+    if type(module) is nn.Conv2d and module.stride[0] > 1 and module.kernel_size[0] > 1:
+        return convolution_as(_EndPaddedConv2d, module)
+    return None
 
 
 def mlp(

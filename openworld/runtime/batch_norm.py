@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from openworld.runtime import distributed
+from openworld.runtime.modules import batch_norm_as, replace_modules
 
 
 class _RankBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -92,15 +93,19 @@ class _Normalise(torch.autograd.Function):
 
 
 def synchronise_batch_norm(model: nn.Module, *, only_trained: bool = False) -> None:
-    """Make every batch norm one over all processes, in place; names and values stay.
+    """Replace each batch norm inside a model by one over the batch of all processes; names and tensors stay.
 
     Args:
-        only_trained: leave those alone whose scale does not learn, as of frozen stages.
+        only_trained: keep the norms whose scale does not learn, as those of frozen stages.
     """
-    for module in model.modules():
+
+    def rule(module: nn.Module) -> nn.Module | None:
         for plain, joined in ((nn.BatchNorm1d, RankBatchNorm1d), (nn.BatchNorm2d, RankBatchNorm2d)):
             if type(module) is plain and (_is_trained(module) or not only_trained):
-                module.__class__ = joined
+                return batch_norm_as(joined, module)
+        return None
+
+    replace_modules(model, rule)
 
 
 def _is_trained(norm: nn.modules.batchnorm._BatchNorm) -> bool:

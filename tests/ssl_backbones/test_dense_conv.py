@@ -63,6 +63,6 @@ def test_an_encoder_has_it() -> None:
 
 @pytest.mark.parametrize("other", [{"padding": 0}, {"dilation": 2}, {"stride": 2}, {"groups": 2}, {"bias": True}, {}])
 def test_other_convolutions_stay(other: dict[str, int]) -> None:
-    layer = nn.Conv2d(4, 4, 3, **{"padding": 1, "bias": False, **other})  # type: ignore[arg-type]
-    densify(layer)
-    assert (type(layer) is DenseConv2d) is (other == {})
+    network = nn.Sequential(nn.Conv2d(4, 4, 3, **{"padding": 1, "bias": False, **other}))  # type: ignore[arg-type]
+    densify(network)
+    assert (type(network[0]) is DenseConv2d) is (other == {})

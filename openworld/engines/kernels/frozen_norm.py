@@ -13,12 +13,14 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from openworld.runtime.modules import batch_norm_as, convolution_as, replace_modules, with_tensors_of
+
 
 class _FoldedConv2d(nn.Conv2d):
     """A convolution without bias, and the frozen norm behind it.
 
     Attributes:
-        norm: in a tuple, for a module would be a part of this one, under a second name.
+        norm: in a tuple, so that it is not registered here too, under a second name in the state dict.
     """
 
     norm: tuple[FrozenBatchNorm2d | nn.BatchNorm2d]
@@ -53,31 +55,43 @@ def scale_and_shift(norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> tuple[Tensor, T
 
 
 def fold_frozen_norms(body: nn.Module) -> int:
-    """Let the convolutions of a network apply the frozen norms that follow them, in place.
+    """Replace the convolutions before frozen norms by ones that apply the norm, in place.
 
     Frozen are ``FrozenBatchNorm2d``, and a ``BatchNorm2d`` whose weight does not train; its statistics stop counting.
     A convolution and a norm belong together as torchvision names them: ``conv1`` and ``bn1``, or neighbours in a
     ``Sequential``. A convolution with a bias or with a forward pass of its own keeps its norm as it is.
 
     Returns:
-        How many norms were folded.
+        Number of norms folded.
     """
-    folded = 0
+    replacements: dict[nn.Module, nn.Module] = {}
+    count = 0
     for module in body.modules():
-        children = dict(module.named_children())
-        if isinstance(module, nn.Sequential):
-            layers = list(children.values())
-            pairs = list(pairwise(layers))
-        else:
-            names = [name for name in children if name.startswith("conv")]
-            pairs = [(children[name], children.get(name.replace("conv", "bn"), module)) for name in names]
-        for convolution, norm in pairs:
-            frozen = type(norm) is FrozenBatchNorm2d or (
-                type(norm) is nn.BatchNorm2d and norm.affine and not norm.weight.requires_grad
-            )
-            if frozen and type(convolution) is nn.Conv2d and convolution.bias is None:
-                convolution.__class__ = _FoldedConv2d
-                convolution.norm = (norm,)  # type: ignore[assignment]
-                norm.__class__ = _FoldedFrozenNorm if isinstance(norm, FrozenBatchNorm2d) else _FoldedBatchNorm
-                folded += 1
-    return folded
+        for convolution, norm in _pairs(module):
+            silent = _silent(norm)
+            if silent is not None and type(convolution) is nn.Conv2d and convolution.bias is None:
+                folded = convolution_as(_FoldedConv2d, convolution)
+                folded.norm = (silent,)
+                replacements[convolution], replacements[norm] = folded, silent
+                count += 1
+    replace_modules(body, replacements.get)
+    return count
+
+
+def _pairs(module: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+    """Children of a module that follow each other as a convolution and its norm do."""
+    children = dict(module.named_children())
+    if isinstance(module, nn.Sequential):
+        return list(pairwise(children.values()))
+    norms = {name: name.replace("conv", "bn") for name in children if name.startswith("conv")}
+    return [(children[name], children[norm]) for name, norm in norms.items() if norm in children]
+
+
+def _silent(norm: nn.Module) -> _FoldedFrozenNorm | _FoldedBatchNorm | None:
+    """The norm as one that only keeps its tensors; None for what is not a frozen norm."""
+    if type(norm) is FrozenBatchNorm2d:
+        assert isinstance(norm.weight, Tensor)
+        return with_tensors_of(_FoldedFrozenNorm(len(norm.weight), norm.eps), norm)
+    if type(norm) is nn.BatchNorm2d and norm.affine and not norm.weight.requires_grad:
+        return batch_norm_as(_FoldedBatchNorm, norm)
+    return None
