@@ -49,7 +49,7 @@ def build_detector(config: RunConfig, labels: LabelSpace, weights: Path | None) 
     options = config.ore
     ore = Ore(labels, engine.feature_dim, options.clustering, options.unknown_labels, options.energy)
     detector = Detector(engine, ore).to(select_device(config.model.device))
-    if config.model.synchronise_norm and distributed.world_size() > 1:
+    if config.model.synchronise_norm:
         synchronise_batch_norm(detector, only_trained=True)
     return detector.to(memory_format=torch.channels_last)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from openworld.errors import ConfigError, NumericsError
+from openworld.runtime.batch_norm import synchronise_batch_norm
 from openworld.runtime.distributed import is_first, mean_over_ranks, on_first, rank, world_size
 from openworld.runtime.files import write_json
 from openworld.runtime.gradients import GradientAverage
@@ -40,7 +41,7 @@ from ssl_backbones.optim import build_optimizer, set_learning_rates
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.probes.labelled import LabelledCrops, LabelledSet, classes_of, from_crops, from_folder, from_pool
 from ssl_backbones.probes.table import Probes
-from ssl_backbones.ranks import join_batch_norms, mean_numbers, share_buffers
+from ssl_backbones.ranks import mean_numbers, share_buffers
 from ssl_backbones.views import ViewRecipe, view_recipes
 
 logger = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ def open_pretraining(
     method = method.to(memory_format=torch.channels_last) if options.channels_last else method
     untrained = copy.deepcopy(method.backbone())
     if options.sync_batch_norm:
-        join_batch_norms(method)
+        synchronise_batch_norm(method)
     optimizer = build_optimizer(method.param_groups(options.weight_decay), options)
     meter = CollapseMeter(judging=not method.needs_labels)
     log = log if is_first() else None
