@@ -69,7 +69,7 @@ class GradientAverage:
     ) -> None:
         for hook in self._hooks:
             hook.remove()
-        if self._group is not None and error is None:
+        if self._group is not None and not self._sent:  # with a message under way, closing would wait for the others
             dist.destroy_process_group(self._group)
 
     def _arrived(self, parameter: nn.Parameter) -> None:
