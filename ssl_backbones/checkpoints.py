@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from openworld.errors import CheckpointError
 from openworld.runtime.checkpoint import Checkpoint, newest_valid, save_checkpoint
-from openworld.runtime.distributed import is_first, objects_of_all, rank, world_size
+from openworld.runtime.distributed import gather_objects, is_first, rank, world_size
 from openworld.runtime.dotted import leaves
 from openworld.runtime.runlog import RunLog
 from openworld.runtime.seeding import rng_state, set_rng_state
@@ -53,7 +53,7 @@ class Checkpoints:
 
     def save(self, step: int) -> None:
         """Write the state after ``step`` steps."""
-        rng = objects_of_all(rng_state())
+        rng = gather_objects(rng_state())
         if not is_first():
             return
         state = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from openworld.runtime.distributed import from_first_rank, mean_over_ranks, world_size
+from openworld.runtime.distributed import broadcast, mean_over_ranks, world_size
 
 
 @torch.no_grad()
@@ -20,7 +20,7 @@ def share_buffers(method: nn.Module) -> None:
     if world_size() == 1:
         return
     for buffer in method.buffers():
-        buffer.copy_(from_first_rank(buffer))
+        buffer.copy_(broadcast(buffer))
 
 
 def mean_numbers(numbers: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -120,7 +120,7 @@ def box_head_losses(
     regressed = labels.is_known(regions.labels)
     if roi.unknown_box_loss == "included":
         regressed = regressed | (regions.labels == labels.unknown)
-    weight = distributed.share_of_mean(torch.full((), len(regions), device=logits.device))
+    weight = distributed.mean_weight(torch.full((), len(regions), device=logits.device))
     return (
         weight * classification_loss(logits, regions.labels, masked),
         weight * box_loss(deltas, regions.boxes, goals, regions.labels, regressed, beta=roi.smooth_l1_beta),

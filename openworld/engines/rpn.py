@@ -126,7 +126,7 @@ class ProposalNetwork(nn.Module):
             labels_BA, matched_BA = self._match(anchors_A4, targets)
         positive_BA, negative_BA = sample_anchors(labels_BA, self.options.sampled_anchors)
         image_S, anchor_S = torch.where(positive_BA | negative_BA)
-        weight = distributed.share_of_mean(torch.full((), len(image_S), device=anchors_A4.device))
+        weight = distributed.mean_weight(torch.full((), len(image_S), device=anchors_A4.device))
         sampled = max(len(image_S), 1)
         objectness_S, deltas_S4 = objectness_BA[image_S, anchor_S], deltas_BA4[image_S, anchor_S]
         if is_shallow(self.head):  # the same numbers, with a gradient that touches the sampled cells only

@@ -13,6 +13,7 @@ import fcntl
 import io
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -287,7 +288,7 @@ def optimise(run: Run, task: int, stage: str, detector: Detector, resumed: Check
         start_step=0 if resumed is None else int(resumed.state["step"]),
         total_steps=options.steps,
         options=config.data.loader,
-        positions=distributed.share(options.batch_size),
+        positions=distributed.local_range(options.batch_size),
     )
     phase = Phase(
         task=task,
@@ -300,7 +301,7 @@ def optimise(run: Run, task: int, stage: str, detector: Detector, resumed: Check
     profile = Profile(run.profile_steps, detector.engine.pixel_mean.device) if run.profile_steps else None
     arguments = detector, batches, phase, run.log, resumed, {"known": list(labels.known)}
     train_phase(*arguments) if profile is None else profile_phase(profile, *arguments)
-    broken = {path: why for each in distributed.objects_of_all(batches.broken) for path, why in each.items()}
+    broken = {path: why for each in distributed.gather_objects(batches.broken) for path, why in each.items()}
     if broken:
         _write_json(run.task_folder(task) / f"broken_images_{stage}.json", broken)
     if profile is not None and profile.seconds and distributed.is_first():
@@ -460,7 +461,7 @@ def detect_records(
         logger.warning("scored as an image without detections: %s", problem)
 
     numbers, found = own_batches(len(records), EVALUATION_BATCH), _read_partial(partial)
-    left = numbers[-(-len(found) // EVALUATION_BATCH) :]
+    left = numbers[math.ceil(len(found) / EVALUATION_BATCH) :]
     with progress_bar(title, _own_images(len(records)), done=len(found)) as bar:
         batches = eval_batches(records, EVALUATION_BATCH, options, numbers=left, broken=warn)
         for number, (images, positions, scales) in zip(left, batches, strict=True):

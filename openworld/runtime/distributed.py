@@ -94,7 +94,7 @@ def world_size() -> int:
     return dist.get_world_size() if is_initialised() else 1
 
 
-def share(count: int) -> range:
+def local_range(count: int) -> range:
     """Return the contiguous slice of ``range(count)`` that belongs to this rank. Not collective.
 
     The slices of all ranks, in their order, are ``range(count)``; their lengths differ by at most 1.
@@ -125,7 +125,7 @@ def on_first(function: Callable[[], Value]) -> Value:
     return value
 
 
-def objects_of_all(value: Value) -> list[Value]:
+def gather_objects(value: Value) -> list[Value]:
     """Return the value of every process, in the order of the ranks.
 
     Args:
@@ -240,7 +240,7 @@ def rows_of_others(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def from_first_rank(tensor: Tensor) -> Tensor:
+def broadcast(tensor: Tensor) -> Tensor:
     """Return the tensor of rank 0 in every process.
 
     Use it for a value that every process computes, where rounding might make a difference between them.
@@ -277,7 +277,7 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
     return (total / world_size()).to(tensor.device)
 
 
-def largest_over_ranks(values: Sequence[int]) -> list[int]:
+def max_over_ranks(values: Sequence[int]) -> list[int]:
     """Compute the maximum over the processes of each of some numbers, as many in every process."""
     if world_size() == 1:
         return list(values)
@@ -311,7 +311,7 @@ def permutations(sizes: Sequence[int], device: torch.device | str = "cpu") -> li
 
 
 @torch.no_grad()
-def share_of_mean(count: Tensor) -> Tensor:
+def mean_weight(count: Tensor) -> Tensor:
     """Compute the weight that makes a mean of per-rank means the global mean.
 
     Multiply a loss that is averaged over ``count`` local items by it before averaging over the ranks.

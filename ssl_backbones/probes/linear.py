@@ -5,6 +5,7 @@ Shapes: N training and M test samples, D dimensions, C classes, P penalties.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
@@ -169,7 +170,7 @@ def fit_sgd(
     weight, bias = weight.requires_grad_(), torch.zeros(classes, device=x_ND.device, requires_grad=True)
     optimizer = _optimizer([weight, bias], protocol)
     batch_size = min(protocol.batch_size, len(x_ND))
-    batches = -(-len(x_ND) // batch_size)
+    batches = math.ceil(len(x_ND) / batch_size)
     for epoch in range(protocol.epochs):
         order_N = torch.randperm(len(x_ND), generator=generator).to(x_ND.device)
         for batch, rows in enumerate(order_N.split(batch_size)):

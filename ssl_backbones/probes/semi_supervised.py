@@ -6,6 +6,7 @@ Shapes: N images, B images a step, C classes.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -175,7 +176,7 @@ def fine_tune(
         nesterov=protocol.nesterov,
     )
     recipe = _crop_and_flip(preprocess)
-    steps_an_epoch = -(-len(positions) // batch)
+    steps_an_epoch = math.ceil(len(positions) / batch)
     for epoch in range(protocol.epochs):
         order = torch.randperm(len(positions), generator=generator(seed, "fine-tune", epoch))
         for number, rows in enumerate(order.split(batch)):
