@@ -140,6 +140,6 @@ def _on_device(config: RunConfig, engine: Engine) -> Detector:
     """The engine with the configured method, on the configured device."""
     method = config.method.build(engine.space, engine.feature_dim)
     detector = Detector(engine, method).to(select_device(config.model.device))
-    if config.model.synchronise_norm and distributed.world_size() > 1:
+    if config.model.synchronise_norm:
         synchronise_batch_norm(detector, only_trained=True)
     return detector.to(memory_format=torch.channels_last)

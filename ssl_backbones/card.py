@@ -12,9 +12,10 @@ from typing import Any
 import safetensors.torch
 from torch import nn
 
+from openworld.errors import CheckpointError
 from openworld.runtime.files import sha256_of, write_atomic, write_json
 from ssl_backbones.backbones.base import Backbone
-from ssl_backbones.checkpoints import difference, identity, must_agree
+from ssl_backbones.checkpoints import identity, must_agree
 from ssl_backbones.handover.projector import PROJECTOR_FILE, write_projector
 from ssl_backbones.methods import METHODS
 from ssl_backbones.options import PretrainOptions
@@ -88,9 +89,11 @@ def finished(output: Path, options: PretrainOptions, seed: int, *, resume: bool)
         there = {**card["options"], "seed": card["seed"]}
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    wanted = {**identity(options), "seed": seed}
-    if not resume and difference(there, wanted) is not None:
+    try:
+        must_agree(there, {**identity(options), "seed": seed}, path)
+    except CheckpointError:
+        if resume:
+            raise
         return None
-    must_agree(there, wanted, path)
     logger.info("%s is finished already", path)
     return PretrainResult(path, card)

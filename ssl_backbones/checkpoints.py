@@ -1,4 +1,4 @@
-"""Checkpoints of a pretraining: everything that the next step depends on, and whose they are."""
+"""Checkpoints of a pretraining: everything that the next step depends on, and the options that it was made with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from openworld.errors import CheckpointError
 from openworld.runtime.checkpoint import Checkpoint, newest_valid, save_checkpoint
-from openworld.runtime.distributed import is_first, objects_of_all, rank, world_size
+from openworld.runtime.distributed import gather_objects, is_first, rank, world_size
 from openworld.runtime.dotted import leaves
 from openworld.runtime.runlog import RunLog
 from openworld.runtime.seeding import rng_state, set_rng_state
@@ -31,11 +31,11 @@ FREE = (
     "probe_every",
     "probe_images",
 )
-"""Options that may change between a run and its resumption without changing the weights."""
+"""Options that do not change the weights, and may differ when a run is resumed."""
 
 
 class Checkpoints:
-    """The folder of one pretraining's checkpoints. Its methods are collective; rank 0 writes."""
+    """Folder of the checkpoints of a pretraining. Its methods are collective; rank 0 writes."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Checkpoints:
 
     def save(self, step: int) -> None:
         """Write the state after ``step`` steps."""
-        rng = objects_of_all(rng_state())
+        rng = gather_objects(rng_state())
         if not is_first():
             return
         state = {
@@ -67,10 +67,10 @@ class Checkpoints:
         save_checkpoint(self.folder, f"pretrain-{step:07d}", position=(step,), tensors=tensors, state=state)
 
     def restore(self) -> int:
-        """Take up the newest checkpoint; returns the steps done. Without one, begin.
+        """Restore the newest checkpoint, or begin without one; returns the number of steps done.
 
         Raises:
-            CheckpointError: it was made with other options, or by a version whose checkpoints hold other things.
+            CheckpointError: it was made with other options, or does not hold the state of this method.
         """
         found = newest_valid(self.folder)
         if found is None:
@@ -81,9 +81,9 @@ class Checkpoints:
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             missing = f"entry {error} is missing" if isinstance(error, KeyError) else str(error)
             raise CheckpointError(
-                f"does not hold what a checkpoint of this version holds ({missing})",
+                f"does not hold the state of this pretraining ({missing})",
                 where=str(found.path),
-                remedy="finish it with the version that began it, or start afresh without resuming",
+                remedy="start afresh without resuming",
             ) from error
         return found.position[0]
 
@@ -97,7 +97,7 @@ class Checkpoints:
             self.log.truncate(found.state["log_offset"])
 
     def clear(self) -> int:
-        """Begin: nothing old in the way, and a checkpoint at step 0, so that the log has a place to go back to."""
+        """Remove what is old, and write a checkpoint at step 0, to which the log can go back; returns 0."""
         if is_first():
             for old in ("card.json", "backbone.safetensors", PROJECTOR_FILE, "neighbours.json"):
                 (self.folder.parent / old).unlink(missing_ok=True)
@@ -107,37 +107,28 @@ class Checkpoints:
 
 
 def identity(options: PretrainOptions) -> dict[str, Any]:
-    """The options that the weights depend on."""
+    """Options on which the weights depend, as nested dictionaries."""
     return {key: value for key, value in dataclasses.asdict(options).items() if key not in FREE}
 
 
 def must_agree(there: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
-    """Raises CheckpointError where what is there was made with other options, or by a version with others."""
-    found = difference(there, wanted)
-    if found is not None:
-        raise CheckpointError(found[0], where=str(path), remedy=found[1])
+    """Check that something was made with the options that are wanted now.
 
+    Args:
+        there: :func:`identity` of what ``path`` holds; it may have the options in :data:`FREE` too.
+        wanted: the same of this pretraining.
+        path: for the message.
 
-def difference(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The first thing in which two :func:`identity` differ, and what to do about it; None where they agree.
-
-    An option that is not there, because the version that wrote it had none, counts as left at its default.
+    Raises:
+        CheckpointError: an option differs; the message names the first one.
     """
-    other_version = "finish it with the version that began it, or start afresh without resuming"
-    had, has = (dict(leaves({key: entries[key] for key in entries if key not in FREE})) for entries in (there, wanted))
-    for name in had:
-        if name not in has:
-            return f"was made with the option {name} ({had[name]!r}), which this version does not have", other_version
-    usual = dict(leaves(identity(PretrainOptions())))
-    for name, value in has.items():
-        if name not in had and (name not in usual or usual[name] != value):
-            return (
-                f"was made by a version without the option {name}, which is now {value!r}",
-                f"leave {name} at its default {usual[name]!r}, or {other_version}" if name in usual else other_version,
+    had, has = (
+        dict(leaves({key: value for key, value in each.items() if key not in FREE})) for each in (there, wanted)
+    )
+    for name in {**has, **had}:
+        if had.get(name) != has.get(name):
+            raise CheckpointError(
+                f"was made with {name} {had.get(name)!r}, now it is {has.get(name)!r}",
+                where=str(path),
+                remedy="choose another output folder, or start afresh without resuming",
             )
-        if had.get(name, value) != value:
-            return (
-                f"was made with {name} {had[name]!r}, now it is {value!r}",
-                "choose another output folder, or start afresh without resuming",
-            )
-    return None

@@ -1,9 +1,9 @@
-"""Self-supervised pretraining: the visible loop.
+"""Self-supervised pretraining: :func:`pretrain` opens it, :func:`train` is the loop.
 
-``output/`` holds, when done, ``backbone.safetensors`` (torchvision's key names), ``projector.safetensors`` (the head,
-of a method that has one) and ``card.json``; on the way there, ``checkpoints/``. The loop is the same for one process
-and for several that ``torchrun`` starts: they share each batch, average their gradients, and so take the steps that
-one process would.
+A finished ``output/`` holds ``backbone.safetensors`` (torchvision's key names), ``projector.safetensors`` (the head, of
+a method that has one) and ``card.json``; an unfinished one ``checkpoints/``. The loop is the same for one process and
+for several that ``torchrun`` starts: they share each batch and average their gradients, and so take the steps that one
+process would.
 """
 
 from __future__ import annotations
@@ -12,36 +12,42 @@ import copy
 import logging
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch.optim import Optimizer
 
 from openworld.errors import ConfigError, NumericsError
-from openworld.runtime.distributed import average_gradients, is_first, mean_over_ranks, on_first, rank, world_size
+from openworld.runtime.batch_norm import synchronise_batch_norm
+from openworld.runtime.distributed import is_first, mean_over_ranks, on_first, rank, world_size
 from openworld.runtime.files import write_json
+from openworld.runtime.gradients import GradientAverage
 from openworld.runtime.runlog import RunLog, progress_bar
 from openworld.runtime.seeding import seed_everything
 from ssl_backbones.backbones.base import Backbone
-from ssl_backbones.captions import captions_of
+from ssl_backbones.captions import Captions, captions_of
 from ssl_backbones.card import PretrainResult, finished, write_backbone
 from ssl_backbones.checkpoints import Checkpoints
 from ssl_backbones.images import BatchPlan, ImagePool, eval_batches, labels_of, view_batches
 from ssl_backbones.meters import CollapseMeter, watched
+from ssl_backbones.method import Batch, Method
 from ssl_backbones.methods import METHODS
 from ssl_backbones.optim import build_optimizer, set_learning_rates
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.probes.labelled import LabelledCrops, LabelledSet, classes_of, from_crops, from_folder, from_pool
 from ssl_backbones.probes.table import Probes
-from ssl_backbones.ranks import join_batch_norms, mean_numbers, share_buffers
+from ssl_backbones.ranks import mean_numbers, share_buffers
 from ssl_backbones.views import ViewRecipe, view_recipes
 
 logger = logging.getLogger(__name__)
 
 NEIGHBOURS = 5
-"""Nearest images of each query in neighbours.json."""
+"""Nearest images per query in neighbours.json."""
 
 
 def pretrain(
@@ -58,34 +64,102 @@ def pretrain(
 ) -> PretrainResult:
     """Pretrain a backbone, without labels unless the method needs them: then they are the names of the folders.
 
-    A killed run that is resumed gives, on the CPU and with as many processes as before, the same weights bit for bit.
+    A killed run that is resumed gives, on the CPU and with the same number of processes, the same weights bit for bit.
     A finished ``output`` of the same options and seed is returned as it is. Collective: every process calls it.
 
     Args:
+        options: method, views, architecture and schedule.
         image_paths: images, in an order that is the same at every call; broken ones are left out with a warning.
         output: folder for the backbone.
-        resume: go on from the newest checkpoint in ``output``; otherwise what is there is replaced.
-        log: gets one ``step`` event every ``log_every`` steps, a ``probe`` event every ``probe_every``, and a
+        seed: of weights, order and views.
+        device: where to train.
+        resume: continue from the newest checkpoint in ``output``; otherwise what is there is replaced.
+        log: gets a ``step`` event every ``log_every`` steps, a ``probe`` event every ``probe_every``, and a
             ``collapse`` event when the features collapse.
         labelled_crops: for the probes of the card, where the options name no labelled folder; never trained on.
-        neighbours_of: for so many images the nearest neighbours are written to ``neighbours.json``.
+        neighbours_of: number of images whose nearest neighbours are written to ``neighbours.json``.
 
     Raises:
-        DataError: fewer than two usable images, crops that are no images, no labels for a method that needs them.
+        DataError: fewer than two usable images, crops that are not images, no labels for a method that needs them.
         ConfigError: a method that needs labels, without a folder of images of its own; more views than it takes; more
             clusters than images; a batch that processes and micro-batches do not divide.
         CheckpointError: ``output`` holds something made with other options, or only damaged checkpoints.
-        NumericsError: the loss is not finite; the weights were not touched by it.
+        NumericsError: the loss is not finite; the weights are those before the step.
     """
     output, device = Path(output), torch.device(device)
     done = on_first(lambda: finished(output, options, seed, resume=resume))
     if done is not None:
         return done
-    recipes, size = _recipes(options), options.view_size
+    run = open_pretraining(
+        options, image_paths, output, seed=seed, device=device, resume=resume, log=log, labelled_crops=labelled_crops
+    )
+    train(run)
+    return on_first(lambda: write_results(run, neighbours_of))
+
+
+@dataclass(kw_only=True)
+class Pretraining:
+    """An open pretraining: what its steps need."""
+
+    options: PretrainOptions
+    output: Path
+    seed: int
+    device: torch.device
+    pool: ImagePool
+    plan: BatchPlan
+    recipes: tuple[ViewRecipe, ...]
+    captions: Captions | None
+    method: Method
+    optimizer: Optimizer
+    meter: CollapseMeter
+    probes: Probes | None
+    """Of rank 0; None in the others."""
+    log: RunLog | None
+    """Of rank 0, if there is one."""
+    checkpoints: Checkpoints
+    start: int
+    """Steps done before."""
+
+    def batches(self) -> Iterator[Batch]:
+        """The micro-batches of the steps to do; see :func:`ssl_backbones.images.view_batches`."""
+        options = self.options
+        loader = view_batches(
+            self.pool,
+            self.recipes,
+            options.view_size,
+            self.plan,
+            start=self.start,
+            stop=options.steps,
+            workers=options.workers,
+            local_size=options.local_view_size,
+            captions=self.captions,
+            frames=options.curl.frames,
+            pin_memory=self.device.type == "cuda",
+        )
+        return iter(loader)
+
+
+def open_pretraining(
+    options: PretrainOptions,
+    image_paths: Sequence[Path],
+    output: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    resume: bool,
+    log: RunLog | None,
+    labelled_crops: LabelledCrops | None,
+) -> Pretraining:
+    """Read the images, build the method and its optimiser, and take up the newest checkpoint or write the first one.
+
+    Args and errors as :func:`pretrain`.
+    """
+    recipes = _recipes(options)
     captions = captions_of(options, image_paths) if METHODS[options.method].needs_text else None
     image_paths = list(captions.by_image) if captions else image_paths
     labels = _labels(options, image_paths)
-    pool = ImagePool(image_paths, side=2 * size, cache_megabytes=options.cache_megabytes, labels=labels)
+    side = 2 * options.view_size
+    pool = ImagePool(image_paths, side=side, cache_megabytes=options.cache_megabytes, labels=labels)
     plan = BatchPlan(
         len(pool), options.batch_size, seed, accumulate=options.accumulate, rank=rank(), ranks=world_size()
     )
@@ -96,89 +170,139 @@ def pretrain(
     method = method.to(memory_format=torch.channels_last) if options.channels_last else method
     untrained = copy.deepcopy(method.backbone())
     if options.sync_batch_norm:
-        join_batch_norms(method)
+        synchronise_batch_norm(method)
     optimizer = build_optimizer(method.param_groups(options.weight_decay), options)
-    log, meter = log if is_first() else None, CollapseMeter(judging=not method.needs_labels)
+    meter = CollapseMeter(judging=not method.needs_labels)
+    log = log if is_first() else None
     labelled = _labelled(options, pool, labelled_crops) if is_first() else None
     probes = Probes(untrained, labelled, pool, options, seed, device) if is_first() else None
-    run = Checkpoints(output / "checkpoints", options, seed, len(pool), method, optimizer, meter, log)
-    start = run.restore() if resume else run.clear()
-    if probes and start == 0 and 0 < options.probe_every <= options.steps:
-        _log_probe(log, probes, 0, probes.control)
-    batches = iter(
-        view_batches(
-            pool,
-            recipes,
-            size,
-            plan,
-            start=start,
-            stop=options.steps,
-            workers=options.workers,
-            local_size=options.local_view_size,
-            captions=captions,
-            frames=options.curl.frames,
-            pin_memory=device.type == "cuda",
-        )
+    checkpoints = Checkpoints(output / "checkpoints", options, seed, len(pool), method, optimizer, meter, log)
+    start = checkpoints.restore() if resume else checkpoints.clear()
+    return Pretraining(
+        options=options,
+        output=output,
+        seed=seed,
+        device=device,
+        pool=pool,
+        plan=plan,
+        recipes=recipes,
+        captions=captions,
+        method=method,
+        optimizer=optimizer,
+        meter=meter,
+        probes=probes,
+        log=log,
+        checkpoints=checkpoints,
+        start=start,
     )
-    method.train()
+
+
+def train(run: Pretraining) -> None:
+    """Do the steps of a pretraining that are left.
+
+    Raises:
+        NumericsError: the loss is not finite; the weights are those before the step.
+    """
+    options, method, optimizer = run.options, run.method, run.optimizer
     console = None if is_first() else Console(quiet=True)
-    with progress_bar(f"pretrain {options.method}", options.steps, done=start, console=console) as bar:
-        for step in range(start, options.steps):
-            if step % plan.steps_per_epoch == 0:
-                share_buffers(method)
-                method.before_epoch(
-                    step // plan.steps_per_epoch, lambda: eval_batches(pool, recipes[0], size, plan.batch_size)
-                )
-                share_buffers(method)
+    title = f"pretrain {options.method}"
+    if run.start == 0 and 0 < options.probe_every <= options.steps and run.probes:
+        _log_probe(run, 0, run.probes.control)
+    batches = run.batches()
+    method.train()
+    average = GradientAverage(method.parameters(), backwards=options.accumulate)
+    with average, progress_bar(title, options.steps, done=run.start, console=console) as bar:
+        for step in range(run.start, options.steps):
+            if step % run.plan.steps_per_epoch == 0:
+                begin_epoch(run, step // run.plan.steps_per_epoch)
             lr = set_learning_rates(optimizer, step, options)
-            logged = (step + 1) % options.log_every == 0
             method.before_step(step, options.steps)
             optimizer.zero_grad()
-            losses: list[Tensor] = []
-            numbers: list[dict[str, float]] = []
+            logged = (step + 1) % options.log_every == 0
             with watched(method.encoder, on=logged or step == 0) as features:
-                for batch in (next(batches) for _ in range(options.accumulate)):
-                    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.precision == "bf16"):
-                        loss, found = method.loss(batch.to(device, channels_last=options.channels_last))
-                    (loss / options.accumulate).backward()
-                    losses.append(loss.detach())
-                    numbers.append(found)
-            value = mean_over_ranks(torch.stack(losses).mean()).item()
-            if not math.isfinite(value):
-                raise _not_finite(value, step, lr)
-            average_gradients(method.parameters())
+                loss, numbers = backward(run, batches)
+            average.wait()
+            value = mean_over_ranks(loss).item()
+            check_finite(value, step, lr)
             method.after_backward(step, options.steps)
             optimizer.step()
             method.after_step(step, options.steps)
             bar.advance(loss=value)
             if logged or step == 0:
-                measured = {**mean_numbers(numbers), **meter.measure(features)}
-                collapsed = meter.judge(step + 1, measured)
-                if log and logged:
-                    log.append("step", stage="pretrain", step=step + 1, loss=value, lr=lr, **measured)
-                if log and collapsed:
-                    log.append("collapse", stage="pretrain", step=step + 1, **meter.last)
-            if probes and options.probe_every and (step + 1) % options.probe_every == 0:
-                _log_probe(log, probes, step + 1, method.backbone().to(device))
+                measured = {**mean_numbers(numbers), **run.meter.measure(features)}
+                log_step(run, step + 1, measured, logged=logged, loss=value, lr=lr)
+            if run.probes and options.probe_every and (step + 1) % options.probe_every == 0:
+                _log_probe(run, step + 1, method.backbone().to(run.device))
             if (step + 1) % options.checkpoint_every == 0:
-                run.save(step + 1)
+                run.checkpoints.save(step + 1)
 
-    def finish() -> PretrainResult:
-        assert probes is not None
-        network = method.backbone().to(device)
-        measured = {**probes.tables(network), "collapse": meter.summary()}
-        if neighbours_of:
-            queries = probes.neighbours(network, neighbours_of, NEIGHBOURS)
-            write_json(output / "neighbours.json", {"queries": queries})
-        result = write_backbone(output, options, seed, len(pool), network, method.projection(), measured)
-        shutil.rmtree(output / "checkpoints", ignore_errors=True)
-        return result
 
-    return on_first(finish)
+def begin_epoch(run: Pretraining, epoch: int) -> None:
+    """Let the method look at the whole set, with the same state in all processes before and after."""
+    share_buffers(run.method)
+    run.method.before_epoch(
+        epoch, lambda: eval_batches(run.pool, run.recipes[0], run.options.view_size, run.plan.batch_size)
+    )
+    share_buffers(run.method)
+
+
+def backward(run: Pretraining, batches: Iterator[Batch]) -> tuple[Tensor, list[dict[str, float]]]:
+    """Add up the gradients of the micro-batches of a step.
+
+    Returns:
+        the mean of their losses, (), detached, and the numbers that the method found in each.
+    """
+    options, losses, numbers = run.options, [], []
+    for batch in islice(batches, options.accumulate):
+        with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=options.precision == "bf16"):
+            loss, found = run.method.loss(batch.to(run.device, channels_last=options.channels_last))
+        (loss / options.accumulate).backward()
+        losses.append(loss.detach())
+        numbers.append(found)
+    return torch.stack(losses).mean(), numbers
+
+
+def check_finite(loss: float, step: int, lr: float) -> None:
+    """Raise NumericsError if a loss is not finite, before it reaches the weights."""
+    if not math.isfinite(loss):
+        raise NumericsError(
+            f"the loss is {loss} at step {step + 1} with learning rate {lr:.3g}",
+            where="pretraining",
+            remedy="lower lr, lengthen warmup, or set precision to fp32; the last checkpoint is sound",
+        )
+
+
+def log_step(run: Pretraining, done: int, measured: dict[str, float], *, logged: bool, loss: float, lr: float) -> None:
+    """Judge the features of a step, and write its ``step`` event and, once, a ``collapse`` event.
+
+    Args:
+        done: steps done.
+        measured: numbers of the method and of the collapse meter.
+        logged: whether the step has an event; the first one may be measured only.
+    """
+    collapsed = run.meter.judge(done, measured)
+    if run.log and logged:
+        run.log.append("step", stage="pretrain", step=done, loss=loss, lr=lr, **measured)
+    if run.log and collapsed:
+        run.log.append("collapse", stage="pretrain", step=done, **run.meter.last)
+
+
+def write_results(run: Pretraining, neighbours_of: int) -> PretrainResult:
+    """Probe the trained network and write backbone, head and card; then the checkpoints are removed. In rank 0."""
+    assert run.probes is not None
+    network = run.method.backbone().to(run.device)
+    measured = {**run.probes.tables(network), "collapse": run.meter.summary()}
+    if neighbours_of:
+        queries = run.probes.neighbours(network, neighbours_of, NEIGHBOURS)
+        write_json(run.output / "neighbours.json", {"queries": queries})
+    images, projection = len(run.pool), run.method.projection()
+    result = write_backbone(run.output, run.options, run.seed, images, network, projection, measured)
+    shutil.rmtree(run.output / "checkpoints", ignore_errors=True)
+    return result
 
 
 def _recipes(options: PretrainOptions) -> tuple[ViewRecipe, ...]:
-    """The recipes of an image's views: two, and small ones for the methods that take them."""
+    """Recipes of the views of an image: two, and small ones for the methods that take them."""
     recipes = view_recipes(options.views, options.local_views)
     if any(recipe.local for recipe in recipes) and not METHODS[options.method].takes_small_views:
         raise ConfigError(
@@ -189,15 +313,15 @@ def _recipes(options: PretrainOptions) -> tuple[ViewRecipe, ...]:
 
 
 def _labels(options: PretrainOptions, image_paths: Sequence[Path]) -> list[int] | None:
-    """The names of the folders, of a set that was named for it: a detector's training set gives away later classes.
+    """Labels of the images: the names of their folders, for methods that need them and for the probes.
 
-    Where the method does not need them, they are for the probes alone, or None.
+    Only a folder that the options name has labels. Those of a detector's training set would give away later classes.
     """
     if METHODS[options.method].needs_labels:
         if options.images is None:
             raise ConfigError(
                 f"{options.method} learns from labels, and the images that a detector trains on come without",
-                remedy="name a folder with one folder of images a class (images), or choose another method",
+                remedy="name a folder with one folder of images per class (images), or choose another method",
             )
         return labels_of(image_paths)
     if options.images is None or options.labelled is not None:
@@ -206,7 +330,7 @@ def _labels(options: PretrainOptions, image_paths: Sequence[Path]) -> list[int] 
 
 
 def _labelled(options: PretrainOptions, pool: ImagePool, crops: LabelledCrops | None) -> LabelledSet | None:
-    """What the probes classify: the folder that the options name, or the crops, or the classes of the images."""
+    """Images that the probes classify: the folder that the options name, or the crops, or the labelled images."""
     if options.labelled is not None:
         side = 2 * options.view_size
         return from_folder(Path(options.labelled), side=side, cache_megabytes=options.cache_megabytes)
@@ -217,16 +341,8 @@ def _labelled(options: PretrainOptions, pool: ImagePool, crops: LabelledCrops | 
     return from_pool(pool, str(options.images))
 
 
-def _log_probe(log: RunLog | None, probes: Probes, step: int, network: Backbone) -> None:
-    """One ``probe`` event, of the network after ``step`` steps; of the control after none."""
-    accuracy = probes.online(network) if log else None
-    if log and accuracy is not None:
-        log.append("probe", stage="pretrain", step=step, knn=accuracy)
-
-
-def _not_finite(value: float, step: int, lr: float) -> NumericsError:
-    return NumericsError(
-        f"the loss is {value} at step {step + 1} with learning rate {lr:.3g}",
-        where="pretraining",
-        remedy="lower lr, lengthen warmup, or set precision to fp32; the last checkpoint is sound",
-    )
+def _log_probe(run: Pretraining, step: int, network: Backbone) -> None:
+    """Write a ``probe`` event of the network after ``step`` steps; of the control after none."""
+    accuracy = run.probes.online(network) if run.log and run.probes else None
+    if run.log and accuracy is not None:
+        run.log.append("probe", stage="pretrain", step=step, knn=accuracy)

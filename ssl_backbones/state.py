@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openworld.errors import ConfigError
-from openworld.runtime.distributed import from_first_rank, gather_rows
+from openworld.runtime.distributed import broadcast, gather_rows
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -194,10 +194,10 @@ class Clusters(nn.Module):
         self, index_N: Tensor, assignments_N: Tensor, centroids_KD: Tensor, concentrations_K: Tensor | None = None
     ) -> None:
         """Take up a clustering of the images ``index_N``; that of rank 0, should rounding have told the ranks apart."""
-        self.assignments[index_N] = from_first_rank(assignments_N)
-        self.centroids.copy_(from_first_rank(centroids_KD))
+        self.assignments[index_N] = broadcast(assignments_N)
+        self.centroids.copy_(broadcast(centroids_KD))
         if concentrations_K is not None:
-            self.concentrations.copy_(from_first_rank(concentrations_K))
+            self.concentrations.copy_(broadcast(concentrations_K))
 
     @property
     def fitted(self) -> bool:

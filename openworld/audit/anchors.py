@@ -120,8 +120,8 @@ def _as_fed(
         own = record.boxes if record.crowd is None else record.boxes[~record.crowd]
         height, width = resized_size(record.height, record.width, loader.min_size, loader.max_size)
         boxes.append(own.astype(np.float64) * np.tile([width / record.width, height / record.height], 2))
-        padded = -(-np.array([width, height]) // padding) * padding
-        grid = -(-padded // np.array(strides)[:, None])
+        padded = np.ceil(np.array([width, height]) / padding) * padding
+        grid = np.ceil(padded / np.array(strides)[:, None]).astype(int)
         cells.append(np.broadcast_to(grid, (len(own), *grid.shape)))
     return np.concatenate(boxes), np.concatenate(cells)
 

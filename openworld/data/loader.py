@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -295,7 +296,7 @@ def eval_batches(
         DataError: an image cannot be read and ``broken`` is not given.
     """
     records = [sample.record if isinstance(sample, Sample) else sample for sample in samples]
-    wanted = range(-(-len(records) // batch_size)) if numbers is None else numbers
+    wanted = range(math.ceil(len(records) / batch_size)) if numbers is None else numbers
     prepared = _in_order(_EvalBatches(records, batch_size, options), wanted, options.workers)
     for number, batch in zip(wanted, prepared, strict=True):
         images, positions, scales = [], [], []
@@ -313,7 +314,7 @@ def eval_batches(
 
 def own_batches(count: int, batch_size: int) -> range:
     """Numbers of this process's share of the batches of so many images: whole batches, padded as in one process."""
-    share = distributed.share(-(-count // batch_size))
+    share = distributed.local_range(math.ceil(count / batch_size))
     return range(share.start, share.stop)
 
 

@@ -119,7 +119,7 @@ def box_head_losses(
     regressed = space.is_known(regions.labels)
     if roi.unknown_box_loss == "included":
         regressed = regressed | (regions.labels == space.unknown)
-    weight = distributed.share_of_mean(torch.full((), len(regions), device=regions.boxes.device))
+    weight = distributed.mean_weight(torch.full((), len(regions), device=regions.boxes.device))
     box = box_loss(regions.deltas, regions.boxes, regions.goals, regions.labels, regressed, beta=roi.smooth_l1_beta)
     return {
         "classification": weight * classification_loss(regions.logits, regions.labels, masked),

@@ -1,10 +1,6 @@
-"""Region proposal network out of torchvision's parts, in a forward of our own that keeps the objectness.
+"""Region proposal network (Faster R-CNN, section 3.1) made of torchvision's parts; it keeps the objectness.
 
-The head runs over all cells without a gradient, to propose. The losses see a few hundred anchors, and so the head runs
-a second time, with a gradient, on the cells that those see: the same losses and gradients up to rounding, without a
-backward pass over all cells.
-
-B images, A anchors of one image over all levels, P proposals, S sampled anchors of all images, C channels.
+B images, A anchors per image over all levels, P proposals or positive anchors, S sampled anchors of all images.
 """
 
 from __future__ import annotations
@@ -20,6 +16,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import boxes as box_ops
 
+from openworld.engines.kernels.sampled_rpn_head import is_shallow, sampled_rpn_head
 from openworld.engines.options import RpnOptions
 from openworld.engines.sampling import sample_anchors
 from openworld.runtime import distributed
@@ -31,8 +28,9 @@ class ProposalNetwork(nn.Module):
 
     Args:
         channels: channels of each feature level.
-        anchor_sizes: for each level, its anchor side lengths in pixels.
-        strides_px: for each level, the distance of its cells in pixels.
+        anchor_sizes: per level, the anchor side lengths in pixels.
+        strides_px: per level, the distance between cells in pixels.
+        options: anchors, matching, sampling and selection.
     """
 
     def __init__(
@@ -50,36 +48,41 @@ class ProposalNetwork(nn.Module):
     def forward(
         self, images: ImageList, levels: list[Tensor], targets: Sequence[Target] | None
     ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
-        """Proposals of each image with their objectness, and the losses where targets are given.
+        """Propose regions in each image, and compute the losses where targets are given.
 
         Args:
             images: padded batch with the true sizes.
             levels: feature maps (B, C, h, w) floating, finest first. Under autocast the head computes in its dtype, and
-                everything behind it in float32. The proposals have no gradient, the losses do.
+                everything behind it in float32. The losses have a gradient, the proposals do not.
             targets: annotated boxes, or None at test.
 
         Returns:
-            boxes: for each image (P, 4) float32, clipped to the image, sorted by falling objectness.
-            objectness: for each image (P,) float32 logits.
-            losses: ``objectness`` and ``rpn_box``, or nothing.
+            boxes: per image (P, 4) float32, clipped to the image, sorted by falling objectness.
+            objectness: per image (P,) float32 logits.
+            losses: ``objectness`` and ``rpn_box``; empty at test.
         """
-        with torch.no_grad():
+        # A shallow head runs again on the few anchors of the losses; this pass then needs no gradient.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not is_shallow(self.head)):
             objectness_maps, delta_maps = self.head(levels)
             with torch.autocast(levels[0].device.type, enabled=False):
-                per_level = [scores[0].numel() for scores in objectness_maps]
                 objectness_BA = torch.cat([_flatten(scores, 1)[..., 0] for scores in objectness_maps], dim=1).float()
                 deltas_BA4 = torch.cat([_flatten(deltas, 4) for deltas in delta_maps], dim=1).float()
-                anchors_A4 = self._anchors(levels)
-                proposals = [
-                    self._select(anchors_A4, deltas_A4, scores_A, per_level, size)
-                    for deltas_A4, scores_A, size in zip(deltas_BA4, objectness_BA, images.image_sizes, strict=True)
-                ]
-        losses = {} if targets is None else self._losses(levels, anchors_A4, targets)
+        with torch.no_grad(), torch.autocast(levels[0].device.type, enabled=False):
+            per_level = [scores[0].numel() for scores in objectness_maps]
+            anchors_A4 = self._anchors(levels)
+            proposals = [
+                self._select(anchors_A4, deltas_A4, scores_A, per_level, size)
+                for deltas_A4, scores_A, size in zip(deltas_BA4, objectness_BA, images.image_sizes, strict=True)
+            ]
+        losses = {} if targets is None else self._losses(levels, objectness_BA, deltas_BA4, anchors_A4, targets)
         return [boxes for boxes, _ in proposals], [scores for _, scores in proposals], losses
 
     def _anchors(self, levels: list[Tensor]) -> Tensor:
-        """(A, 4) float32 anchors of all levels. (torchvision's forward takes the strides from the image's size, which
-        is wrong where that is no multiple of them.)"""
+        """Anchors of all levels, (A, 4) float32 in pixels.
+
+        torchvision's forward derives the strides from the image size, which is wrong where the size is not a multiple
+        of them.
+        """
         self.anchors.set_cell_anchors(torch.float32, levels[0].device)
         grids = [list(level.shape[-2:]) for level in levels]
         strides = [[stride] * 2 for stride in self.strides_px]  # as numbers: a tensor would wait for the GPU
@@ -88,7 +91,11 @@ class ProposalNetwork(nn.Module):
     def _select(
         self, anchors_A4: Tensor, deltas_A4: Tensor, scores_A: Tensor, per_level: list[int], size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Best candidates of each level, decoded and clipped, NMS within a level, best of all."""
+        """Select proposals: the best candidates per level, decoded and clipped; NMS within each level; the best of all.
+
+        Returns:
+            (P, 4) boxes and (P,) scores, sorted by falling score.
+        """
         candidates = self.options.train_candidates if self.training else self.options.test_candidates
         keep_most = self.options.train_proposals if self.training else self.options.test_proposals
         chosen, level_of, start = [], [], 0
@@ -106,15 +113,24 @@ class ProposalNetwork(nn.Module):
         kept = box_ops.batched_nms(boxes, scores, level_index, self.options.nms_iou)[:keep_most]
         return boxes[kept], scores[kept]
 
-    def _losses(self, levels: list[Tensor], anchors_A4: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Binary cross-entropy and smooth L1 over sampled anchors (Faster R-CNN, eq. 1)."""
+    def _losses(
+        self,
+        levels: list[Tensor],
+        objectness_BA: Tensor,
+        deltas_BA4: Tensor,
+        anchors_A4: Tensor,
+        targets: Sequence[Target],
+    ) -> dict[str, Tensor]:
+        """Binary cross-entropy and smooth L1 over the sampled anchors (Faster R-CNN, eq. 1)."""
         with torch.autocast(levels[0].device.type, enabled=False):
             labels_BA, matched_BA = self._match(anchors_A4, targets)
         positive_BA, negative_BA = sample_anchors(labels_BA, self.options.sampled_anchors)
         image_S, anchor_S = torch.where(positive_BA | negative_BA)
-        weight = distributed.share_of_mean(torch.full((), len(image_S), device=anchors_A4.device))
+        weight = distributed.mean_weight(torch.full((), len(image_S), device=anchors_A4.device))
         sampled = max(len(image_S), 1)
-        objectness_S, deltas_S4 = self._sampled_outputs(levels, image_S, anchor_S)
+        objectness_S, deltas_S4 = objectness_BA[image_S, anchor_S], deltas_BA4[image_S, anchor_S]
+        if is_shallow(self.head):  # the same numbers, with a gradient that touches the sampled cells only
+            objectness_S, deltas_S4 = sampled_rpn_head(self.head, levels, image_S, anchor_S)
         with torch.autocast(levels[0].device.type, enabled=False):
             labels_S = labels_BA[image_S, anchor_S]
             positive = torch.where(labels_S == 1)[0]
@@ -127,8 +143,13 @@ class ProposalNetwork(nn.Module):
         return {"objectness": weight * (objectness / sampled), "rpn_box": weight * (box / sampled)}
 
     def _match(self, anchors_A4: Tensor, targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
-        """(B, A) float32 labels, 1 positive, 0 negative, -1 in between, and (B, A) int64 positions of the boxes that
-        positive anchors belong to, among the boxes of all images; of other anchors they say nothing."""
+        """Match the anchors of each image to its annotated boxes.
+
+        Returns:
+            labels: (B, A) float32, 1 positive, 0 negative, -1 in between.
+            matched: (B, A) int64, the box of each positive anchor, counted over the boxes of all images. Values of
+                other anchors have no meaning.
+        """
         labels_B, matched_B, first = [], [], 0
         for target in targets:
             if len(target) == 0:
@@ -142,43 +163,6 @@ class ProposalNetwork(nn.Module):
             matched_B.append(matched_A + first)
             first += len(target)
         return torch.stack(labels_B), torch.stack(matched_B)
-
-    def _sampled_outputs(self, levels: list[Tensor], image_S: Tensor, anchor_S: Tensor) -> tuple[Tensor, Tensor]:
-        """Objectness (S,) and deltas (S, 4) of some anchors: the head on the 3 by 3 cells that each sees.
-
-        Args:
-            levels: as :meth:`forward`.
-            image_S: (S,) int64 position in the batch.
-            anchor_S: (S,) int64 position among the anchors of one image.
-        """
-        channels, anchors = levels[0].shape[1], self.head.cls_logits.out_channels
-        table = torch.cat([level.permute(0, 2, 3, 1).reshape(-1, channels) for level in levels])
-        shapes = torch.tensor([level.shape[-2:] for level in levels])
-        cells = shapes.prod(1)
-        first = cells.cumsum(0) - cells  # of an image's cells, level by level
-        facts = torch.cat([shapes, cells[:, None], first[:, None]], dim=1).to(image_S.device, non_blocking=True)
-        cell_S, slot_S = anchor_S // anchors, anchor_S % anchors
-        level_S = (cell_S[:, None] >= facts[1:, 3]).sum(1)
-        height_S, width_S, cells_S, first_S = facts[level_S].unbind(1)
-        row_S, column_S = (cell_S - first_S) // width_S, (cell_S - first_S) % width_S
-        step = torch.arange(-1, 2, device=image_S.device)
-        rows_S33 = row_S[:, None, None] + step[:, None]
-        columns_S33 = column_S[:, None, None] + step
-        inside_S33 = (rows_S33 >= 0) & (rows_S33 < height_S[:, None, None])
-        inside_S33 = inside_S33 & (columns_S33 >= 0) & (columns_S33 < width_S[:, None, None])
-        start_S = len(levels[0]) * first_S + image_S * cells_S  # in the table, level by level, then image by image
-        index_S33 = start_S[:, None, None] + rows_S33 * width_S[:, None, None] + columns_S33
-        index_S33 = index_S33.where(inside_S33, 0)
-        # An embedding, for the gradient of an index adds in no fixed order on several threads.
-        seen_S33C = functional.embedding(index_S33, table) * inside_S33[..., None]
-        convolution = self.head.conv[0][0]
-        seen_weight = convolution.weight.permute(0, 2, 3, 1).flatten(1)
-        hidden_SC = functional.linear(seen_S33C.flatten(1), seen_weight, convolution.bias).relu()
-        last = self.head.cls_logits, self.head.bbox_pred
-        weight, bias = torch.cat([layer.weight for layer in last]), torch.cat([layer.bias for layer in last])
-        found = functional.linear(hidden_SC, weight.flatten(1), bias)
-        position = torch.arange(len(found), device=found.device)
-        return found[position, slot_S], found[:, anchors:].reshape(-1, anchors, 4)[position, slot_S]
 
 
 def _flatten(maps: Tensor, channels: int) -> Tensor:

@@ -9,6 +9,7 @@ deltas: 1, or one a row before background.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -115,9 +116,8 @@ class OpenWorldRCNN(nn.Module):
         multiple = self.features.grid.padding_px
         largest = [max(size[0] for size in sizes), max(size[1] for size in sizes)]
         if self.training:  # the padding of the joined batch, which the anchors and the edges of the features see
-            with distributed.purpose("padding of the images"):
-                largest = distributed.largest_over_ranks(largest)
-        height, width = (-(-side // multiple) * multiple for side in largest)
+            largest = distributed.max_over_ranks(largest)
+        height, width = (math.ceil(side / multiple) * multiple for side in largest)
         batch = self.pixel_mean.new_zeros(len(images), 3, height, width)
         for row, image in zip(batch, images, strict=True):
             pixels = as_float(image.to(self.pixel_mean.device, non_blocking=True))

@@ -5,6 +5,7 @@ The page is self-contained like that of a run. Whatever file is missing is said 
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -97,7 +98,7 @@ def training_curves(log: Sequence[Mapping[str, Any]]) -> str | None:
     if not panels:
         return None
     columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
+    rows = math.ceil(len(panels) / columns)
 
     def draw(figure: Figure) -> None:
         grid = figure.subplots(rows, columns, squeeze=False)

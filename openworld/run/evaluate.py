@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain
@@ -126,7 +127,7 @@ def detect_records(
         logger.warning("scored as an image without detections: %s", problem)
 
     numbers, found = own_batches(len(records), BATCH), _read_partial(partial)
-    left = numbers[-(-len(found) // BATCH) :]
+    left = numbers[math.ceil(len(found) / BATCH) :]
     with progress_bar(title, _own_images(len(records)), done=len(found)) as bar:
         batches = eval_batches(records, BATCH, options, numbers=left, broken=warn)
         for number, (images, positions, scales) in zip(left, batches, strict=True):

@@ -173,7 +173,7 @@ def annotated_instances(
     rows, features, scores, found = (
         distributed.gather_rows(torch.cat(column)).numpy() for column in zip(*parts, strict=True)
     )
-    return Instances(tuple(chain(*distributed.objects_of_all(ids))), rows, features, scores, found)
+    return Instances(tuple(chain(*distributed.gather_objects(ids))), rows, features, scores, found)
 
 
 def best_regions(regions: Regions, targets: Sequence[Target]) -> tuple[Tensor, Tensor, Tensor]:

@@ -32,6 +32,7 @@ from openworld.errors import CheckpointError
 from openworld.run import evaluate
 from openworld.run.checkpoints import Progress, finished_task, restore_detector, save_progress
 from openworld.run.folder import Run, check_shares, claim, locked, open_run
+from openworld.run.profile import profile_phase
 from openworld.run.replay import chosen_exemplars, listed_exemplars, replayed_images
 from openworld.run.sources import open_sources
 from openworld.run.train import Phase, train_phase
@@ -257,14 +258,15 @@ def optimise(run: Run, task: int, stage: str, detector: Detector, resumed: Check
         start_step=0 if resumed is None else Progress.of(resumed).step,
         total_steps=options.steps,
         options=config.data.loader,
-        positions=distributed.share(options.batch_size),
+        positions=distributed.local_range(options.batch_size),
     )
     phase = Phase(task, stage, options, run.checkpoints(task), space.known, first_step)
     profile = Profile(run.profile_steps, detector.engine.pixel_mean.device) if run.profile_steps else None
     with run.log.phase(stage, task):
-        train_phase(detector, iter(batches), phase, run.log, resumed, profile)
+        arguments = detector, batches, phase, run.log, resumed
+        train_phase(*arguments) if profile is None else profile_phase(profile, *arguments)
     save_progress(phase.folder, detector, phase.after(options.steps), run.log)
-    broken = {path: why for each in distributed.objects_of_all(batches.broken) for path, why in each.items()}
+    broken = {path: why for each in distributed.gather_objects(batches.broken) for path, why in each.items()}
     if broken:
         run.write_json(f"task{task}/broken_images_{stage}.json", broken)
     if profile is not None and profile.seconds:

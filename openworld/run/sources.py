@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ class Sources:
             crops, each (3, side_px, side_px) uint8, and their categories. At most :data:`PROBE_CROPS`, spread evenly.
         """
         places = [(record, index) for record in self.test.records for index in range(len(record.boxes))]
-        every = max(1, -(-len(places) // PROBE_CROPS))
+        every = max(1, math.ceil(len(places) / PROBE_CROPS))
         crops, categories = [], []
         loaded: tuple[Record, Tensor] | None = None
         for record, index in places[::every]:

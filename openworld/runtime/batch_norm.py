@@ -1,6 +1,6 @@
-"""BatchNorm over the batch of all processes, on any backend (torch's own SyncBatchNorm runs on GPUs only).
+"""BatchNorm over the batch of all processes: torch's SyncBatchNorm on GPUs, and one for CPUs, where torch has none.
 
-N images, C channels, H and W cells.
+N images, C channels, H and W cells, K processes.
 """
 
 from __future__ import annotations
@@ -9,19 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from openworld.runtime import distributed
 from openworld.runtime.modules import batch_norm_as, replace_modules
 
 
-class _RankBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm whose training statistics are those of the joined batch; equal to torch's in a single process.
-
-    Its state has the same entries.
-    """
+class _RankBatchNorm(_BatchNorm):
+    """Batch norm whose training statistics are those of the joined batch, with the state of torch's batch norm."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) or (N, C) → the same shape and dtype; N may differ between the processes."""
+        """Normalise (N, C, H, W) or (N, C); the same shape and dtype. N may differ between the processes."""
         if not self.training or distributed.world_size() == 1:
             return super().forward(input)
         whole = input if input.dtype == torch.float64 else input.float()
@@ -48,15 +46,15 @@ class _RankBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class RankBatchNorm2d(_RankBatchNorm, nn.BatchNorm2d):
-    """(N, C, H, W)."""
+    """For (N, C, H, W)."""
 
 
 class RankBatchNorm1d(_RankBatchNorm, nn.BatchNorm1d):
-    """(N, C)."""
+    """For (N, C)."""
 
 
 def joined_statistics(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance of each channel over all processes, and how many values there are of each.
+    """Compute mean and biased variance per channel over all processes, and the number of values per channel.
 
     Args:
         input: (N, C, H, W) floating.
@@ -66,8 +64,7 @@ def joined_statistics(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     var_C, mean_C = torch.var_mean(input, dim=(0, 2, 3), correction=0)
     count = torch.full_like(mean_C, input.numel() // input.shape[1])
-    with distributed.purpose("statistics of BatchNorm"):
-        means_KC, vars_KC, counts_KC = distributed.gather_rows(torch.stack([mean_C, var_C, count])[None]).unbind(1)
+    means_KC, vars_KC, counts_KC = distributed.gather_rows(torch.stack([mean_C, var_C, count])[None]).unbind(1)
     total_C = counts_KC.sum(0)
     shares_KC = counts_KC / total_C
     joined_C = (shares_KC * means_KC).sum(0)
@@ -88,8 +85,7 @@ class _Normalise(torch.autograd.Function):
         (grad,) = gradients
         normalised, scale_C, count = context.saved_tensors
         sums_2C = torch.stack([grad.sum((0, 2, 3)), (grad * normalised).sum((0, 2, 3))])
-        with distributed.purpose("statistics of BatchNorm"):
-            means_2C = distributed.mean_over_ranks(sums_2C) * (distributed.world_size() / count)
+        means_2C = distributed.mean_over_ranks(sums_2C) * (distributed.world_size() / count)
         centred = grad - means_2C[0, :, None, None] - normalised * means_2C[1, :, None, None]
         return centred * scale_C[:, None, None], None, None, None
 
@@ -97,18 +93,32 @@ class _Normalise(torch.autograd.Function):
 def synchronise_batch_norm(model: nn.Module, *, only_trained: bool = False) -> None:
     """Replace each batch norm inside a model by one over the batch of all processes; names and tensors stay.
 
+    The replacement is torch's SyncBatchNorm if the model is on a GPU. With a single process nothing is replaced.
+
     Args:
+        model: changed in place.
         only_trained: keep the norms whose scale does not learn, as those of frozen stages.
     """
+    if distributed.world_size() == 1:
+        return
+    on_gpu = _is_on_gpu(model)
+    joined: dict[type[nn.Module], type[_BatchNorm]] = {
+        nn.BatchNorm1d: nn.SyncBatchNorm if on_gpu else RankBatchNorm1d,
+        nn.BatchNorm2d: nn.SyncBatchNorm if on_gpu else RankBatchNorm2d,
+    }
 
     def rule(module: nn.Module) -> nn.Module | None:
-        for plain, joined in ((nn.BatchNorm1d, RankBatchNorm1d), (nn.BatchNorm2d, RankBatchNorm2d)):
-            if type(module) is plain and (_is_trained(module) or not only_trained):
-                return batch_norm_as(joined, module)
-        return None
+        if type(module) not in joined:
+            return None
+        assert isinstance(module, _BatchNorm)
+        return batch_norm_as(joined[type(module)], module) if _is_trained(module) or not only_trained else None
 
     replace_modules(model, rule)
 
 
-def _is_trained(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+def _is_on_gpu(model: nn.Module) -> bool:
+    return next(model.parameters()).is_cuda
+
+
+def _is_trained(norm: _BatchNorm) -> bool:
     return norm.affine and norm.weight.requires_grad

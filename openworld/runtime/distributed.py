@@ -1,31 +1,30 @@
-"""Several processes of one training, as ``torchrun`` starts them: who am I, and what do the others have?
+"""Communication between the processes of one training, as ``torchrun`` starts them.
 
-Without a process group there is one process, and every function returns what it is given. The functions are
-collective, unless they say otherwise: every process calls them, in the same order. None of them is a barrier beyond
-that, and only :func:`gather_rows_with_gradient` carries a gradient. They work with gloo and nccl, and with tensors on
-the CPU or on a GPU whichever of the two it is.
+Without a process group there is one process, and every function returns what it is given. Unless stated otherwise the
+functions are collective: every process calls them, in the same order. Only :func:`gather_rows_with_gradient` carries a
+gradient. They work with gloo and nccl, with tensors on the CPU or on a GPU.
+
+R rows, the number of which may differ between processes.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
 
 from openworld.errors import ConfigError, EnvironmentProblem
-from openworld.runtime.profiling import scope
 
-PATIENCE = timedelta(hours=12)
-"""How long a process waits for the others: one of them may score or write alone. That one has died, ``torchrun`` sees
-at once."""
+TIMEOUT = timedelta(hours=12)
+"""Timeout of collectives; long, because rank 0 may evaluate or write alone. A dead process is detected by torchrun, not
+by this timeout."""
 
 Value = TypeVar("Value")
 
@@ -35,10 +34,10 @@ Value = TypeVar("Value")
 
 @contextmanager
 def session(device: str) -> Iterator[None]:
-    """The process group that ``torchrun`` describes in the environment, for as long as the block lasts.
+    """Join the process group that ``torchrun`` describes in the environment, for the duration of the block.
 
-    With nccl for ``device`` ``cuda``, each process on the GPU of its local rank, and with gloo otherwise. Not started
-    by ``torchrun``, or with one process only: no group.
+    The backend is nccl for ``device`` ``cuda``, with each process on the GPU of its local rank, and gloo otherwise.
+    There is no group if ``torchrun`` did not start this process, or started it alone.
 
     Raises:
         ConfigError: the device is a single GPU, such as ``cuda:1``, for several processes.
@@ -50,18 +49,18 @@ def session(device: str) -> Iterator[None]:
     if device.startswith("cuda"):
         _take_gpu(device, int(os.environ.get("LOCAL_RANK", 0)))
     try:
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise EnvironmentProblem(
-            f"the processes do not find each other ({error})",
-            remedy="start all of them with torchrun, with the same --rdzv-endpoint on several machines",
+            f"the processes cannot reach each other ({error})",
+            remedy="start all of them with torchrun, on several machines with the same --rdzv-endpoint",
         ) from error
     yield
     dist.destroy_process_group()
 
 
 def _take_gpu(device: str, local_rank: int) -> None:
-    """Make the GPU of the local rank the current one, which ``cuda`` means from then on."""
+    """Make the GPU of the local rank the current one; ``cuda`` then means this GPU."""
     if device != "cuda":
         raise ConfigError(
             f"device {device!r} for {os.environ['WORLD_SIZE']} processes",
@@ -69,73 +68,80 @@ def _take_gpu(device: str, local_rank: int) -> None:
         )
     if local_rank >= torch.cuda.device_count():
         raise EnvironmentProblem(
-            f"process {local_rank} of this machine has no GPU of its own: there are {torch.cuda.device_count()}",
+            f"no GPU for process {local_rank} of this machine, which has {torch.cuda.device_count()} GPUs",
             remedy="start as many processes as there are GPUs: torchrun --nproc-per-node gpu",
         )
     torch.cuda.set_device(local_rank)
 
 
 def is_initialised() -> bool:
-    """A process group exists."""
+    """Return whether a process group exists. Not collective."""
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
-    """Number of this process, from 0. Not collective."""
+    """Return the number of this process, from 0. Not collective."""
     return dist.get_rank() if is_initialised() else 0
 
 
 def is_first() -> bool:
-    """This process writes, logs and draws for all. Not collective."""
+    """Return whether this is rank 0, which writes and logs for all. Not collective."""
     return rank() == 0
 
 
 def world_size() -> int:
-    """Number of processes, 1 without a process group. Not collective."""
+    """Return the number of processes, 1 without a process group. Not collective."""
     return dist.get_world_size() if is_initialised() else 1
 
 
-def share(count: int) -> range:
-    """This process's part of so many things: neighbours, the first of them for rank 0. Not collective."""
+def local_range(count: int) -> range:
+    """Return the contiguous slice of ``range(count)`` that belongs to this rank. Not collective.
+
+    The slices of all ranks, in their order, are ``range(count)``; their lengths differ by at most 1.
+    """
     return range(count * rank() // world_size(), count * (rank() + 1) // world_size())
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this function."""
     if world_size() > 1:
-        _all_reduce(torch.zeros(1, device=_device(torch.zeros(0))))
+        _all_reduce(torch.zeros(1, device=message_device(torch.zeros(0))))
 
 
 def on_first(function: Callable[[], Value]) -> Value:
-    """What the function gives in rank 0, in every process; the others do not run it, but wait.
+    """Call a function in rank 0 and return its value in every process.
 
-    For decisions that depend on files, and for what one process does for all.
+    The other processes wait. Use it for decisions that depend on files, and for work that one process does for all.
 
     Args:
-        function: its value can be pickled.
+        function: returns something that can be pickled.
     """
     if world_size() == 1:
         return function()
     holder: list[Any] = [function() if is_first() else None]
-    with _together("broadcast", 0):
+    with explain_lost_process():
         dist.broadcast_object_list(holder, src=0)
     value: Value = holder[0]
     return value
 
 
-def objects_of_all(value: Value) -> list[Value]:
-    """What each process has, in the order of the ranks; it can be pickled."""
+def gather_objects(value: Value) -> list[Value]:
+    """Return the value of every process, in the order of the ranks.
+
+    Args:
+        value: can be pickled.
+    """
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    with _together("all_gather", 0):
+    with explain_lost_process():
         dist.all_gather_object(values, value)
     return values
 
 
 @contextmanager
 def first_goes_ahead() -> Iterator[None]:
-    """The block runs in rank 0, and when it is through, in the others: it may leave files that they read."""
+    """Run the block in rank 0 first, then in the others, which may read the files that it left."""
     if not is_first():
         barrier()
     yield
@@ -143,53 +149,20 @@ def first_goes_ahead() -> Iterator[None]:
         barrier()
 
 
-# -- what a step sends ------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Traffic:
-    """What this process handed to the collectives of one kind and purpose."""
-
-    calls: int = 0
-    payload_bytes: int = 0
-
-
-traffic: dict[tuple[str, str], Traffic] = {}
-"""By purpose and kind (``all_reduce``, ``all_gather``, ``broadcast``), since the process began. Objects count 0 bytes.
-"""
-_purpose = "other"
-
-
 @contextmanager
-def purpose(name: str) -> Iterator[None]:
-    """What the collectives in the block are counted as in :data:`traffic`. Not collective."""
-    global _purpose
-    before, _purpose = _purpose, name
+def explain_lost_process() -> Iterator[None]:
+    """Turn the error of a failed collective into one that says what it means. Not collective.
+
+    Raises:
+        EnvironmentProblem: the block raised a RuntimeError: another process ended, or the network failed.
+    """
     try:
         yield
-    finally:
-        _purpose = before
-
-
-@contextmanager
-def _together(kind: str, payload_bytes: int) -> Iterator[None]:
-    """Count and time a collective, and say what it means when one fails."""
-    counted = traffic.setdefault((_purpose, kind), Traffic())
-    counted.calls += 1
-    counted.payload_bytes += payload_bytes
-    with scope("communication"):
-        try:
-            yield
-        except RuntimeError as error:
-            raise EnvironmentProblem(
-                f"another process of this run ended or cannot be reached ({str(error).strip().splitlines()[-1]})",
-                remedy="its own message says why; start again with --resume when that is mended",
-            ) from error
-
-
-def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
-    with _together("all_reduce", tensor.numel() * tensor.element_size()):
-        dist.all_reduce(tensor, operation)
+    except RuntimeError as error:
+        raise EnvironmentProblem(
+            f"another process of this run ended or cannot be reached ({str(error).strip().splitlines()[-1]})",
+            remedy="read the message of that process; remove its cause, then start again with --resume",
+        ) from error
 
 
 # -- tensors ----------------------------------------------------------------------------------------------------------
@@ -197,21 +170,21 @@ def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType = dist.Reduce
 
 @torch.no_grad()
 def gather_rows(tensor: Tensor) -> Tensor:
-    """The rows of all processes, those of rank 0 first.
+    """Concatenate the rows of all processes, those of rank 0 first.
 
     Args:
-        tensor: (R, …) of any dtype; R may differ between the processes and may be 0, the rest may not.
+        tensor: (R, …) of any dtype; R may be 0, the other dimensions must be equal in all processes.
 
     Returns:
-        (sum of R, …), on the device of ``tensor``, detached, equal in all processes; ``tensor`` itself, detached, in a
-        single process.
+        (sum of R, …), on the device of ``tensor``, detached, equal in all processes. In a single process ``tensor``
+        itself, detached.
 
     Raises:
-        ConfigError: the rows of the processes have different sizes, in all processes alike.
+        ConfigError: the rows of the processes have different sizes; raised in every process.
     """
     if world_size() == 1:
         return tensor.detach()
-    here = tensor.detach().to(_device(tensor)).contiguous()
+    here = tensor.detach().to(message_device(tensor)).contiguous()
     row_bytes = math.prod(here.shape[1:]) * here.element_size()
     header = torch.tensor([len(here), row_bytes], device=here.device)
     headers = torch.stack(_all_gather(header)).tolist()
@@ -223,7 +196,7 @@ def gather_rows(tensor: Tensor) -> Tensor:
     counts = [count for count, _ in headers]
     if not max(counts) or not row_bytes:
         return tensor.detach().new_empty(sum(counts), *tensor.shape[1:])
-    # As bytes, for not every backend knows every dtype.
+    # As bytes, because not every backend supports every dtype.
     padded = torch.zeros(max(counts), row_bytes, dtype=torch.uint8, device=here.device)
     padded[: len(here)] = here.reshape(-1, 1).view(torch.uint8).reshape(-1, row_bytes)
     parts = [part[:count] for part, count in zip(_all_gather(padded), counts)]
@@ -231,16 +204,16 @@ def gather_rows(tensor: Tensor) -> Tensor:
 
 
 def gather_rows_with_gradient(tensor: Tensor) -> Tensor:
-    """:func:`gather_rows`, differentiable: the gradient of a row is the sum of what all processes send back to it.
+    """:func:`gather_rows` with a gradient: that of a row is the sum of its gradients in all processes.
 
-    It is the adjoint of the gathering. A loss that every process computes from all rows, whose gradients with respect
-    to the parameters are then *averaged* over the processes, gives the gradient of one process with the joined batch.
+    This is the adjoint of the gathering. If every process computes a loss from all rows, and the gradients of the
+    parameters are then *averaged* over the processes, the result is the gradient of one process with the joined batch.
 
     Args:
-        tensor: (R, …) floating; R may differ between the processes and may be 0, the rest may not.
+        tensor: (R, …) floating; R may be 0, the other dimensions must be equal in all processes.
 
     Returns:
-        (sum of R, …), the values equal in all processes; ``tensor`` itself in a single process.
+        (sum of R, …), with equal values in all processes. In a single process ``tensor`` itself.
     """
     if world_size() == 1:
         return tensor
@@ -249,16 +222,16 @@ def gather_rows_with_gradient(tensor: Tensor) -> Tensor:
 
 
 def first_row(tensor: Tensor) -> int:
-    """Where the rows of this process begin among those of all that :func:`gather_rows` returns."""
+    """Return the position of this process's first row in the result of :func:`gather_rows`."""
     return int(gather_rows(torch.tensor([len(tensor)], device=tensor.device))[: rank()].sum())
 
 
 @torch.no_grad()
 def rows_of_others(tensor: Tensor) -> Tensor:
-    """:func:`gather_rows` without this process's own rows.
+    """:func:`gather_rows` without the rows of this process.
 
     Returns:
-        (sum of R of the other processes, …), detached; no rows in a single process.
+        (sum of R of the other processes, …), detached. In a single process it has no rows.
     """
     if world_size() == 1:
         return tensor.detach()[:0]
@@ -267,102 +240,69 @@ def rows_of_others(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def from_first_rank(tensor: Tensor) -> Tensor:
-    """The tensor of rank 0, in every process: for what each computes for itself and rounding might tell apart.
+def broadcast(tensor: Tensor) -> Tensor:
+    """Return the tensor of rank 0 in every process.
+
+    Use it for a value that every process computes, where rounding might make a difference between them.
 
     Args:
-        tensor: the same shape and dtype in every process; it is not changed.
+        tensor: of the same shape and dtype in every process; it is not changed.
 
     Returns:
         The same shape, dtype and device, detached.
     """
     if world_size() == 1:
         return tensor.detach()
-    here = tensor.detach().to(_device(tensor)).contiguous()
-    bytes_here = here.reshape(-1, 1).view(torch.uint8).clone()  # as bytes, for not every backend knows every dtype
-    with _together("broadcast", bytes_here.numel()):
+    here = tensor.detach().to(message_device(tensor)).contiguous()
+    bytes_here = here.reshape(-1, 1).view(torch.uint8).clone()  # because not every backend supports every dtype
+    with explain_lost_process():
         dist.broadcast(bytes_here, src=0)
     return bytes_here.view(tensor.dtype).reshape(tensor.shape).to(tensor.device)
 
 
 @torch.no_grad()
 def mean_over_ranks(tensor: Tensor) -> Tensor:
-    """Mean over the processes, element by element.
+    """Compute the mean over the processes, element by element.
 
     Args:
-        tensor: floating, the same shape in every process; it is not changed.
+        tensor: floating, of the same shape in every process; it is not changed.
 
     Returns:
         The same shape, dtype and device, detached, equal in all processes.
     """
     if world_size() == 1:
         return tensor.detach()
-    total = tensor.detach().to(_device(tensor), copy=True)
+    total = tensor.detach().to(message_device(tensor), copy=True)
     _all_reduce(total)
     return (total / world_size()).to(tensor.device)
 
 
-@torch.no_grad()
-def means_over_ranks(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """:func:`mean_over_ranks` of several tensors at once, in one message of float32.
-
-    Args:
-        tensors: floating, of the same shapes in every process, on one device.
-
-    Returns:
-        As many, of the same shapes and dtypes.
-    """
-    if world_size() == 1 or not tensors:
-        return [tensor.detach() for tensor in tensors]
-    flat = mean_over_ranks(torch.cat([tensor.detach().float().reshape(-1) for tensor in tensors]))
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape).to(tensor.dtype) for part, tensor in zip(parts, tensors)]
-
-
-@torch.no_grad()
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Give every process the mean of the gradients of all, in one message after the backward pass.
-
-    Not DistributedDataParallel: what is summed here does not depend on the order in which gradients become ready, and
-    networks may run outside of a ``forward`` and several times a step.
-
-    Args:
-        parameters: the same in every process; those without a gradient, which must be the same ones too, stay without.
-    """
-    if world_size() == 1:
-        return
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    with purpose("gradients"):
-        for mine, mean in zip(gradients, means_over_ranks(gradients), strict=True):
-            mine.copy_(mean)
-
-
-def largest_over_ranks(values: Sequence[int]) -> list[int]:
-    """The largest of each of some numbers."""
+def max_over_ranks(values: Sequence[int]) -> list[int]:
+    """Compute the maximum over the processes of each of some numbers, as many in every process."""
     if world_size() == 1:
         return list(values)
-    here = torch.tensor(values, device=_device(torch.zeros(0)))
+    here = torch.tensor(values, device=message_device(torch.zeros(0)))
     _all_reduce(here, dist.ReduceOp.MAX)
     return [int(value) for value in here.tolist()]
 
 
 def permutations(sizes: Sequence[int], device: torch.device | str = "cpu") -> list[Tensor]:
-    """Random orders, drawn from the global generator of the device as one process would for the sizes of all ranks.
+    """Draw random permutations that do not depend on the number of processes.
 
-    Every process draws those of the others too, and drops them. So a region that is chosen by chance does not depend
-    on the number of processes, and the generators of all processes stay equal.
+    Every process draws the permutations of all ranks from the global generator of the device, in the order in which a
+    single process would, and keeps its own. The generators of all processes stay equal.
 
     Args:
-        sizes: how many things each order has; as many as this process needs, the numbers may differ between processes.
+        sizes: lengths of the permutations that this process needs; their number may differ between processes.
+        device: where to draw.
 
     Returns:
-        For each size (size,) int64, a permutation of 0 … size - 1.
+        Per size a permutation of ``range(size)``, (size,) int64.
     """
     if world_size() == 1:
         return [torch.randperm(size, device=device) for size in sizes]
     mine, own = rank(), []
-    with purpose("random orders"):
-        asked = gather_rows(torch.tensor([[mine, size] for size in sizes], dtype=torch.int64).reshape(-1, 2))
+    asked = gather_rows(torch.tensor([[mine, size] for size in sizes], dtype=torch.int64).reshape(-1, 2))
     for owner, size in asked.tolist():
         order = torch.randperm(size, device=device)
         if owner == mine:
@@ -371,27 +311,25 @@ def permutations(sizes: Sequence[int], device: torch.device | str = "cpu") -> li
 
 
 @torch.no_grad()
-def share_of_mean(count: Tensor) -> Tensor:
-    """``count`` over its mean over the processes: the weight of a process's average in that of all.
+def mean_weight(count: Tensor) -> Tensor:
+    """Compute the weight that makes a mean of per-rank means the global mean.
 
-    A loss that is averaged over so many anchors, regions or images, times this, has as its mean over the processes the
-    average over those of all processes.
+    Multiply a loss that is averaged over ``count`` local items by it before averaging over the ranks.
 
     Args:
-        count: () of any dtype, 0 or more.
+        count: number of local items, () of any dtype, 0 or more.
 
     Returns:
-        () float32; 1 in a single process, and 0 where no process has anything.
+        ``count`` divided by its mean over the processes, () float32; 1 in a single process, 0 if all counts are 0.
     """
     if world_size() == 1:
         return torch.ones((), device=count.device)
-    with purpose("divisors of the losses"):
-        mean = mean_over_ranks(count.to(torch.float32))
+    mean = mean_over_ranks(count.to(torch.float32))
     return count / mean.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 class _GatherRows(torch.autograd.Function):
-    """Forward: the rows of all. Backward: the sum over the processes, of which each keeps its own rows."""
+    """Gather rows; backward, sum the gradients over the processes and keep those of the local rows."""
 
     @staticmethod
     def forward(context: Any, tensor: Tensor) -> Tensor:
@@ -399,15 +337,15 @@ class _GatherRows(torch.autograd.Function):
         return gather_rows(tensor)
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> Tensor:  # in fp32 at least: gloo adds no bf16
+    def backward(context: Any, *gradients: Tensor) -> Tensor:  # in float32 at least: gloo does not add up bfloat16
         (gradient,) = gradients
         wide = gradient if gradient.dtype == torch.float64 else gradient.float()
         total = mean_over_ranks(wide) * world_size()
         return total[context.first : context.first + context.rows].to(gradient.dtype)
 
 
-def _device(tensor: Tensor) -> torch.device:
-    """Where the backend can send a tensor from: gloo gathers on the CPU only, nccl on a GPU only."""
+def message_device(tensor: Tensor) -> torch.device:
+    """Return the device from which the backend can send a tensor: gloo the CPU, nccl a GPU. Not collective."""
     backend = dist.get_backend()
     if backend == "gloo":
         return torch.device("cpu")
@@ -416,8 +354,13 @@ def _device(tensor: Tensor) -> torch.device:
     return tensor.device
 
 
+def _all_reduce(tensor: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> None:
+    with explain_lost_process():
+        dist.all_reduce(tensor, operation)
+
+
 def _all_gather(tensor: Tensor) -> list[Tensor]:
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    with _together("all_gather", tensor.numel() * tensor.element_size()):
+    with explain_lost_process():
         dist.all_gather(parts, tensor)
     return parts

@@ -1,18 +1,19 @@
-"""Where the time of a training step goes: scopes around its parts, timed only while a profile is being made.
+"""Where the time of a training step goes. The calls to be timed are wrapped from outside, only while a profile is made.
 
-A step is cut at every beginning and end of a scope, and each piece belongs to the innermost scope that was open: the
-times of the parts add up to the step. On a CPU the cuts are read from the clock, on a GPU they are events in its
-stream, so that nothing waits inside a step; what a part then counts is the time until the GPU had done it, with the
-time in which the GPU waited for the host.
+A step is cut at every beginning and end of a timed call, and each piece belongs to the innermost call that is running:
+the times of the parts add up to the step. On a CPU the cuts are read from the clock. On a GPU they are events in its
+stream, so that nothing waits inside a step; a part then counts the time until the GPU has done it, including the time
+in which the GPU waited for the host.
 """
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -20,22 +21,19 @@ from torch import nn
 WARM_UP_STEPS = 3
 """Steps of a phase before the first that is timed: caches fill and kernels are chosen in them."""
 REST = "other"
-"""What no scope names."""
+"""Name of the time outside of all timed calls."""
 
-_OFF = nullcontext()
-_active: Profile | None = None
+Call = tuple[str, Any, str]
+"""Name of a part, an object or class or module, and the name of its function whose calls are the part."""
 
-
-def scope(name: str) -> AbstractContextManager[None]:
-    """Time the block as ``name`` if a profile is being made; otherwise nothing."""
-    return _OFF if _active is None else _active.scope(name)
+Batch = TypeVar("Batch")
 
 
 class Profile:
     """Times of the parts of some steps.
 
     Args:
-        steps: how many to time.
+        steps: number of steps to time.
         device: what computes; ``cuda`` is timed by events.
     """
 
@@ -43,55 +41,63 @@ class Profile:
         self.steps = steps
         self.on_gpu = torch.device(device).type == "cuda"
         self.seconds: list[dict[str, float]] = []
-        """Of each timed step, seconds by part in the order in which the parts first ran."""
+        """Per timed step, seconds by part, in the order in which the parts first ran."""
         self._open: list[str] = []
         self._cuts: list[tuple[str, Any]] = []
 
-    def watch(self, modules: Iterable[tuple[str, nn.Module]]) -> AbstractContextManager[None]:
-        """Within the block, a call of one of the modules is a scope of its name."""
-        return self._watch(list(modules))
-
     @contextmanager
-    def _watch(self, modules: list[tuple[str, nn.Module]]) -> Iterator[None]:
+    def watch(self, calls: Iterable[Call], modules: Iterable[tuple[str, nn.Module]] = ()) -> Iterator[None]:
+        """Within the block, time the calls of some functions and of some modules.
+
+        Args:
+            calls: functions, which are replaced by timed ones where they are looked up, and put back at the end.
+            modules: names of parts, and the modules whose forward passes are the part.
+        """
+        calls = list(calls)
+        kept = [(owner, attribute, vars(owner).get(attribute)) for _, owner, attribute in calls]
         handles = []
-        for name, module in modules:
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: self._enter(name)))
-            handles.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
         try:
+            for name, owner, attribute in calls:
+                setattr(owner, attribute, self._timed(name, getattr(owner, attribute)))
+            for name, module in modules:
+                handles.append(module.register_forward_pre_hook(lambda *_, name=name: self._enter(name)))
+                handles.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
             yield
         finally:
+            self._open = []
             for handle in handles:
                 handle.remove()
+            for owner, attribute, before in reversed(kept):
+                delattr(owner, attribute) if before is None else setattr(owner, attribute, before)
 
-    @contextmanager
-    def scope(self, name: str) -> Iterator[None]:
-        self._enter(name)
-        try:
-            yield
-        finally:
+    def each(self, batches: Iterable[Batch], total: int) -> Iterator[Batch]:
+        """Yield the batches of a phase, and time its steps: each lasts until the next batch is asked for.
+
+        The steps after the first :data:`WARM_UP_STEPS` are timed, or the last ones of a phase too short for that.
+
+        Args:
+            batches: of the steps of the phase; making one is the part ``data``.
+            total: number of batches.
+        """
+        first = max(0, min(WARM_UP_STEPS, total - self.steps))
+        source = iter(batches)
+        for number in range(total):
+            if first <= number < first + self.steps:
+                self._begin_step()
+            self._enter("data")
+            batch = next(source)
             self._leave()
-
-    @contextmanager
-    def step(self) -> Iterator[None]:
-        """Time one step."""
-        global _active
-        if self.on_gpu:
-            torch.cuda.synchronize()
-        self._open, self._cuts = [REST], [("", self._now())]
-        _active = self
-        try:
-            yield
-        finally:
-            _active = None
-            self._cut()
-            self._open = []
-        if self.on_gpu:
-            torch.cuda.synchronize()
-        self.seconds.append(self._sums())
+            yield batch
+            self._end_step()
+        yield from source
 
     def record(self) -> dict[str, Any]:
-        """For profile.json: the number of ``steps`` timed, ``step_seconds`` (median, least, most), and of each of the
-        ``parts`` its name, its mean ``seconds`` a step and its ``share`` of all the time."""
+        """Summarise the steps for profile.json.
+
+        Returns:
+            ``steps``, the number timed; ``step_seconds`` with the median, least and most; ``parts``, each with its
+            name, mean ``seconds`` per step and ``share`` of all the time, 0 to 1.
+        """
         wholes = [sum(parts.values()) for parts in self.seconds]
         total = sum(wholes)
         names = dict.fromkeys(name for parts in self.seconds for name in parts)
@@ -109,6 +115,30 @@ class Profile:
             ],
         }
 
+    def _timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def timed(*arguments: Any, **named: Any) -> Any:
+            self._enter(name)
+            try:
+                return function(*arguments, **named)
+            finally:
+                self._leave()
+
+        return timed
+
+    def _begin_step(self) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        self._open, self._cuts = [REST], [("", self._now())]
+
+    def _end_step(self) -> None:
+        if self._open:
+            self._cut()
+            self._open = []
+            if self.on_gpu:
+                torch.cuda.synchronize()
+            self.seconds.append(self._sums())
+
     def _enter(self, name: str) -> None:
         if self._open:
             self._cut()
@@ -120,7 +150,7 @@ class Profile:
             self._open.pop()
 
     def _cut(self) -> None:
-        """End a piece here; it belongs to the innermost open scope."""
+        """End a piece of time here; it belongs to the innermost running call."""
         self._cuts.append((self._open[-1], self._now()))
 
     def _now(self) -> Any:
@@ -136,18 +166,3 @@ class Profile:
             seconds = before.elapsed_time(now) / 1000 if self.on_gpu else now - before
             sums[name] = sums.get(name, 0.0) + seconds
         return sums
-
-
-def watched(steps: range, profile: Profile | None) -> Iterator[int]:
-    """The steps, of which the profile times as many as it wants after :data:`WARM_UP_STEPS`, or the last of a phase too
-    short for that."""
-    if profile is None:
-        yield from steps
-        return
-    first = steps.start + max(0, min(WARM_UP_STEPS, len(steps) - profile.steps))
-    for step in steps:
-        if first <= step < first + profile.steps:
-            with profile.step():
-                yield step
-        else:
-            yield step

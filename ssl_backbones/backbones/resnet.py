@@ -5,6 +5,7 @@ Shapes: N images, H x W pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -156,7 +157,7 @@ class _EndPaddedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         edges: list[int] = []
         for side, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
-            total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
+            total = max((math.ceil(side / stride) - 1) * stride + kernel - side, 0)
             edges += [total // 2, total - total // 2]
         return nn.functional.conv2d(nn.functional.pad(x, edges), self.weight, None, self.stride)
 

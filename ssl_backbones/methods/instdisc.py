@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from openworld.runtime.distributed import from_first_rank, gather_rows
+from openworld.runtime.distributed import broadcast, gather_rows
 from openworld.runtime.seeding import generator
 from ssl_backbones.losses import info_nce, nce, nce_log_normaliser
 from ssl_backbones.losses.numerics import cross_entropy
@@ -76,7 +76,7 @@ def generators_of(index_N: Tensor) -> list[torch.Generator]:
 
     It moves the global generator on by one number, that of the first process counts.
     """
-    step = int(from_first_rank(torch.randint(2**62, ())))
+    step = int(broadcast(torch.randint(2**62, ())))
     return [generator(step, image) for image in index_N.tolist()]
 
 

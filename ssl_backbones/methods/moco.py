@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from openworld.runtime.distributed import (
+    broadcast,
     first_row,
-    from_first_rank,
     gather_rows,
     gather_rows_with_gradient,
     rank,
@@ -63,7 +63,7 @@ class MoCoV1(Method):
         if self.options.shuffle_groups == 1:
             return q, self.teacher(view_k)
         first, everything = first_row(view_k), gather_rows(view_k)
-        order = from_first_rank(torch.randperm(len(everything))).to(view_k.device)
+        order = broadcast(torch.randperm(len(everything))).to(view_k.device)
         mine = order.tensor_split(world_size())[rank()]
         k = gather_rows(grouped(self.teacher, everything[mine], groups))[order.argsort()]
         return q, k[first : first + len(view_k)]

@@ -5,6 +5,7 @@ Shapes: N training and M test samples, D dimensions, C classes, P penalties.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from openworld.errors import ConfigError
-from ssl_backbones.optim import LARS, warmup_cosine
+from openworld.runtime.optim import LARS, warmup_cosine
 from ssl_backbones.probes.knn import majority_share
 
 PENALTIES = tuple(10.0**power for power in range(-6, 3))
@@ -169,7 +170,7 @@ def fit_sgd(
     weight, bias = weight.requires_grad_(), torch.zeros(classes, device=x_ND.device, requires_grad=True)
     optimizer = _optimizer([weight, bias], protocol)
     batch_size = min(protocol.batch_size, len(x_ND))
-    batches = -(-len(x_ND) // batch_size)
+    batches = math.ceil(len(x_ND) / batch_size)
     for epoch in range(protocol.epochs):
         order_N = torch.randperm(len(x_ND), generator=generator).to(x_ND.device)
         for batch, rows in enumerate(order_N.split(batch_size)):

@@ -6,6 +6,7 @@ Shapes: N images, B images a step, C classes.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -15,9 +16,9 @@ from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode
 
 from openworld.errors import ConfigError
+from openworld.runtime.optim import warmup_cosine
 from openworld.runtime.seeding import generator
 from ssl_backbones.backbones.base import Backbone
-from ssl_backbones.optim import warmup_cosine
 from ssl_backbones.options import Preprocess
 from ssl_backbones.probes.features import features_of
 from ssl_backbones.probes.frozen import held_out
@@ -175,7 +176,7 @@ def fine_tune(
         nesterov=protocol.nesterov,
     )
     recipe = _crop_and_flip(preprocess)
-    steps_an_epoch = -(-len(positions) // batch)
+    steps_an_epoch = math.ceil(len(positions) / batch)
     for epoch in range(protocol.epochs):
         order = torch.randperm(len(positions), generator=generator(seed, "fine-tune", epoch))
         for number, rows in enumerate(order.split(batch)):

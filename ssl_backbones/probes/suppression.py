@@ -11,6 +11,7 @@ Shapes: N pictures, B of a step, C channels, S pixels a side, K random bits.
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -242,7 +243,7 @@ class _ConvNet(nn.Module):
         for inside, outside in ((channels, 32), (32, 64), (64, 64)):
             layers += [nn.Conv2d(inside, outside, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(outside)]
             layers.append(nn.ReLU(inplace=True))
-            side = -(-side // 2)
+            side = math.ceil(side / 2)
         self.trunk = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * side * side, 128))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Fast paths that change no result. Each has the plain path beside it; read that one first."""
+"""Fast paths that do not change results. Each module names the plain path beside it; read that one first."""

@@ -131,31 +131,6 @@ def test_proposal_losses_equal_a_slow_loop() -> None:
     assert float(losses["rpn_box"].detach()) == pytest.approx(box / count, rel=1e-4)
 
 
-@pytest.mark.parametrize("neck", ["fpn", "c4"])
-def test_sampled_anchors_have_the_outputs_and_gradients_of_the_head_over_all_cells(neck: str) -> None:
-    """Every anchor of every image, those at the edges too, against torchvision's head on whole levels."""
-    rpn = engine(neck=neck, rpn=RpnOptions(anchor_sizes=[32.0, 64.0, 128.0, 256.0])).rpn.double()
-    channels = rpn.head.cls_logits.in_channels
-    torch.manual_seed(1)
-    sides = [(6, 5), (3, 3), (2, 1), (1, 1)] if neck == "fpn" else [(6, 5)]
-    levels = [torch.randn(3, channels, *side, dtype=torch.float64, requires_grad=True) for side in sides]
-    scores, deltas = rpn.head(levels)
-    expected = (
-        torch.cat([level.permute(0, 2, 3, 1).flatten(1) for level in scores], dim=1).flatten(),
-        torch.cat([level.permute(0, 2, 3, 1).reshape(3, -1, 4) for level in deltas], dim=1).flatten(0, 1),
-    )
-    image_S, anchor_S = torch.where(torch.ones(3, len(expected[0]) // 3, dtype=torch.bool))
-    found = rpn._sampled_outputs(levels, image_S, anchor_S)
-    inputs = [*levels, *rpn.head.parameters()]
-    factors = [torch.randn_like(output) for output in expected]
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs)
-    for ours, theirs in zip(
-        *(torch.autograd.grad(outputs, inputs, factors) for outputs in (found, expected)), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs)
-
-
 def test_proposal_losses_teach_their_head_in_bf16() -> None:
     """Autocast keeps the weights that it has cast, and those of the pass that proposes have no gradient."""
     gradients = []

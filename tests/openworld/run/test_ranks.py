@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -29,6 +30,7 @@ from openworld.detector import Detector
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
 from openworld.errors import ConfigError
 from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, OreOptions, UnknownLabelOptions
+from openworld.run import evaluate
 from openworld.run.folder import Run, check_shares
 from openworld.run.schedule import run_schedule
 from openworld.runtime import distributed
@@ -91,6 +93,26 @@ def config() -> RunConfig:
     )
 
 
+@contextmanager
+def counted_messages() -> Iterator[dict[str, list[int]]]:
+    """Bytes of each tensor that the block hands to a collective, by kind; ``gradients`` are those sent ahead."""
+    sent: dict[str, list[int]] = {"all_reduce": [], "all_gather": [], "gradients": []}
+    add_up, gather = dist.all_reduce, dist.all_gather
+
+    def all_reduce(tensor: Tensor, *arguments: Any, **named: Any) -> Any:
+        sent["gradients" if named.get("async_op") else "all_reduce"].append(tensor.nbytes)
+        return add_up(tensor, *arguments, **named)
+
+    def all_gather(parts: list[Tensor], tensor: Tensor) -> None:
+        sent["all_gather"].append(tensor.nbytes)
+        gather(parts, tensor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "all_reduce", all_reduce)
+        patch.setattr(dist, "all_gather", all_gather)
+        yield sent
+
+
 def cut_to_the_second_step(run: Path, target: Path) -> None:
     """What was on the disk when a run had done two steps of its first task."""
     shutil.copytree(run, target)
@@ -105,9 +127,9 @@ def process(rank: int, folder: Path) -> None:
     meeting, patience = f"file://{folder}/meeting", timedelta(seconds=100)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
     with in_double_precision():
-        run_schedule(config(), folder / "two", resume=False)
-        traffic = {" · ".join(key): (found.calls, found.payload_bytes) for key, found in distributed.traffic.items()}
-        (folder / f"traffic{rank}.json").write_text(json.dumps(traffic))
+        with counted_messages() as sent:
+            run_schedule(config(), folder / "two", resume=False)
+        (folder / f"traffic{rank}.json").write_text(json.dumps(sent))
         for name in ("scored anew", "from the second step"):
             run_schedule(config(), folder / name, resume=True)
     dist.destroy_process_group()
@@ -199,22 +221,35 @@ def test_only_the_first_process_writes(runs: Path) -> None:
 
 
 def test_a_step_sends_the_gradients_once_and_little_else(runs: Path) -> None:
+    """Seven steps in float64, against the formulas of docs/scaling.md with 8 bytes in place of 4."""
     first, second = (json.loads((runs / f"traffic{rank}.json").read_text()) for rank in range(2))
-    trained = sum(
-        tensor.numel()
-        for task, name in ((1, "train-000003"), (2, "replay-000002"))
-        for key, tensor in weights(runs / "two", task, name).items()
-        for _ in range(3 if task == 1 else 4)
-        if key.startswith("engine.")
-        and not key.startswith("engine.pixel_")
-        and not key.endswith(("running_mean", "running_var", "num_batches_tracked"))
-    )
-    assert first["gradients · all_reduce"] == [7, 8 * trained] == second["gradients · all_reduce"]
-    assert first["losses, to log and to check · all_reduce"] == [7, 7 * 8 * 6]
-    assert first["divisors of the losses · all_reduce"] == [14, 14 * 4]
-    assert first["padding of the images · all_reduce"] == [7, 7 * 16]
-    regions = first["ORE: features, labels, divisor · all_gather"][1]
-    assert 0 < regions < 7 * (2 * 8 * (16 * 8 + 8) + 4 * 16)  # two images of 8 regions: feature, label; headers
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    gradients, channels = [], Counter[int]()
+    for task, name, count in ((1, "train-000003", 3), (2, "replay-000002", 4)):
+        engine = {key: value for key, value in weights(runs / "two", task, name).items() if key.startswith("engine.")}
+        trained = [
+            value.numel() for key, value in engine.items() if not key.endswith((*statistics, "pixel_mean", "pixel_std"))
+        ]
+        gradients += count * [8 * (sum(trained) + len(trained))]
+        for key, value in engine.items():
+            if key.endswith("running_mean"):
+                channels[len(value)] += count
+    assert first["gradients"] == gradients == second["gradients"]
+
+    added = Counter(first["all_reduce"])
+    assert added.pop(6 * 8) == 7  # losses and their sum
+    assert added.pop(2 * 8) == 7  # size of the padded batch
+    assert 14 < added.pop(4) <= 14 + 7  # divisors of the losses: RPN, box head, and ORE once it has prototypes
+    added.pop(8)  # barriers
+    assert added == {2 * 8 * width: count for width, count in channels.items()}  # BatchNorm, backward
+
+    gathered = Counter(first["all_gather"])
+    gathered.subtract({3 * 8 * width: count for width, count in channels.items()})  # BatchNorm, forward
+    assert min(gathered.values()) >= 0
+    largest = max(size for size, count in gathered.items() if count)
+    assert (
+        0 < largest <= 2 * 8 * 16 * 8
+    )  # features that ORE remembers: at most 8 regions of two images, 16 numbers each
 
 
 def test_a_batch_that_the_processes_cannot_share_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from openworld.config import PhaseOptions
 from openworld.errors import ConfigError, NumericsError
-from openworld.run.train import Phase, check_finite, learning_rate, make_optimizer
+from openworld.run.train import Phase, check_finite, learning_rate, phase_optimizer
 from openworld.structures import Target
 
 
@@ -38,7 +38,7 @@ def test_a_constant_rate_warms_up_and_stays() -> None:
 def test_one_dimensional_parameters_do_not_decay() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     frozen = nn.Linear(2, 2).requires_grad_(False)
-    decayed, spared = make_optimizer(nn.ModuleList([model, frozen]), options(weight_decay=0.5)).param_groups
+    decayed, spared = phase_optimizer(nn.ModuleList([model, frozen]), options(weight_decay=0.5)).param_groups
     assert [tuple(p.shape) for p in decayed["params"]] == [(4, 3, 3, 3)] and decayed["weight_decay"] == 0.5
     assert len(spared["params"]) == 3 and spared["weight_decay"] == 0.0
 
@@ -47,10 +47,10 @@ def test_the_backbone_learns_at_its_own_rate() -> None:
     backbone, head = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), nn.Linear(4, 2)
     backbone[0].requires_grad_(False)
     model = nn.ModuleList([backbone, head])
-    optimizer = make_optimizer(model, options(backbone_lr_factor=0.1), backbone)
-    found = {parameter: group["lr_factor"] for group in optimizer.param_groups for parameter in group["params"]}
+    optimizer = phase_optimizer(model, options(backbone_lr_factor=0.1), backbone)
+    found = {parameter: group["lr_scale"] for group in optimizer.param_groups for parameter in group["params"]}
     assert found == {**dict.fromkeys(backbone[1].parameters(), 0.1), **dict.fromkeys(head.parameters(), 1.0)}
-    assert {group["lr_factor"] for group in make_optimizer(model, options(), backbone).param_groups} == {1.0}
+    assert {group["lr_scale"] for group in phase_optimizer(model, options(), backbone).param_groups} == {1.0}
 
 
 def test_a_loss_that_is_not_finite_names_the_images() -> None:

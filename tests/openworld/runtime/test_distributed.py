@@ -53,7 +53,7 @@ def process(rank: int, folder: Path) -> None:
         "scalar": distributed.mean_over_ranks(torch.tensor(float(rank))),
         "untouched": torch.equal(leaf.detach(), rows_of(rank)),
         "others": distributed.rows_of_others(rows_of(rank)),
-        "first": [distributed.from_first_rank(rows_of(2 * rank, dtype)[:2]) for dtype in DTYPES],
+        "first": [distributed.broadcast(rows_of(2 * rank, dtype)[:2]) for dtype in DTYPES],
     }
     gathered = distributed.gather_rows_with_gradient(leaf)
     (gathered * weights(rank)).sum().backward()
@@ -66,12 +66,11 @@ def process(rank: int, folder: Path) -> None:
     except ConfigError as error:
         found["error"] = str(error)
     found["on first"] = distributed.on_first(lambda: f"rank {rank}")
-    found["objects"] = distributed.objects_of_all({"rank": rank})
-    found["largest"] = distributed.largest_over_ranks([5 - rank, rank])
-    found["share"] = list(distributed.share(5))
-    found["several means"] = distributed.means_over_ranks([torch.full((2,), float(rank)), torch.tensor(3.0)])
-    found["weight"] = distributed.share_of_mean(torch.tensor(3 * rank))
-    found["no weight"] = distributed.share_of_mean(torch.tensor(0))
+    found["objects"] = distributed.gather_objects({"rank": rank})
+    found["largest"] = distributed.max_over_ranks([5 - rank, rank])
+    found["share"] = list(distributed.local_range(5))
+    found["weight"] = distributed.mean_weight(torch.tensor(3 * rank))
+    found["no weight"] = distributed.mean_weight(torch.tensor(0))
     torch.manual_seed(0)
     found["orders"] = distributed.permutations([4, 6] if rank == 0 else [5])
     found["next number"] = torch.rand(1)
@@ -149,7 +148,6 @@ def test_what_is_decided_and_collected_for_all(found: list[dict[str, Any]]) -> N
     for rank, one in enumerate(found):
         assert one["on first"] == "rank 0" and one["objects"] == [{"rank": 0}, {"rank": 1}]
         assert one["largest"] == [5, 1]
-        assert [part.tolist() for part in one["several means"]] == [[0.5, 0.5], 3.0]
         assert one["weight"] == 2 * rank and one["no weight"] == 0
     assert [one["share"] for one in found] == [[0, 1], [2, 3, 4]]
 
@@ -177,7 +175,7 @@ def test_one_process_without_a_group() -> None:
         assert torch.equal(same, rows) and not same.requires_grad
     assert distributed.gather_rows_with_gradient(rows) is rows
     assert distributed.rows_of_others(rows).shape == (0, 3)
-    assert torch.equal(distributed.from_first_rank(rows), rows)
+    assert torch.equal(distributed.broadcast(rows), rows)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -49,7 +51,7 @@ def test_padding_at_the_end_as_same(height: int, width: int) -> None:
     network = ResNet(ResNetOptions(name="resnet18", width=1 / 16, stem_width=4, conv_padding="end"))
     images = torch.rand(1, 3, height, width)
     found = network.conv1(images)
-    rows, columns = -(-height // 2), -(-width // 2)
+    rows, columns = math.ceil(height / 2), math.ceil(width / 2)
     assert found.shape[2:] == (rows, columns)
     for row, column in ((0, 0), (rows - 1, columns - 1), (3, 5)):
         top = 2 * row - ((rows - 1) * 2 + 7 - height) // 2

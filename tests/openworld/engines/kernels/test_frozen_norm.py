@@ -60,6 +60,18 @@ def test_the_function_and_its_gradient_stay(arch: ResNetOptions, dtype: torch.dt
     assert_close(given_grad, wanted_grad, tolerance)
 
 
+def test_an_empty_batch_has_empty_outputs_and_gradients_of_zero() -> None:
+    plain = network(ARCHS[0])
+    folded = copy.deepcopy(plain)
+    fold_frozen_norms(folded)
+    for body in (plain, folded):
+        stage = body.forward_stages(torch.zeros(0, 3, 64, 64))["c5"]
+        assert stage.shape[0] == 0
+        stage.sum().backward()
+        assert not any(p.grad.any() for p in body.parameters() if p.grad is not None)
+        assert body.conv1.weight.grad is not None
+
+
 def test_state_moves_between_folded_and_plain() -> None:
     plain = network(ARCHS[1])
     folded = ResNet(ARCHS[1])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from openworld.engines.kernels.roi_align import RoIAlign, table_roi_align
+from openworld.engines.kernels.roi_align import RoIAlign, level_roi_align, table_roi_align
 
 BOXES = {
     "random": torch.rand(60, 4, generator=torch.Generator().manual_seed(0)) * 60,
@@ -59,6 +59,24 @@ def test_one_level_equals_torchvision(name: str, ratio: int, aligned: bool) -> N
     (ours * up).sum().backward()
     (expected * up).sum().backward()
     torch.testing.assert_close(level.grad, copy.grad, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("name", list(BOXES))
+def test_the_fast_path_is_the_plain_path(name: str, aligned: bool) -> None:
+    """Values and gradients; also where no region lies on any level."""
+    generator = torch.Generator().manual_seed(5)
+    sides = (24, 12, 6)
+    levels = [torch.randn(2, 5, side, side + 8, generator=generator).double().requires_grad_() for side in sides]
+    boxes_R4 = BOXES[name].double()
+    image_R, level_R = (torch.randint(0, many, (len(boxes_R4),), generator=generator) for many in (2, 3))
+    arguments = (4, 8, 16), boxes_R4, image_R, level_R, 3, 2, aligned
+    fast, plain = table_roi_align(levels, *arguments), level_roi_align(levels, *arguments)
+    torch.testing.assert_close(fast, plain)
+    factors = torch.randn(plain.shape, generator=generator).double()
+    gradients = [torch.autograd.grad((each * factors).sum(), levels) for each in (fast, plain)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("ratio", [1, 2, 3])
