@@ -107,9 +107,9 @@ def run(arguments: Namespace) -> None:
     """A schedule from its configuration. One process, or torchrun's."""
     from rich.console import Console
 
-    from openworld.predictions.score import print_table
     from openworld.report.build import build_report
     from openworld.report.profile import print_profile
+    from openworld.report.terminal import print_table
     from openworld.run.schedule import run_schedule
     from openworld.run.sources import open_sources
     from openworld.runtime.distributed import is_first, session

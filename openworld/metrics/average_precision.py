@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -69,3 +70,9 @@ def average_precision(recall: Reals, precision: Reals, style: Literal["area", "1
 def nearest_recall(recall: Reals, level: float) -> int:
     """Index of the first point of a non-empty curve whose recall is nearest to ``level``."""
     return int(np.argmin(np.abs(recall - level)))
+
+
+def mean_present(values: Sequence[float | int | None]) -> float | None:
+    """Mean of the values that exist, as mAP is the mean over the classes that have an AP; None without any."""
+    present = [value for value in values if value is not None]
+    return float(np.mean(present)) if present else None

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openworld.errors import DataError
-from openworld.metrics.average_precision import nearest_recall, sampled_envelope
+from openworld.metrics.average_precision import mean_present, nearest_recall, sampled_envelope
 from openworld.metrics.ground_truth import GroundTruth, ScoredBoxes
 from openworld.metrics.protocols import UNIQUE, Protocol, rules_of
 from openworld.metrics.scoring import Scoring, score_detections
@@ -115,7 +115,7 @@ def evaluate(
             values = [summary[quantity] for summary in summaries[span]]
             if quantity == "ap50" and protocol.absent_class_ap == "zero" and any(value is not None for value in values):
                 values = [value or 0.0 for value in values]
-            result[f"{group}_{quantity}"] = _mean(values)
+            result[f"{group}_{quantity}"] = mean_present(values)
     apart = result["previous_ap50"] is not None and result["current_ap50"] is not None
     result["both_ap50"] = result["known_ap50"] if apart else None
     result |= _unknown_metrics(scoring, summaries[num_known])
@@ -126,11 +126,6 @@ def evaluate(
     result["rules"] = rules_of(protocol)
     result["curves"] = _curves(scoring, names)
     return result
-
-
-def _mean(values: Sequence[float | int | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return float(np.mean(present)) if present else None
 
 
 def _unknown_metrics(scoring: Scoring, summary: dict[str, float | int | None]) -> dict[str, Any]:

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from openworld.metrics.owod import DETECTION_BUDGETS, WI_RECALL
 from openworld.report import plots
 from openworld.report.plots import PALETTE, TASK_COLOURS
-from openworld.report.run_folder import mapping, number, sequence
+from openworld.report.run_folder import mapping, sequence
+from openworld.report.text import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,10 +39,6 @@ DASHES: dict[str, Any] = {
     "unknown": (0, (5, 1.5, 1, 1.5)),
 }
 MARKERS = "osD^vP"
-PUBLISHED_LEVEL = 0.8
-"""Recall at which papers print the wilderness impact."""
-BUDGETS = (10, 30, 100)
-"""Detections of an image at which recall is marked, as in ``unknown_recall50_at``."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +167,7 @@ def _unknown_recall(results: Sequence[Result]) -> _Plot | None:
         grid = _line_panels(figure, panels, percent=True)
         for axes in grid.flat[: len(panels)]:
             axes.set_xscale("log")
-            axes.set_xticks((1, 3, *BUDGETS), ["1", "3", *map(str, BUDGETS)])
+            axes.set_xticks((1, 3, *DETECTION_BUDGETS), ["1", "3", *map(str, DETECTION_BUDGETS)])
             axes.minorticks_off()
             axes.set_xlim(0.93, 240)
             axes.spines["bottom"].set_bounds(0.93, 100)
@@ -187,13 +185,13 @@ def _wilderness_impact(results: Sequence[Result]) -> _Plot | None:
     def draw(figure: Figure) -> None:
         grid = _line_panels(figure, panels, percent=False)
         for axes in grid.flat[: len(panels)]:
-            axes.axvline(PUBLISHED_LEVEL, color=PALETTE["muted"], linewidth=0.9, linestyle=(0, (1, 2)), zorder=0)
+            axes.axvline(WI_RECALL, color=PALETTE["muted"], linewidth=0.9, linestyle=(0, (1, 2)), zorder=0)
             axes.set_xticks([level / 10 for level in range(1, 10)])
             axes.set_xlim(0.07, 1.1)
             axes.spines["bottom"].set_bounds(0.07, 0.93)
         _outer_labels(grid, len(panels), "recall of each known class", "wilderness impact")
         points = {"marker": "o", "markersize": 5, "linestyle": "", "color": PALETTE["muted"]}
-        entries = {f"as in papers ({PUBLISHED_LEVEL:g})": _proxy(color=PALETTE["muted"], linestyle=(0, (1, 2)))}
+        entries = {f"as in papers ({WI_RECALL:g})": _proxy(color=PALETTE["muted"], linestyle=(0, (1, 2)))}
         if full:
             entries["every class reaches it"] = _proxy(**points)
         if hollow:
@@ -208,7 +206,9 @@ def _recall_by_detections(result: Result) -> _Line | None:
     if values is None:
         return None
     heights = (100 * values).tolist()
-    return _Line(_task(result), tuple(range(1, len(heights) + 1)), tuple(heights), frozenset(BUDGETS), frozenset())
+    return _Line(
+        _task(result), tuple(range(1, len(heights) + 1)), tuple(heights), frozenset(DETECTION_BUDGETS), frozenset()
+    )
 
 
 def _impact_by_recall(result: Result) -> _Line | None:

@@ -41,6 +41,11 @@ def class_colour(name: str) -> Colour:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
+def css_colour(colour: Colour) -> str:
+    """A colour as CSS writes it: "#ff8a00"."""
+    return "#" + "".join(f"{channel:02x}" for channel in colour)
+
+
 def draw_detections(
     image: Image.Image,
     boxes: Any,

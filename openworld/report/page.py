@@ -33,16 +33,3 @@ def markup(svg: str | None) -> Any:
     from markupsafe import Markup
 
     return None if svg is None else Markup(svg)
-
-
-def text_of(value: Any) -> str:
-    """A value of a JSON file as a reader sees it."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(text_of, value)) + "]"
-    return str(value)

@@ -21,7 +21,8 @@ from PIL import Image, ImageOps
 from openworld.errors import DataError
 from openworld.labels import UNKNOWN_NAME
 from openworld.report.draw import contact_sheet, draw_detections, draw_ground_truth
-from openworld.report.run_folder import RunArtefacts, mapping, number, read_run, sequence
+from openworld.report.run_folder import RunArtefacts, mapping, read_run, sequence
+from openworld.report.text import number
 
 logger = logging.getLogger(__name__)
 

@@ -1,10 +1,11 @@
-"""A made-up run folder, complete by the layout of a run: three tasks, plausible numbers, drawn images."""
+"""A made-up run folder with three tasks, plausible numbers and drawn images; and a parser of pages."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -230,11 +231,18 @@ def _task(
     energy = {
         "status": "fallback" if last else "fitted",
         "reason": "only 12 unknown regions, 30 are needed" if last else None,
+        "fit_on": "auto_labelled",
+        "uses_unknown_labels": False,
+        "decision": "density",
+        "known_rejection_rate": None,
+        "rejected": {"known": None, "unknown": None} if last else {"known": 0.041, "unknown": 0.8},
+        "notes": [],
         "temperature": 1.0,
         "known": {"shape": 2.6, "location": 6.0, "scale": 2.2, **fit},
         "unknown": None if last else {"shape": 1.9, "location": 4.2, "scale": 1.6, **fit, "count": 300},
         "samples": {"known": samples["known"], "unknown": samples["unknown"][:12] if last else samples["unknown"]},
         "boundary": None if last else 6.53,
+        "intervals": [] if last else [[None, 6.53]],
     }
     _write(folder / "energy.json", energy)
     exemplars = {"task": task, "per_class": 20, "strategy": "balanced", "seed": 0}
@@ -338,3 +346,99 @@ def results() -> list[dict[str, Any]]:
         made_result(2, previous=("ball", "cube"), current=("gear", "ghost")),
         made_result(3, previous=("ball", "cube", "gear", "ghost"), current=("star",), unknown=False),
     ]
+
+
+# -- pages ------------------------------------------------------------------------------------------------------------
+
+VOID = {"meta", "img", "input", "br", "link"}
+
+
+@dataclass
+class Element:
+    """A tag with its attributes, its child elements, and all text inside."""
+
+    tag: str
+    attributes: dict[str, str]
+    children: list[Element] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """The text inside, spaces collapsed."""
+        return " ".join("".join(self.pieces).split())
+
+    def all(self, tag: str | None = None, **attributes: str) -> list[Element]:
+        """Elements inside by tag and attributes, in the order of the page; ``_`` in a name stands for ``-``."""
+        wanted = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
+        found = []
+        for child in self.children:
+            if tag in (None, child.tag) and wanted.items() <= child.attributes.items():
+                found.append(child)
+            found += child.all(tag, **attributes)
+        return found
+
+    def texts(self, tag: str) -> list[str]:
+        """The text of each element with this tag."""
+        return [element.text for element in self.all(tag)]
+
+
+class Page(HTMLParser):
+    """Parses a page, and refuses tags that do not close in order, scripts, and whatever comes from outside."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.root = Element("", {})
+        self._open = [self.root]
+        self.feed(self.source)
+        assert self._open == [self.root], [element.tag for element in self._open]
+        ids = [element.attributes["id"] for element in self.root.all() if "id" in element.attributes]
+        assert len(ids) == len(set(ids)), "an id comes twice"
+        assert "@import" not in self.source and "url(" not in self.source.replace("url(#", "")
+        for element in self.root.all():
+            assert element.tag not in ("script", "link")
+            for name, value in element.attributes.items():
+                assert not name.startswith("on")
+                if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+                    assert value.startswith(("#", "data:image/jpeg;base64,")), value
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        element = Element(tag, {name: value or "" for name, value in attrs})
+        self._open[-1].children.append(element)
+        if tag not in VOID:
+            self._open.append(element)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self._open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop().tag == tag
+
+    def handle_data(self, data: str) -> None:
+        for element in self._open:
+            element.pieces.append(data)
+
+    def __contains__(self, name: str) -> bool:
+        return bool(self.root.all(id=name))
+
+    def __getitem__(self, name: str) -> Element:
+        (found,) = self.root.all(id=name)
+        return found
+
+    @property
+    def figures(self) -> list[str]:
+        """Names of the figures, in the order of the page."""
+        return [element.attributes["data-figure"] for element in self.root.all("svg", class_="figure")]
+
+    @property
+    def pictures(self) -> int:
+        """Number of embedded drawings."""
+        return sum(element.attributes["src"].startswith("data:image/jpeg") for element in self.root.all("img"))
+
+
+@pytest.fixture
+def open_page() -> Callable[[Path], Page]:
+    """Opens a page, and checks what holds for every one: see the class."""
+    return Page

@@ -22,7 +22,7 @@ from openworld.detector import Detector
 from openworld.labels import LabelSpace
 from openworld.methods.ore.method import Ore
 from openworld.methods.ore.options import ClusteringOptions, EnergyOptions
-from openworld.predictions.score import print_table
+from openworld.report.terminal import print_table
 from openworld.run.schedule import Run, evaluate_task, fit_energy
 from openworld.runtime.checkpoint import newest_valid
 from openworld.runtime.runlog import RunLog
