@@ -160,7 +160,7 @@ def _unknown_recall_by_detections(scoring: Scoring) -> Reals:
     most = DETECTION_BUDGETS[-1]
     rank_of_found = scoring.rank[scoring.true & (scoring.labels == len(scoring.curves) - 1)]
     found = np.cumsum(np.bincount(rank_of_found[rank_of_found < most], minlength=most))
-    share: Reals = found / scoring.curves[-1].objects
+    share: Reals = found / scoring.curves[-1].num_objects
     return share
 
 
@@ -169,7 +169,7 @@ def _open_set_errors(scoring: Scoring, protocol: Protocol, names: Sequence[str])
     known = scoring.curves[:-1]
     below = {
         f"{level:.1f}": [
-            name for name, curve in zip(names, known, strict=True) if curve.objects and not curve.reaches(level)
+            name for name, curve in zip(names, known, strict=True) if curve.num_objects and not curve.reaches(level)
         ]
         for level in RECALL_LEVELS
     }
@@ -183,9 +183,9 @@ def _open_set_errors(scoring: Scoring, protocol: Protocol, names: Sequence[str])
             "a_ose_one_to_one": None,
         }
     taking_part = [
-        (curve.recall if curve.objects else np.full(len(curve.counted), np.nan), curve.counted, curve.open_errors)
+        (curve.recall if curve.num_objects else np.full(len(curve.counted), np.nan), curve.counted, curve.open_errors)
         for curve in known
-        if curve.objects or (protocol.wi_absent_classes and curve.counted.size)
+        if curve.num_objects or (protocol.wi_absent_classes and curve.counted.size)
     ]
     impact = {level: wilderness_impact(taking_part, level) for level in RECALL_LEVELS}
     return {
@@ -204,11 +204,11 @@ def _curves(scoring: Scoring, names: Sequence[str]) -> dict[str, Any]:
     """The ``curves`` entry of the result."""
     envelopes = [
         np.round(sampled_envelope(curve.recall, curve.precision, CURVE_RECALLS), CURVE_DECIMALS).tolist()
-        if curve.objects
+        if curve.num_objects
         else None
         for curve in scoring.curves
     ]
-    recalls = _unknown_recall_by_detections(scoring) if scoring.curves[-1].objects else None
+    recalls = _unknown_recall_by_detections(scoring) if scoring.curves[-1].num_objects else None
     return {
         "recall": np.round(CURVE_RECALLS, 2).tolist(),
         "precision": dict(zip(names, envelopes[:-1], strict=True)),
