@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from openworld.audit.findings import counted, make_finding
+from openworld.audit.findings import make_finding
 from openworld.data.options import LoaderOptions
 from openworld.data.records import Dataset
 from openworld.data.transforms import resized_size
 from openworld.engines.backbone import anchor_form
 from openworld.engines.options import ModelOptions
+from openworld.report.text import counted, percent
 
 FITS = 0.5
 """IoU from which on an anchor fits a box: what a proposal needs that is not refined."""
@@ -67,14 +68,15 @@ def anchor_findings(fit: dict[str, Any]) -> list[dict[str, str]]:
     if fit["boxes"] == 0 or fit["better_fitting"] < fit["fitting"] + GAIN:
         return []
     low, middle, high = fit["sides"]
+    fitting, missed, better = (f"{percent(fit[name], 0)} %" for name in ("fitting", "missed", "better_fitting"))
     finding = (
-        f"An anchor of the model fits {_percent(fit['fitting'])} of {counted(fit['boxes'], 'box', 'boxes')} of train "
-        f"(IoU {FITS:g}), and {_percent(fit['missed'])} have none that is near: in the model's input 80 % of all boxes "
-        f"have sides of {low:g} to {high:g} px (median {middle:g}), the anchors of {_row(fit['sizes'])} px."
+        f"An anchor of the model fits {fitting} of {counted(fit['boxes'], 'box', 'boxes')} of train (IoU {FITS:g}), "
+        f"and {missed} have none that is near: in the model's input 80 % of all boxes have sides of {low:g} to "
+        f"{high:g} px (median {middle:g}), the anchors of {_row(fit['sizes'])} px."
     )
     remedy = (
-        f"Set model.rpn.anchor_sizes to [{_row(fit['better_sizes'])}], which fit {_percent(fit['better_fitting'])}, or "
-        "feed larger images (data.loader.min_size and max_size)."
+        f"Set model.rpn.anchor_sizes to [{_row(fit['better_sizes'])}], which fit {better}, or feed larger images "
+        "(data.loader.min_size and max_size)."
     )
     return [make_finding("warning", "train", finding, remedy)]
 
@@ -123,10 +125,6 @@ def _as_fed(
         grid = -(-padded // np.array(strides)[:, None])
         cells.append(np.broadcast_to(grid, (len(own), *grid.shape)))
     return np.concatenate(boxes), np.concatenate(cells)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
 
 
 def _row(sizes: Sequence[float]) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from openworld.audit.findings import counted
 from openworld.errors import ConfigError, DataError
+from openworld.report.text import counted
 from openworld.runtime.files import read_yaml
 
 

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from openworld.audit.sheets import print_check, write_check
+from openworld.audit.sheets import write_check
+from openworld.audit.terminal import print_check
 from openworld.cli import main
 from openworld.data.schedules import read_schedule
 
