@@ -28,6 +28,7 @@ def build_report(
     run: Path,
     test: LabelledImages | None = None,
     *,
+    gone: str | None = None,
     known_threshold: float = 0.3,
     unknowns_per_image: int = 4,
     images: int = 6,
@@ -37,6 +38,7 @@ def build_report(
     Args:
         run: the folder; only config.yaml must be there.
         test: the annotated test images, for the pictures; without them the pictures show detections only.
+        gone: why the test images cannot be opened, for the page to say; None where ``test`` is given or not wanted.
         known_threshold: least score of a known detection that is drawn.
         unknowns_per_image: draw at most this many unknown detections per image, best first.
         images: maximum number of test images on the page.
@@ -63,8 +65,10 @@ def build_report(
         classes=classes(artefacts),
         results=results(artefacts),
         pictures=[picture_facts(picture) for picture in shown],
-        pictures_note=pictures_note(artefacts, shown, test, known_threshold, unknowns_per_image),
-        unopened=unopened,
+        pictures_note=pictures_note(
+            artefacts, shown, test, gone=gone, known_threshold=known_threshold, unknowns=unknowns_per_image
+        ),
+        unopened=unopened if gone is None else [],
         forgetting=forgotten(artefacts),
         method=method,
         backbone=backbone(artefacts.card),

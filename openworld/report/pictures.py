@@ -1,4 +1,4 @@
-"""Test images for the report: which ones to show, and how each task sees them.
+"""Test images for the report: choose them, and draw them as each task sees them.
 
 The same images are shown for every task, so that a reader sees an object go from "unknown" to its name.
 """
@@ -105,13 +105,13 @@ def pictures(
     Args:
         run: the run.
         test: annotations; without them only detections are drawn.
-        count: most images.
+        count: maximum number of images.
         known_threshold: least score of a known detection that is drawn.
-        unknowns: the so many unknown detections with the highest scores are drawn.
-        size: pixels, longer side of a drawing.
+        unknowns: draw at most this many unknown detections per image, best first.
+        size: longer side of a drawing in pixels.
 
     Returns:
-        The pictures, and one sentence for every image that could not be opened.
+        The pictures, and one sentence per image that could not be opened.
     """
     views = {
         task.number: {
@@ -192,12 +192,12 @@ def sample_sheet(
 
 
 def shown_detections(entry: Mapping[str, Any], known_threshold: float, unknowns: int) -> Shown:
-    """The detections of one image that are worth drawing.
+    """Choose the detections of one image that are worth drawing.
 
     Args:
         entry: one element of ``images`` in predictions.json.
         known_threshold: least score of a known detection.
-        unknowns: how many unknown detections, the highest scores first.
+        unknowns: maximum number of unknown detections, best first.
     """
     usable = []
     for item in map(mapping, sequence(entry.get("detections"))):
@@ -221,7 +221,7 @@ def shown_detections(entry: Mapping[str, Any], known_threshold: float, unknowns:
 def image_evidence(
     shown: Mapping[int, Shown], objects: Objects | None, known: Mapping[int, frozenset[str]]
 ) -> Counter[Evidence]:
-    """What one image shows, counted over the tasks.
+    """Count what one image shows, over all tasks.
 
     With annotations only right detections count: matched greedily by falling score at IoU >= 0.5, a known one to an
     object of its class, an unknown one to an object of a class that its task does not know. Without them every drawn
@@ -247,7 +247,7 @@ def image_evidence(
 
 
 def choose(evidence: Mapping[str, Counter[Evidence]], count: int) -> list[str]:
-    """Keys of ``count`` images, the most telling first; what earlier images showed already counts less and less."""
+    """Choose ``count`` images, the most telling first; what earlier ones showed already counts less and less."""
     seen: Counter[Evidence] = Counter()
     left = sorted(evidence, key=_natural)
     chosen: list[str] = []
@@ -287,7 +287,7 @@ def _panel(
 
 
 def _annotations(test: LabelledImages | None) -> tuple[dict[str, Objects], dict[str, str]]:
-    """Objects and image path by image id; objects that are marked *ignore* are left out."""
+    """Objects and image path by image id, without objects that are marked *ignore*."""
     objects: dict[str, Objects] = {}
     paths: dict[str, str] = {}
     if test is None:
@@ -332,7 +332,7 @@ def _iou(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> npt.ND
 
 
 def _open(candidates: Sequence[Path], entry: Mapping[str, Any]) -> Image.Image | None:
-    """The first candidate that is an image, turned by its EXIF tag where only that gives the size in ``entry``."""
+    """Open the first candidate that is an image; turn it by its EXIF tag where only that gives the size in ``entry``."""
     wanted = (entry.get("width"), entry.get("height"))
     for path in candidates:
         try:

@@ -11,7 +11,7 @@ from openworld.report.text import listed
 
 
 def picture_facts(picture: Picture) -> dict[str, Any]:
-    """One image with its panels, drawings as ``data:`` addresses."""
+    """One image as the page shows it: its panels, with drawings as ``data:`` addresses."""
     story = f"{listed(picture.story)}: first found as unknown, named once taught" if picture.story else None
     return {
         "id": picture.image_id,
@@ -22,12 +22,22 @@ def picture_facts(picture: Picture) -> dict[str, Any]:
 
 
 def pictures_note(
-    run: RunArtefacts, shown: Sequence[Picture], test: LabelledImages | None, threshold: float, unknowns: int
+    run: RunArtefacts,
+    shown: Sequence[Picture],
+    test: LabelledImages | None,
+    *,
+    gone: str | None,
+    known_threshold: float,
+    unknowns: int,
 ) -> str:
-    """How the images were chosen, and which detections are drawn."""
+    """How the images were chosen, and which detections are drawn; or why there are no pictures."""
     if all(task.predictions is None for task in run.tasks):
         return "No task has a predictions.json, so there are no pictures."
-    if test is None:
+    if gone is not None and not shown:
+        return f"The test set cannot be opened any more, so there are no pictures ({gone})."
+    if gone is not None:
+        choice = f"The test set cannot be opened any more ({gone}), so the pictures show detections only."
+    elif test is None:
         choice = "The report was made without annotations, so the pictures show detections only, right or wrong."
     elif not any(picture.telling for picture in shown):
         choice = "No detection that would be drawn is right on any image, so these are simply the first ones."
@@ -37,7 +47,7 @@ def pictures_note(
             "found, and objects that turn from unknown into a name. They look better than the average."
         )
     return (
-        f"{choice} The drawings show known detections from score {threshold:g} on, and at most {unknowns} unknown "
+        f"{choice} The drawings show known detections from score {known_threshold:g} on, and at most {unknowns} unknown "
         "ones per image, best first."
     )
 

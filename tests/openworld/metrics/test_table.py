@@ -14,7 +14,7 @@ from rich.console import Console
 from openworld.metrics.ground_truth import GroundTruth, ScoredBoxes
 from openworld.metrics.owod import evaluate
 from openworld.metrics.table import METRICS, Metric, headline_metrics, metric_value
-from openworld.report import build_report
+from openworld.report.build import build_report
 from openworld.report.tables import as_csv, as_latex, as_markdown
 from openworld.report.terminal import print_details, print_table
 from openworld.run.ablation import as_markdown as ablation_markdown

@@ -12,7 +12,8 @@ import pytest
 
 from openworld.errors import ConfigError, DataError
 from openworld.metrics.table import METRICS
-from openworld.report import build_report, plots
+from openworld.report import plots
+from openworld.report.build import build_report
 from openworld.report.run_folder import read_run
 
 SECTIONS = ["results", "pictures", "forgetting", "classes", "method", "backbone", "losses", "run", "reproduce"]
@@ -228,6 +229,19 @@ def test_a_moved_run_folder_keeps_its_pictures(fake_run: tuple[Path, Any], tmp_p
     moved = tmp_path / "elsewhere"
     shutil.move(run, moved)
     assert open_page(build_report(moved, images=1)).pictures == 3
+
+
+@pytest.mark.usefixtures("quick_figures")
+@pytest.mark.parametrize("images_there", [True, False])
+def test_the_page_says_why_the_test_set_cannot_be_opened(
+    fake_run: tuple[Path, Any], open_page: Any, images_there: bool
+) -> None:
+    run, _ = fake_run
+    if not images_there:
+        shutil.rmtree(run / "world")
+    page = open_page(build_report(run, gone="<test.json>: no such file", images=1))
+    assert "<test.json>: no such file" in page["pictures-note"].text
+    assert page.pictures == (3 if images_there else 0)
 
 
 def test_forgetting_is_measured_under_one_protocol(
