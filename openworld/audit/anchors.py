@@ -1,8 +1,8 @@
 """Do a model's anchors fit the boxes that it is to learn?
 
-A box that no anchor overlaps is taught by whatever is nearest, and tiny boxes inside large anchors are equally near to
-dozens of them, which crowd out all others: the losses fall and nothing is found. So the overlap is measured before
-training, on every box at the size that the model sees.
+A box that no anchor overlaps is assigned to the nearest ones. Tiny boxes inside large anchors are equally near to
+dozens, which crowd out all others: the losses fall and nothing is found. So the overlap is measured before training, on
+every box at the size that the model sees.
 
 N boxes, K anchors of one cell of a level.
 """
@@ -25,15 +25,15 @@ from openworld.engines.options import ModelOptions
 from openworld.report.text import counted, percent
 
 FITS = 0.5
-"""IoU from which on an anchor fits a box: what a proposal needs that is not refined."""
+"""IoU from which an anchor fits a box, as an unrefined proposal must."""
 GAIN = 0.05
 """Share of the boxes that other anchors must fit in addition to be proposed."""
 _SMALLEST = tuple(round(4 * 2 ** (step / 2)) for step in range(11))
-"""Pixels: smallest anchors that are tried, 4 to 128. Each further size is twice the one before."""
+"""Smallest anchors to try, 4 to 128 pixels. Each further size is twice the one before."""
 
 
 def anchor_fit(dataset: Dataset, model: ModelOptions, loader: LoaderOptions) -> dict[str, Any]:
-    """How many boxes of a data set the anchors of a model fit, and whether others of the same number fit more.
+    """Measure how many boxes of a data set a model's anchors fit, and whether as many other anchors fit more.
 
     Images are taken as evaluation feeds them, without jitter. Crowds are left out.
 
@@ -64,7 +64,7 @@ def anchor_fit(dataset: Dataset, model: ModelOptions, loader: LoaderOptions) -> 
 
 
 def anchor_findings(fit: dict[str, Any]) -> list[dict[str, str]]:
-    """A warning where other anchors would fit clearly more boxes of the training set, as ``data check`` prints it."""
+    """Warn where other anchors would fit clearly more boxes of the training set."""
     if fit["boxes"] == 0 or fit["better_fitting"] < fit["fitting"] + GAIN:
         return []
     low, middle, high = fit["sides"]

@@ -69,8 +69,8 @@ def check_data(
     Args:
         sets: ``train``, ``val`` and ``test``, or some of them.
         tasks: class names that each task introduces; empty without a schedule.
-        max_distance: bits in which the hashes of two images may differ that look alike.
-        workers: threads that decode.
+        max_distance: number of bits in which the hashes of look-alikes may differ.
+        workers: number of threads that decode.
 
     Returns:
         ready for JSON: ``tasks``; ``thresholds``; ``sets`` by name, each with ``images``, ``objects``,
@@ -81,7 +81,7 @@ def check_data(
         look-alikes; ``findings`` as an audit's. Each list of cases ends after :data:`LISTED`.
 
     Raises:
-        DataError: no set; a class of the schedule that no set has.
+        DataError: there is no set, or no set has a class of the schedule.
     """
     if not sets:
         raise DataError("there is no data set to check", remedy="name at least one of train, val and test")
@@ -116,7 +116,7 @@ def check_data(
 
 
 def _decode(paths: Sequence[Path], workers: int) -> tuple[dict[Path, Seen], dict[Path, str]]:
-    """What is seen of each image, and what is wrong with those that cannot be read."""
+    """Decode each image once; returns what was seen, and what is wrong with images that cannot be read."""
 
     def examine(path: Path) -> Seen | str:
         try:
@@ -225,7 +225,7 @@ def class_counts(dataset: Dataset) -> dict[str, int]:
 
 
 def _classes(sets: Mapping[str, Dataset], tasks: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-    """By task, then by falling number of objects; those of no task last."""
+    """Objects of each class per set, by task, then by falling number; classes of no task last."""
     counts = {name: class_counts(dataset) for name, dataset in sets.items()}
     task_of = {name: number for number, names in enumerate(tasks, start=1) for name in names}
     names = dict.fromkeys(name for found in counts.values() for name in found)
@@ -237,7 +237,7 @@ def _classes(sets: Mapping[str, Dataset], tasks: Sequence[Sequence[str]]) -> lis
 
 
 def _task_objects(sets: Mapping[str, Dataset], tasks: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-    """For each task, images and objects of its classes in each set; the last entry, task None, is for other classes."""
+    """Count, per task and set, images and objects of its classes; the last entry, task None, is for other classes."""
     if not tasks:
         return []
     task_of = {name: number for number, names in enumerate(tasks, start=1) for name in names}

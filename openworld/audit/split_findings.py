@@ -118,7 +118,7 @@ def _empty_images(name: str, empty: Mapping[str, Any]) -> list[Finding]:
 
 
 def _repairs(name: str, repairs: Mapping[str, int]) -> list[Finding]:
-    # Repeated images have a finding of their own, from the lists.
+    # Repeated images have their own finding, from the lists.
     kinds = [f"{kind} ({count:,})" for kind, count in repairs.items() if kind != "image listed again"]
     if not kinds:
         return []
@@ -311,7 +311,7 @@ def _capped(most_objects: int, protocols: Mapping[str, Protocol]) -> list[Findin
             "test",
             f"An image of test has {most_objects:,} objects, more than the detections that are scored "
             f"{_under(capped)}: not all of them can be found.",
-            "Raise detections_per_image for numbers of your own.",
+            "Raise the rule detections_per_image for your own numbers.",
         )
     ]
 

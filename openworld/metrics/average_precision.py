@@ -12,11 +12,11 @@ Reals = NDArray[np.float64]
 
 
 def precision_recall(true: NDArray[np.bool_], false: NDArray[np.bool_], positives: int) -> tuple[Reals, Reals]:
-    """Curves after each detection of a ranked list.
+    """Compute recall and precision after each detection of a ranked list.
 
     Args:
         true: (N,) bool, the detection found an object; sorted by falling score.
-        false: (N,) bool, the detection is wrong. One that is neither true nor false is neutral.
+        false: (N,) bool, the detection is wrong. A detection that is neither is neutral.
         positives: number of objects, at least 1.
 
     Returns:
@@ -28,7 +28,7 @@ def precision_recall(true: NDArray[np.bool_], false: NDArray[np.bool_], positive
 
 
 def sampled_envelope(recall: Reals, precision: Reals, levels: Reals) -> Reals:
-    """The largest precision at each recall level or a higher recall, 0 where no recall is so high.
+    """The largest precision at each recall level or above, 0 where no recall is that high.
 
     Args:
         recall: (N,) not falling.

@@ -7,14 +7,14 @@ otherwise):
   known classes once there are previous ones.
 - *unknown recall* is the share of unknown objects that a detection labelled unknown finds.
 - *A-OSE* counts detections with a known label that overlap an unknown object enough, whatever else they overlap. It
-  grows with the detections of an image; one-to-one it counts the unknown objects that are so mistaken, each once.
+  grows with the number of detections per image; one-to-one it counts each unknown object so mistaken once.
 - *WI* is the wilderness impact: at the point of each known class's curve whose recall is nearest to 0.8, the sum of
   such open-set errors so far over the sum of true and false positives so far. A class that never reaches the recall
   enters with its last detection; such classes are named in the result.
 
 Absent ground truth gives None, never 0 or NaN: a class without objects has no AP, recall or precision. Without unknown
-objects, all ``unknown_*`` values, ``wi`` and ``a_ose`` are None, because nothing was there to be mistaken. Absent
-detections give 0: nothing was found, and no error was made.
+objects, all ``unknown_*`` values, ``wi`` and ``a_ose`` are None, because nothing could be mistaken. Absent detections
+give 0: nothing was found, and no error was made.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def wilderness_impact(curves: Sequence[tuple[Reals, Reals, Reals]], level: float
     """WI at a recall level.
 
     Args:
-        curves: for each known class that takes part: recall, true and false positives so far, open-set errors so far,
-            each (N,). A class without detections adds nothing. A recall of NaN stands for a class without ground truth,
-            which takes part with its first detection.
+        curves: per known class: recall, number of true and false positives so far, number of open-set errors so far,
+            each (N,). A class without detections adds nothing. A recall of NaN marks a class without ground truth; it
+            enters with its first detection.
         level: the recall.
 
     Returns:
@@ -83,17 +83,17 @@ def evaluate(
 
         - ``protocol``, and all its ``rules``;
         - mean AP, recall and precision of the known, previous and current classes, and ``both_ap50``;
-        - ``unknown_{ap50,recall50,precision50,f1_50}``; ``unknown_recall50_at`` = unknown recall if only the 10, 30,
-          100 best detections of each image, of whatever label, are kept; ``unknown_precision50_at_recall``;
+        - ``unknown_{ap50,recall50,precision50,f1_50}``; ``unknown_recall50_at``, the unknown recall at the 10, 30, 100
+          best detections per image, of any label; ``unknown_precision50_at_recall``;
         - ``wi``, ``wi_at_recall``, and ``wi_classes_below_recall``: classes with objects that never reach the level;
-        - ``a_ose``, ``a_ose_at`` the 10, 30, 100 best detections of each image, ``a_ose_one_to_one``;
+        - ``a_ose``, ``a_ose_at`` the 10, 30, 100 best detections per image, ``a_ose_one_to_one``;
         - ``classes`` by name; ``unknown_hits``: what the detections labelled unknown overlap most, if they overlap it
           enough (ignored objects are in ``counts``); ``counts``;
         - ``curves``, rounded to six decimals: the precision envelope at 101 recalls for every class and for unknown,
-          and ``unknown_recall50_by_detections``, the unknown recall at the 1, 2 … 100 best detections of an image.
+          and ``unknown_recall50_by_detections``, the unknown recall at the 1, 2 … 100 best detections per image.
 
     Raises:
-        DataError: detections that do not fit the ground truth, or ``class_names`` of another number.
+        DataError: detections do not fit the ground truth, or ``class_names`` are not ``num_known``.
     """
     names = [str(row) for row in range(num_known)] if class_names is None else list(class_names)
     if len(names) != num_known or not 0 <= num_previous <= num_known:
@@ -156,7 +156,7 @@ def _unknown_metrics(scoring: Scoring, summary: dict[str, float | int | None]) -
 
 
 def _unknown_recall_by_detections(scoring: Scoring) -> Reals:
-    """(100,) unknown recall if only the 1, 2 … best detections of each image are kept."""
+    """(100,) unknown recall at the 1, 2 … 100 best detections per image."""
     most = DETECTION_BUDGETS[-1]
     rank_of_found = scoring.rank[scoring.true & (scoring.labels == len(scoring.curves) - 1)]
     found = np.cumsum(np.bincount(rank_of_found[rank_of_found < most], minlength=most))

@@ -230,7 +230,7 @@ def score_detections(
         protocol: the rules.
 
     Raises:
-        DataError: detections that do not fit the ground truth.
+        DataError: detections do not fit the ground truth.
     """
     detections.check(ground_truth, num_known)
     unknown = num_known

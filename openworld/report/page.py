@@ -9,7 +9,7 @@ from openworld.report.plots import PALETTE
 
 
 def render(template: str, **values: Any) -> str:
-    """The text of a page. Whatever a template includes (``style.html``) lies beside it; values are escaped.
+    """Render a template of this package. Values are escaped; included templates lie beside it.
 
     Args:
         template: name of the file.

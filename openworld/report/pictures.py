@@ -27,10 +27,10 @@ from openworld.report.text import number
 logger = logging.getLogger(__name__)
 
 Evidence = tuple[str, str]
-"""What an image shows: ("known" | "unknown" | "named", class name)."""
+"""One thing that an image shows: ("known" | "unknown" | "named", class name)."""
 
 _WORTH = {"known": 1.0, "unknown": 2.0, "named": 4.0}
-"""A right name, an unknown object found, and an object found as unknown and named at a later task."""
+"""Weight of a right name, of an unknown object found, and of an object found as unknown and later named."""
 
 
 class LabelledImages(Protocol):
@@ -57,7 +57,7 @@ class Objects:
 
 @dataclass(frozen=True)
 class Shown:
-    """Detections of one image that are drawn: ``boxes`` (N, 4) float64 x1 y1 x2 y2, sorted by falling score."""
+    """Detections of one image to draw: ``boxes`` (N, 4) float64 x1 y1 x2 y2, sorted by falling score."""
 
     boxes: npt.NDArray[np.float64]
     names: tuple[str, ...]
@@ -88,7 +88,7 @@ class Picture:
     story: tuple[str, ...]
     """Classes of objects that were found as unknown and named at a later task."""
     telling: bool
-    """Something drawn on it is right; without annotations, something is drawn."""
+    """Whether something drawn on it is right or, without annotations, anything is drawn."""
 
 
 def pictures(
@@ -223,9 +223,9 @@ def image_evidence(
 ) -> Counter[Evidence]:
     """Count what one image shows, over all tasks.
 
-    With annotations only right detections count: matched greedily by falling score at IoU >= 0.5, a known one to an
-    object of its class, an unknown one to an object of a class that its task does not know. Without them every drawn
-    detection counts.
+    With annotations only right detections count. They are matched greedily by falling score at IoU >= 0.5, a known one
+    to an object of its class, an unknown one to an object of a class that its task does not know. Without annotations
+    every drawn detection counts.
     """
     counted: Counter[Evidence] = Counter()
     found_as_unknown: set[int] = set()
@@ -332,7 +332,7 @@ def _iou(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> npt.ND
 
 
 def _open(candidates: Sequence[Path], entry: Mapping[str, Any]) -> Image.Image | None:
-    """Open the first candidate that is an image; turn it by its EXIF tag where only that gives the size in ``entry``."""
+    """Open the first candidate that is an image, turned by its EXIF tag if only that gives the size in ``entry``."""
     wanted = (entry.get("width"), entry.get("height"))
     for path in candidates:
         try:

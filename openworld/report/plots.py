@@ -1,7 +1,7 @@
 """Figures of the report as inline SVG, or as PNG for a file.
 
-Every colour of the palette is written as a CSS variable with its light value as fallback, so that the page's light and
-dark theme reach into the figures, and text stays text. A function returns None where there is nothing to draw.
+Colours of the palette are written as CSS variables with their light values as fallback, so that figures follow the
+page's light or dark theme. Text stays text. A function returns None where there is nothing to draw.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Reals = npt.NDArray[np.float64]
 
 TASK_COLOURS = [PALETTE[name] for name in ("known", "previous", "current", "rose", "ochre", "muted")]
 LineEnd = tuple[float, float, str, str]
-"""Height and place of the last point of a line, its label, its colour."""
+"""The last point of a line as height and place, its label, and its colour."""
 
 _LOSSES = {
     "objectness": "known",
@@ -85,11 +85,11 @@ _RC: dict[Any, Any] = {
     "savefig.facecolor": "none",
 }
 _POINTS = 240
-"""Most points of one loss curve; longer logs are averaged in as many bins."""
+"""Maximum number of points of one loss curve; longer logs are averaged in this many bins."""
 
 
 def loss_curves(log: Sequence[Mapping[str, Any]]) -> str | None:
-    """One panel for every phase with steps: the total loss and, thinner, its parts. ``log`` is metrics.jsonl."""
+    """Draw one panel per phase with steps: the total loss and, thinner, its parts. ``log`` is metrics.jsonl."""
     phases: dict[tuple[str, Any], list[Mapping[str, Any]]] = {}
     for entry in log:
         if entry.get("event") == "step" and number(entry.get("step")) is not None:
@@ -133,7 +133,7 @@ def loss_curves(log: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def results_by_task(metrics: Sequence[tuple[int, Mapping[str, Any]]]) -> str | None:
-    """Left mAP@50 of previous, current and all known classes, right U-Recall; one group of bars per task, in percent.
+    """Draw mAP@50 of previous, current and all known classes (left) and U-Recall (right) as bars by task, in percent.
 
     Args:
         metrics: (task, content of its metrics.json) in rising order of the task.
@@ -167,7 +167,7 @@ def results_by_task(metrics: Sequence[tuple[int, Mapping[str, Any]]]) -> str | N
 
 
 def forgetting_lines(groups: Mapping[int, Sequence[float | None]], tasks: Sequence[int]) -> str | None:
-    """One line for the classes of each task: their mean AP@50 when taught and after every later task.
+    """Draw one line per task that taught classes: their mean AP@50 then and after every later task.
 
     Args:
         groups: task that taught the classes -> mean AP@50 after each of ``tasks``, fractions or None.
@@ -199,10 +199,10 @@ def forgetting_lines(groups: Mapping[int, Sequence[float | None]], tasks: Sequen
 def class_heatmap(
     values: Mapping[str, Sequence[float | None]], taught: Mapping[str, int], tasks: Sequence[int]
 ) -> str | None:
-    """AP@50 of every class (rows) after every task (columns), and the change since it was taught.
+    """Draw AP@50 of every class (rows) after every task (columns), and the change since it was taught.
 
     Args:
-        values: class -> AP@50 after each of ``tasks``, fractions or None, in the order to be drawn.
+        values: class -> AP@50 after each of ``tasks``, fractions or None, in the order to draw them.
         taught: class -> task that taught it.
         tasks: the evaluated tasks, rising.
     """
@@ -225,7 +225,7 @@ def class_heatmap(
 
 
 def knn_bars(accuracies: Mapping[str, float]) -> str | None:
-    """Bars of k-nearest-neighbour accuracy: pretrained, untrained, and always saying the commonest class.
+    """Draw k-nearest-neighbour accuracy as bars: pretrained, untrained, and always the commonest class.
 
     Args:
         accuracies: fractions under ``trained``, ``untrained`` and ``chance``, whichever are known.
@@ -333,7 +333,7 @@ def _bars(axes: Axes, values: Reals, colour: str, offset: float, width: float, l
 
 
 def binned(steps: Reals, values: Reals) -> tuple[Reals, Reals]:
-    """Means of at most ``_POINTS`` consecutive chunks; a chunk without a finite value is a gap."""
+    """Average into at most ``_POINTS`` consecutive chunks; a chunk without a finite value is a gap."""
     if len(steps) <= _POINTS:
         return steps, values
     pairs = list(zip(np.array_split(steps, _POINTS), np.array_split(values, _POINTS), strict=True))
@@ -342,7 +342,7 @@ def binned(steps: Reals, values: Reals) -> tuple[Reals, Reals]:
 
 
 def numbers(values: Any) -> Reals:
-    """(N,) float64; what is not a finite number is NaN."""
+    """(N,) float64, NaN in place of what is not a finite number."""
     return np.array([math.nan if (found := number(value)) is None else found for value in values], dtype=np.float64)
 
 
@@ -355,7 +355,7 @@ def _phase_name(stage: str, task: Any) -> str:
 
 
 def png(draw: Callable[[Figure], None], width: float, height: float) -> bytes:
-    """PNG of a figure on white, ``width`` x ``height`` inches, 160 dots an inch; deterministic."""
+    """PNG of a figure on white, ``width`` x ``height`` inches, 160 dots per inch. Deterministic."""
     return _saved(draw, width, height, format="png", dpi=160, facecolor=PALETTE["card"], metadata={"Software": None})
 
 
@@ -377,7 +377,7 @@ def _saved(
 def svg(name: str, draw: Callable[[Figure], None], width: float, height: float) -> str:
     """Inline SVG of a figure, ``width`` x ``height`` inches, that scales with its column up to 1.3 times its size.
 
-    ``name`` is unique on the page: it is the prefix of every id.
+    ``name`` must be unique on the page; it is the prefix of every id.
     """
     empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     text = _saved(draw, width, height, {"svg.hashsalt": name}, format="svg", metadata=empty).decode()

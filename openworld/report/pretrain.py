@@ -160,7 +160,7 @@ def _probe_note(knn: Mapping[str, Any]) -> str:
 
 
 def _neighbours(queries: Sequence[Any], notes: list[str]) -> list[dict[str, Any]]:
-    """Pictures of each query and, by both networks, of its neighbours; a query that cannot be opened is left out."""
+    """Pictures of each query and of its neighbours by both networks, without queries that cannot be opened."""
     shown = []
     for query in map(mapping, queries):
         picture = _thumb(query.get("image"))
@@ -179,7 +179,7 @@ def _neighbours(queries: Sequence[Any], notes: list[str]) -> list[dict[str, Any]
 
 
 def _thumb(path: Any) -> str | None:
-    """A square picture as a ``data:`` address; None where the file is no image."""
+    """A square picture as a ``data:`` address; None where the file is not an image."""
     try:
         with Image.open(str(path)) as opened:
             return data_uri(ImageOps.fit(opened.convert("RGB"), (THUMB_PX, THUMB_PX)))

@@ -1,6 +1,6 @@
 """Numbers and lists as a reader sees them, in one way on the terminal, in files and on pages.
 
-Whatever is not a finite number is shown as :data:`ABSENT`.
+What is not a finite number is shown as :data:`ABSENT`.
 """
 
 from __future__ import annotations

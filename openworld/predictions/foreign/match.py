@@ -89,7 +89,7 @@ def as_predictions(
 
     Raises:
         ConfigError: ``unseen`` is not one of its values.
-        DataError: an image, class, score or box that cannot be; names the first record with one.
+        DataError: an image, class, score or box is not possible; names the first such record.
     """
     if unseen not in get_args(Unseen):
         raise ConfigError(f"unseen={unseen!r}", remedy=f"choose one of: {', '.join(get_args(Unseen))}")

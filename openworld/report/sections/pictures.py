@@ -47,8 +47,8 @@ def pictures_note(
             "found, and objects that turn from unknown into a name. They look better than the average."
         )
     return (
-        f"{choice} The drawings show known detections from score {known_threshold:g} on, and at most {unknowns} unknown "
-        "ones per image, best first."
+        f"{choice} The drawings show known detections from score {known_threshold:g} on, and at most {unknowns} "
+        "unknown ones per image, best first."
     )
 
 
