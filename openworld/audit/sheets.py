@@ -45,7 +45,7 @@ Place = tuple[Record, int]
 
 
 def write_check(
-    result: Mapping[str, Any], sets: Mapping[str, Dataset], folder: Path, *, samples: int = 12
+    result: Mapping[str, Any], sets: Mapping[str, Dataset], folder: Path, *, num_samples: int = 12
 ) -> list[Path]:
     """Write check.json, histograms.png and the sheets in ``samples/``.
 
@@ -53,7 +53,7 @@ def write_check(
         result: of :func:`openworld.audit.images_and_boxes.check_data` on ``sets``.
         sets: data sets by name.
         folder: is made if it is missing; sheets of an earlier check in it are removed.
-        samples: maximum number of images, or objects, on a sheet; 0 draws none.
+        num_samples: maximum number of images, or objects, on a sheet; 0 draws none.
 
     Returns:
         the files.
@@ -65,8 +65,8 @@ def write_check(
     if sheets.is_dir():
         for old in sheets.glob("*.png"):
             old.unlink()
-    if samples:
-        plans = list(_sheets(result, sets, samples))
+    if num_samples:
+        plans = list(_sheets(result, sets, num_samples))
         with progress_bar("draw samples", len(plans)) as bar:
             for name, sheet in plans:
                 path = sheets / f"{name}.png"

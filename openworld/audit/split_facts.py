@@ -17,8 +17,9 @@ from openworld.errors import DataError
 from openworld.labels import LabelSpace
 from openworld.metrics.ground_truth import GroundTruth, ImageId, ScoredBoxes
 from openworld.metrics.owod import evaluate
+from openworld.metrics.protocol_inputs import as_number, read_list
 from openworld.metrics.protocols import UNIQUE, Protocol
-from openworld.metrics.scoring import as_number, read_list, score_detections
+from openworld.metrics.scoring import score_detections
 
 Flags = NDArray[np.bool_]
 

@@ -104,7 +104,7 @@ def check(arguments: Namespace) -> None:
     print_check(result, console)
     if arguments.output:
         folder = Path(arguments.output)
-        written = write_check(result, sets, folder, samples=arguments.samples)
+        written = write_check(result, sets, folder, num_samples=arguments.samples)
         console.print(f"\nwritten: {folder}/check.json, histograms.png and {len(written) - 2} sheets in samples/")
 
 

@@ -31,7 +31,7 @@ def build_report(
     gone: str | None = None,
     known_threshold: float = 0.3,
     unknowns_per_image: int = 4,
-    images: int = 6,
+    num_images: int = 6,
 ) -> Path:
     """Write ``report.html`` into the folder of a run.
 
@@ -41,7 +41,7 @@ def build_report(
         gone: why the test images cannot be opened, for the page to say; None where ``test`` is given or not wanted.
         known_threshold: least score of a known detection that is drawn.
         unknowns_per_image: draw at most this many unknown detections per image, best first.
-        images: maximum number of test images on the page.
+        num_images: maximum number of test images on the page.
 
     Returns:
         Path of report.html.
@@ -52,7 +52,7 @@ def build_report(
     """
     artefacts = read_run(run)
     shown, unopened = pictures(
-        artefacts, test, count=images, known_threshold=known_threshold, unknowns=unknowns_per_image
+        artefacts, test, num_images=num_images, known_threshold=known_threshold, unknowns=unknowns_per_image
     )
     method = _method(artefacts)
     page = render(

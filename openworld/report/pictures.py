@@ -95,7 +95,7 @@ def pictures(
     run: RunArtefacts,
     test: LabelledImages | None,
     *,
-    count: int = 6,
+    num_images: int = 6,
     known_threshold: float = 0.3,
     unknowns: int = 4,
     size: int = 480,
@@ -105,7 +105,7 @@ def pictures(
     Args:
         run: the run.
         test: annotations; without them only detections are drawn.
-        count: maximum number of images.
+        num_images: maximum number of images.
         known_threshold: least score of a known detection that is drawn.
         unknowns: draw at most this many unknown detections per image, best first.
         size: longer side of a drawing in pixels.
@@ -136,7 +136,7 @@ def pictures(
     result: list[Picture] = []
     notes: list[str] = []
     for key in choose(evidence, len(ids)):
-        if len(result) == count or len(notes) == 3:
+        if len(result) == num_images or len(notes) == 3:
             break
         file = next(
             (str(entries[key]["file"]) for entries in views.values() if mapping(entries.get(key)).get("file")), ""
@@ -161,16 +161,16 @@ def sample_sheet(
     test: LabelledImages | None,
     output: Path,
     *,
-    count: int = 3,
+    num_images: int = 3,
     size: int = 384,
     known_threshold: float = 0.3,
 ) -> Path:
-    """Write one PNG with a row for each of ``count`` images: the annotations, then the detections after every task.
+    """Write one PNG with one row per image: the annotations, then the detections after every task.
 
     Raises:
         DataError: no image of the run can be drawn.
     """
-    chosen, notes = pictures(read_run(run), test, count=count, known_threshold=known_threshold, size=size)
+    chosen, notes = pictures(read_run(run), test, num_images=num_images, known_threshold=known_threshold, size=size)
     cells: list[Image.Image] = []
     columns = 1
     for picture in chosen:

@@ -90,7 +90,7 @@ def test_without_tasks_and_without_anything(tmp_path: Path, yolo: Path) -> None:
     from openworld.data.records import Dataset
 
     sets = {"train": read_yolo(yolo, image_set="train")}
-    written = write_check(check_data(sets), sets, tmp_path / "out", samples=2)
+    written = write_check(check_data(sets), sets, tmp_path / "out", num_samples=2)
     assert tmp_path / "out/samples/images_train.png" in written
     nothing = {"val": Dataset((), ())}
     result = check_data(nothing)

@@ -66,8 +66,8 @@ def test_complete_run(fake_run: tuple[Path, Any], open_page: Any) -> None:
 @pytest.mark.usefixtures("quick_figures")
 def test_the_page_does_not_change_from_build_to_build(fake_run: tuple[Path, Any]) -> None:
     run, test = fake_run
-    first = build_report(run, test, images=1).read_bytes()
-    assert build_report(run, test, images=1).read_bytes() == first
+    first = build_report(run, test, num_images=1).read_bytes()
+    assert build_report(run, test, num_images=1).read_bytes() == first
 
 
 @pytest.mark.usefixtures("quick_figures")
@@ -88,7 +88,7 @@ def test_the_page_does_not_change_from_build_to_build(fake_run: tuple[Path, Any]
 def test_a_missing_or_broken_artefact_is_named(fake_run: tuple[Path, Any], open_page: Any, name: str) -> None:
     run, _ = fake_run
     (run / name).unlink()
-    page = open_page(build_report(run, images=1))
+    page = open_page(build_report(run, num_images=1))
     (note,) = page["not-shown"].texts("li")
     assert note.startswith(f"{name} is missing")
     for damage in ("{", "[1, 2]", "\x00", b"\xff\xfe"):
@@ -96,14 +96,14 @@ def test_a_missing_or_broken_artefact_is_named(fake_run: tuple[Path, Any], open_
         notes = read_run(run).notes
         assert len(notes) == (name != "metrics.jsonl" or isinstance(damage, bytes)), notes  # lines of a log may break
         assert all(name in note and "cannot be read" in note for note in notes)
-    build_report(run, images=0)
+    build_report(run, num_images=0)
 
 
 @pytest.mark.usefixtures("quick_figures")
 def test_a_task_without_metrics_keeps_its_row(fake_run: tuple[Path, Any], open_page: Any) -> None:
     run, _ = fake_run
     (run / "task2" / "metrics.json").unlink()
-    page = open_page(build_report(run, images=0))
+    page = open_page(build_report(run, num_images=0))
     (cell,) = page["results-task2"].all("td")
     assert int(cell.attributes["colspan"]) == len(metric_cells(page, 1)) == len(METRICS)
 
@@ -137,7 +137,7 @@ def test_hostile_names(make_run: Callable[..., tuple[Path, Any]], open_page: Any
     image = "<img src=http://example.org/x.png>"
     change(run / "data.json", lambda content: content["train"]["examples"].append(image))
     change(run / "task1" / "energy.json", lambda content: content.update(status="fallback", reason="<b>no</b>"))
-    page = open_page(build_report(run, test, images=2))
+    page = open_page(build_report(run, test, num_images=2))
     for name in (*nasty, image, "<b>no</b>"):
         assert name in page.root.text
 
@@ -158,7 +158,7 @@ def test_nulls_and_no_detections(fake_run: tuple[Path, Any], open_page: Any) -> 
             folder / "energy.json",
             lambda content: content.update(known=None, unknown=None, samples=None, boundary=None, intervals=None),
         )
-    page = open_page(build_report(run, test, images=1))
+    page = open_page(build_report(run, test, num_images=1))
     assert page["headline-known"].texts("b") == page["headline-unknown"].texts("b") == ["–"]
     assert set(metric_cells(page, 1).values()) == {"–"}
     assert page["picture-1"].texts("h4") == [f"After task {task}0 known, 0 unknown" for task in (1, 2, 3)]
@@ -173,7 +173,7 @@ def test_a_detector_that_learnt_nothing(fake_run: tuple[Path, Any], open_page: A
             run / f"task{task}" / "predictions.json",
             lambda content: [image.update(detections=[]) for image in content["images"]],
         )
-    page = open_page(build_report(run, test, images=1))
+    page = open_page(build_report(run, test, num_images=1))
     assert page["headline-previous"].texts("b") == ["0.0%"]
     assert "%" not in page["headline-previous"].texts("span")[0]  # no share of nothing
     assert "picture-1" in page
@@ -194,7 +194,7 @@ def test_results_that_use_labels_of_unknown_objects_say_so(
     run, _ = fake_run
     (run / "task3" / "energy.json").unlink()  # its fallback is a warning, too
     change(run / "task1" / "metrics.json", lambda content: content.update(uses_unknown_labels=used))
-    page = open_page(build_report(run, images=0))
+    page = open_page(build_report(run, num_images=0))
     warnings = [element.text for element in page.root.all("p", role="note")]
     assert len(warnings) == used and all("task 1 use labels of unknown objects" in text for text in warnings)
 
@@ -204,14 +204,14 @@ def test_the_method_of_the_run_has_its_section(fake_run: tuple[Path, Any], open_
     run, _ = fake_run
     with (run / "config.yaml").open("a") as config:
         config.write("method: {name: another}\n")
-    page = open_page(build_report(run, images=0))
+    page = open_page(build_report(run, num_images=0))
     assert "method" not in page and "#method" not in page.source and not page.root.all("p", role="note")
 
 
 @pytest.mark.usefixtures("quick_figures")
 def test_one_task(make_run: Callable[..., tuple[Path, Any]], open_page: Any) -> None:
     run, test = make_run("one", [["a", "b"], ["c"]], images=2, taught=1)
-    page = open_page(build_report(run, test, images=1))
+    page = open_page(build_report(run, test, num_images=1))
     assert page["headline-previous"].texts("b") == ["–"] and "forgetting-task1" not in page
 
 
@@ -220,7 +220,7 @@ def test_records_without_boxes(fake_run: tuple[Path, Any], open_page: Any) -> No
     run, test = fake_run
     for record in test.records:
         record.boxes, record.categories, record.ignore = [], [], []
-    assert open_page(build_report(run, test, images=2)).pictures == 2 * 3 * 2
+    assert open_page(build_report(run, test, num_images=2)).pictures == 2 * 3 * 2
 
 
 @pytest.mark.usefixtures("quick_figures")
@@ -228,7 +228,7 @@ def test_a_moved_run_folder_keeps_its_pictures(fake_run: tuple[Path, Any], tmp_p
     run, _ = fake_run
     moved = tmp_path / "elsewhere"
     shutil.move(run, moved)
-    assert open_page(build_report(moved, images=1)).pictures == 3
+    assert open_page(build_report(moved, num_images=1)).pictures == 3
 
 
 @pytest.mark.usefixtures("quick_figures")
@@ -239,7 +239,7 @@ def test_the_page_says_why_the_test_set_cannot_be_opened(
     run, _ = fake_run
     if not images_there:
         shutil.rmtree(run / "world")
-    page = open_page(build_report(run, gone="<test.json>: no such file", images=1))
+    page = open_page(build_report(run, gone="<test.json>: no such file", num_images=1))
     assert "<test.json>: no such file" in page["pictures-note"].text
     assert page.pictures == (3 if images_there else 0)
 
@@ -256,14 +256,14 @@ def test_forgetting_is_measured_under_one_protocol(
     known(1, {"disc": 0.5, "ring": 0.75})
     known(2, {"disc": 0.625, "ring": 0.25, "star": 0.5})
     known(3, {"disc": 0.375, "ring": 0.5, "star": 0.5})
-    page = open_page(build_report(run, images=0))
+    page = open_page(build_report(run, num_images=0))
     measured = cells(page, "measured-forgetting")
     assert measured == ["–", "18.8", "16.7", ""]  # (-.125 + .5) / 2 and (.25 + .25 + 0) / 3
     assert cells(page, "measured-kept") == ["–", "70.0", "78.6", ""]  # .875 / 1.25 and 1.375 / 1.75
     assert cells(page, "forgetting-task1") == ["62.5", "43.8", "43.8", "−18.8"]
     assert cells(page, "forgetting-task2") == ["", "50.0", "50.0", "0.0"]
     change(run / "task3" / "metrics.json", lambda content: content.update(protocol="ore"))
-    page = open_page(build_report(run, images=0))
+    page = open_page(build_report(run, num_images=0))
     assert "measured-forgetting" not in page
     assert {element.text for element in page["forgetting"].all("b")} >= {"ore, unique"}
 
@@ -274,7 +274,7 @@ def test_classes_that_never_reach_the_recall_of_wi(
     run, _ = fake_run
     below = {"0.8": [f"<{number}>" for number in range(14)]}
     change(run / "task1" / "metrics.json", lambda content: content.update(wi_classes_below_recall=below))
-    named = open_page(build_report(run, images=0))["below-task1"].text
+    named = open_page(build_report(run, num_images=0))["below-task1"].text
     assert all(f"<{number}>" in named for number in range(12)) and "<12>" not in named and "2 more" in named
 
 
@@ -286,5 +286,5 @@ def test_metrics_that_lack_entries(fake_run: tuple[Path, Any], quick_figures: No
             run / f"task{task}" / "metrics.json",
             lambda content: [content.pop(name) for name in ("curves", "a_ose_one_to_one", "previous_classes")],
         )
-    page = open_page(build_report(run, images=0))
+    page = open_page(build_report(run, num_images=0))
     assert metric_cells(page, 1)["a_ose_one_to_one"] == "–" and metric_cells(page, 2)["a_ose_one_to_one"] == "321"

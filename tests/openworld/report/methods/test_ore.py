@@ -98,7 +98,7 @@ def test_a_panel_tells_its_rule_and_its_labels(
     run, _ = fake_run
     path = run / "task1" / "energy.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes, "notes": ["a <poor> fit"]}))
-    page = open_page(build_report(run, images=0))
+    page = open_page(build_report(run, num_images=0))
     first, second, third = page["method"].all("div", class_="card")
     lines = first.texts("p")
     assert all(any(fact in " ".join(line.split()) for line in lines) for fact in map(_spaced, facts))
@@ -119,5 +119,5 @@ def _spaced(text: str) -> str:
 
 def test_a_fallback_is_a_warning_at_the_top(fake_run: tuple[Path, Any], open_page: Any) -> None:
     run, _ = fake_run
-    (warning,) = open_page(build_report(run, images=0)).root.all("p", role="note")
+    (warning,) = open_page(build_report(run, num_images=0)).root.all("p", role="note")
     assert "In task 3 " in warning.text
