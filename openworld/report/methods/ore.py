@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from openworld.methods.ore.weibull import weibull_log_density
+from openworld.report import plots
 from openworld.report.methods.base import MethodPage
 from openworld.report.page import markup, render
-from openworld.report.plots import PALETTE, svg
+from openworld.report.plots import PALETTE
 from openworld.report.run_folder import TaskArtefacts, mapping, sequence
 from openworld.report.text import ABSENT, count, decimal, listed, number, percent, value_text
 
@@ -167,7 +168,7 @@ def energy_histogram(energy: Mapping[str, Any], task: int) -> str | None:
         axes.set_title(f"Task {task}: the less the hills overlap, the better", pad=24)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=4, borderaxespad=0.1, columnspacing=1.4)
 
-    return svg(f"energy{task}", draw, 9.0, 2.9)
+    return plots.svg(f"energy{task}", draw, 9.0, 2.9)
 
 
 def unknown_intervals(energy: Mapping[str, Any]) -> list[Interval]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image, ImageDraw
+
+from openworld.report import plots
 
 TASKS = [["disc", "ring", "cross", "square"], ["triangle", "star", "bar"], ["hexagon", "heart", "moon"]]
 SIDE = 128
@@ -318,12 +321,27 @@ def _write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content))
 
 
-@pytest.fixture
-def fake_run(tmp_path: Path) -> tuple[Path, FakeTestSet]:
-    """A complete run folder and its test set."""
-    run = tmp_path / "shapes"
-    run.mkdir()
+@pytest.fixture(scope="session")
+def written_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FakeTestSet]:
+    """A complete run folder and its test set, for tests to copy."""
+    run = tmp_path_factory.mktemp("shapes")
     return run, write_run(run, images=4)
+
+
+@pytest.fixture
+def fake_run(written_run: tuple[Path, FakeTestSet], tmp_path: Path) -> tuple[Path, FakeTestSet]:
+    """A complete run folder and its test set, to change as a test likes."""
+    written, test = written_run
+    run = tmp_path / "shapes"
+    shutil.copytree(written, run)
+    records = [replace(record, path=run / record.path.relative_to(written)) for record in test.records]
+    return run, FakeTestSet(records, test.categories)
+
+
+@pytest.fixture
+def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty figures, where a test is about the page."""
+    monkeypatch.setattr(plots, "svg", lambda name, *_: f'<svg class="figure" data-figure="{name}"></svg>')
 
 
 @pytest.fixture

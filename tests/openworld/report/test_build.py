@@ -12,18 +12,11 @@ import pytest
 
 from openworld.errors import ConfigError, DataError
 from openworld.metrics.table import METRICS
-from openworld.report import plots
 from openworld.report.build import build_report
 from openworld.report.run_folder import read_run
 
 SECTIONS = ["results", "pictures", "forgetting", "classes", "method", "backbone", "losses", "run", "reproduce"]
 Change = Callable[[dict[str, Any]], object]
-
-
-@pytest.fixture
-def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Empty figures, where a test is about the page; test_plots.py is about the figures."""
-    monkeypatch.setattr(plots, "svg", lambda name, *_: f'<svg class="figure" data-figure="{name}"></svg>')
 
 
 def change(path: Path, how: Change) -> None:

@@ -12,6 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from scipy.stats import weibull_min
 
+from openworld.report import plots
 from openworld.report.build import build_report
 from openworld.report.methods import ore
 from openworld.report.plots import PALETTE
@@ -28,7 +29,7 @@ ENERGY = {
 def drawn(monkeypatch: pytest.MonkeyPatch, energy: dict[str, Any]) -> Any:
     """The axes of a histogram."""
     figure = Figure()
-    monkeypatch.setattr(ore, "svg", lambda _, draw, *size: draw(figure))
+    monkeypatch.setattr(plots, "svg", lambda _, draw, *size: draw(figure))
     ore.energy_histogram(energy, 1)
     return figure.axes[0]
 
@@ -72,6 +73,7 @@ def test_fitted_densities_are_scipys(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(line.get_ydata(), expected, rtol=1e-9, atol=1e-15)
 
 
+@pytest.mark.usefixtures("quick_figures")
 @pytest.mark.parametrize(
     ("changes", "facts", "told"),
     [
@@ -117,6 +119,7 @@ def _spaced(text: str) -> str:
     return " ".join(text.split())
 
 
+@pytest.mark.usefixtures("quick_figures")
 def test_a_fallback_is_a_warning_at_the_top(fake_run: tuple[Path, Any], open_page: Any) -> None:
     run, _ = fake_run
     (warning,) = open_page(build_report(run, num_images=0)).root.all("p", role="note")
