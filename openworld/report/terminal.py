@@ -9,7 +9,7 @@ from openworld.metrics.forgetting import forgetting
 from openworld.metrics.owod import DETECTION_BUDGETS, WI_RECALL
 from openworld.metrics.table import METRICS, metric_value
 from openworld.report.tables import USES_UNKNOWN_LABELS, protocols_of, result_table, uses_unknown_labels
-from openworld.report.text import counted, metric_text, percent
+from openworld.report.text import metric_text, percent
 from openworld.runtime.console import narrow_table
 
 if TYPE_CHECKING:
@@ -97,8 +97,8 @@ def _classes_below_recall(results: Sequence[Mapping[str, Any]], shared: str, *, 
     for (task, below, of), names in protocols.items():
         which = f" ({', '.join(names)})" if several else ""
         lines.append(
-            f"Task {task}{which}: {below} of {counted(of, 'class', 'classes')} never reach recall {WI_RECALL}; each "
-            "enters WI with its last detection."
+            f"Task {task}{which}: {below} of {of} known classes never {'reaches' if below == 1 else 'reach'} "
+            f"recall {WI_RECALL}; each enters WI with its last detection."
         )
     return lines
 
