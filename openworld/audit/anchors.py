@@ -1,8 +1,8 @@
 """Do a model's anchors fit the boxes that it is to learn?
 
-A box that no anchor overlaps is taught by whatever is nearest, and tiny boxes inside large anchors are equally near to
-dozens of them, which crowd out all others: the losses fall and nothing is found. So the overlap is measured before
-training, on every box at the size that the model sees.
+A box that no anchor overlaps is assigned to the nearest ones. Tiny boxes inside large anchors are equally near to
+dozens, which crowd out all others: the losses fall and nothing is found. So the overlap is measured before training, on
+every box at the size that the model sees.
 
 N boxes, K anchors of one cell of a level.
 """
@@ -16,24 +16,25 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from openworld.audit.findings import counted, make_finding
+from openworld.audit.findings import make_finding
 from openworld.data.options import LoaderOptions
 from openworld.data.records import Dataset
 from openworld.data.transforms import resized_size
 from openworld.engines.backbone import LevelGrid, anchor_sizes, level_grid
 from openworld.engines.options import ModelOptions
+from openworld.report.text import counted, percent
 from ssl_backbones.backbones import ResNetOptions
 
 FITS = 0.5
-"""IoU from which on an anchor fits a box: what a proposal needs that is not refined."""
+"""IoU from which an anchor fits a box, as an unrefined proposal must."""
 GAIN = 0.05
 """Share of the boxes that other anchors must fit in addition to be proposed."""
 _SMALLEST = tuple(round(4 * 2 ** (step / 2)) for step in range(11))
-"""Pixels: smallest anchors that are tried, 4 to 128. Each further size is twice the one before."""
+"""Smallest anchors to try, 4 to 128 pixels. Each further size is twice the one before."""
 
 
 def anchor_fit(dataset: Dataset, model: ModelOptions, loader: LoaderOptions) -> dict[str, Any]:
-    """How many boxes of a data set the anchors of a model fit, and whether others of the same number fit more.
+    """Measure how many boxes of a data set a model's anchors fit, and whether as many other anchors fit more.
 
     Images are taken as evaluation feeds them, without jitter. Crowds are left out.
 
@@ -64,18 +65,19 @@ def anchor_fit(dataset: Dataset, model: ModelOptions, loader: LoaderOptions) -> 
 
 
 def anchor_findings(fit: dict[str, Any]) -> list[dict[str, str]]:
-    """A warning where other anchors would fit clearly more boxes of the training set, as ``data check`` prints it."""
+    """Warn where other anchors would fit clearly more boxes of the training set."""
     if fit["boxes"] == 0 or fit["better_fitting"] < fit["fitting"] + GAIN:
         return []
     low, middle, high = fit["sides"]
+    fitting, missed, better = (f"{percent(fit[name], 0)} %" for name in ("fitting", "missed", "better_fitting"))
     finding = (
-        f"An anchor of the model fits {_percent(fit['fitting'])} of {counted(fit['boxes'], 'box', 'boxes')} of train "
-        f"(IoU {FITS:g}), and {_percent(fit['missed'])} have none that is near: in the model's input 80 % of all boxes "
-        f"have sides of {low:g} to {high:g} px (median {middle:g}), the anchors of {_row(fit['sizes'])} px."
+        f"An anchor of the model fits {fitting} of {counted(fit['boxes'], 'box', 'boxes')} of train (IoU {FITS:g}), "
+        f"and {missed} have none that is near: in the model's input 80 % of all boxes have sides of {low:g} to "
+        f"{high:g} px (median {middle:g}), the anchors of {_row(fit['sizes'])} px."
     )
     remedy = (
-        f"Set model.rpn.anchor_sizes to [{_row(fit['better_sizes'])}], which fit {_percent(fit['better_fitting'])}, or "
-        "feed larger images (data.loader.min_size and max_size)."
+        f"Set model.rpn.anchor_sizes to [{_row(fit['better_sizes'])}], which fit {better}, or feed larger images "
+        "(data.loader.min_size and max_size)."
     )
     return [make_finding("warning", "train", finding, remedy)]
 

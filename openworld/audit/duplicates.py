@@ -1,4 +1,4 @@
-"""Images that are there twice: files of equal content, and pictures that look alike though their files differ.
+"""Duplicate images: byte-identical files, and near-duplicates whose files differ.
 
 Look-alikes are found in two steps. A *difference hash* of 64 bits says for 8 x 8 places of the shrunken grey image
 whether brightness rises to the right (N. Krawetz, "Kind of Like That", 2013); copies that were resized, recompressed or
@@ -26,15 +26,15 @@ from openworld.runtime.files import sha256_of
 HashArray = NDArray[np.uint64]
 
 PAIRS = (("train", "val"), ("train", "test"), ("val", "test"))
-"""Sets that are compared with one another, the one that is trained or fitted on first."""
+"""Pairs of sets to compare; the first is trained or fitted on."""
 HARM = {
     "train_test": "the detector is tested on what it was trained on",
     "train_val": "what is fitted on val has been trained on, and is too sure of itself",
     "val_test": "what is fitted on val is tested on the same images",
 }
-"""What an image in both sets of a pair does."""
+"""What harm an image in both sets of a pair does."""
 HASH_SIDE = 8
-"""Rows, and comparisons in a row, of the difference hash."""
+"""Number of rows of the difference hash, and of comparisons per row."""
 THUMBNAIL_SIDE = 16
 """Pixels of the grey image whose correlation confirms a pair."""
 MIN_CONTRAST = 1.0
@@ -43,9 +43,9 @@ MIN_CORRELATION = 0.98
 """Of two thumbnails. Re-encoded, resized and brightened copies of photographs, micrographs and binary images of circuit
 boards had 0.99 and more, different ones with close hashes 0.87 to 0.97."""
 MAX_DISTANCE = 4
-"""Bits. The largest Hamming distance of two hashes that are a candidate pair."""
+"""Bits. Largest Hamming distance between the hashes of a candidate pair."""
 _BLOCK = 1 << 22
-"""Pairs that are compared at once."""
+"""Number of pairs compared at once."""
 _BITS_OF = np.array([bin(value).count("1") for value in range(1 << 16)], dtype=np.uint8)
 
 
@@ -53,7 +53,7 @@ _BITS_OF = np.array([bin(value).count("1") for value in range(1 << 16)], dtype=n
 
 
 def file_contents(paths: Iterable[Path]) -> dict[Path, str]:
-    """A text for each file that can be read, equal for equal content. Only files of equal size are read whole."""
+    """A text per readable file, equal for equal content. Only files of equal size are read whole."""
     by_size: dict[int, list[Path]] = {}
     for path in dict.fromkeys(paths):
         try:
@@ -73,12 +73,12 @@ def file_contents(paths: Iterable[Path]) -> dict[Path, str]:
 def identical_files(
     sets: Mapping[str, Dataset], content: Mapping[Path, str] | None = None, *, examples: int = 5
 ) -> dict[str, Any]:
-    """Images whose files have the same content, within a set and across sets.
+    """Find images whose files have the same content, within a set and across sets.
 
     Args:
         sets: data sets by name.
         content: of :func:`file_contents`; None reads the files.
-        examples: most examples of one kind.
+        examples: maximum number of examples of one kind.
 
     Returns:
         ``compared`` and ``not_found``, numbers of files; ``within`` {set: {"groups", "images", "examples"}};
@@ -117,7 +117,7 @@ def identical_files(
 
 @dataclass(frozen=True)
 class Look:
-    """What is remembered of a picture: ``code``, its difference hash, and ``thumbnail``, (256,) uint8 grey values."""
+    """A picture in short: ``code``, its difference hash, and ``thumbnail``, (256,) uint8 grey values."""
 
     code: int
     thumbnail: NDArray[np.uint8]
@@ -143,7 +143,7 @@ def hamming(first: HashArray, second: HashArray) -> NDArray[np.uint8]:
 def nearest_look(
     looks: Sequence[Look], member: BoolArray, *, max_distance: int = MAX_DISTANCE
 ) -> tuple[IntArray, IntArray]:
-    """For each of N pictures, the one in each of S sets that looks most like it.
+    """Find, for each of N pictures, the one in each of S sets that looks most like it.
 
     Args:
         looks: N pictures of different content.
@@ -188,7 +188,7 @@ def _compare(
     nearest: IntArray,
     distance: IntArray,
 ) -> None:
-    """Compare all pictures of a bucket with one another; ``nearest`` and ``distance`` are updated in place."""
+    """Compare all pictures of a bucket with one another; update ``nearest`` and ``distance`` in place."""
     step = max(1, _BLOCK // len(bucket))
     for begin in range(0, len(bucket), step):
         part = bucket[begin : begin + step]
@@ -220,14 +220,14 @@ def similar_images(
     max_distance: int = MAX_DISTANCE,
     examples: int = 5,
 ) -> dict[str, Any]:
-    """Images that look alike though their files differ, within a set and across sets.
+    """Find images that look alike though their files differ, within a set and across sets.
 
     Args:
         sets: data sets by name.
         looks: of the files that could be decoded.
         content: of :func:`file_contents`; of files of equal content only the first is compared.
         max_distance: bits.
-        examples: most examples of one kind.
+        examples: maximum number of examples of one kind.
 
     Returns:
         ``compared``, files; ``max_distance``; ``within`` {set: {"images", "examples"}} and ``across``

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from openworld.audit.findings import counted
 from openworld.errors import ConfigError, DataError
+from openworld.report.text import counted
 from openworld.runtime.files import read_yaml
 
 
@@ -21,8 +21,8 @@ def by_frequency(counts: Mapping[str, int], num_tasks: int, *, leave_unknown: in
 
     Args:
         counts: objects of each class. Classes without objects are left out.
-        num_tasks: at least 1. The numbers of classes differ by at most one; earlier tasks have the more.
-        leave_unknown: so many of the rarest classes are in no task.
+        num_tasks: at least 1. The numbers of classes differ by at most one; earlier tasks have more.
+        leave_unknown: number of the rarest classes to leave out of all tasks.
 
     Returns:
         class names by task, the most frequent first; those of equal frequency by name.
@@ -52,13 +52,13 @@ def by_frequency(counts: Mapping[str, int], num_tasks: int, *, leave_unknown: in
 
 
 def by_group(counts: Mapping[str, int], groups: Mapping[str, str | int], *, leave_unknown: int = 0) -> list[list[str]]:
-    """One task for each group of classes.
+    """Make one task per group of classes.
 
     Args:
         counts: objects of each class. Classes without objects are left out.
         groups: class name to its group. Groups become tasks in the order in which they are first named, or by number if
             all are numbers. Classes without a group are in no task.
-        leave_unknown: so many of the rarest classes that have a group are in no task either.
+        leave_unknown: number of the rarest classes with a group to leave out of all tasks.
 
     Returns:
         class names by task, the most frequent first. Groups without any class are left out.
@@ -89,19 +89,19 @@ def by_group(counts: Mapping[str, int], groups: Mapping[str, str | int], *, leav
 def propose(
     counts: Mapping[str, int], num_tasks: int | None, by: str, *, leave_unknown: int = 0
 ) -> tuple[list[list[str]], str]:
-    """A schedule by ``frequency``, or by the groups of a file.
+    """Propose a schedule by ``frequency``, or by the groups of a file.
 
     Args:
         counts: objects of each class.
         num_tasks: needed by frequency; with groups it must be their number, or None.
         by: ``frequency`` or the path of a .yaml file for :func:`read_groups`.
-        leave_unknown: so many of the rarest classes are in no task.
+        leave_unknown: number of the rarest classes to leave out of all tasks.
 
     Returns:
         class names by task, and the beginning of a sentence on how they came about, for :func:`schedule_text`.
 
     Raises:
-        ConfigError: no number of tasks, another than the groups make, or as the functions of this module.
+        ConfigError: no number of tasks, or another one than the groups make, or as the functions of this module.
         DataError: as :func:`by_group`.
     """
     if by == "frequency":
@@ -119,20 +119,20 @@ def propose(
 
 
 def read_groups(path: Path) -> dict[str, str | int]:
-    """A .yaml file that maps each class name to the name or number of its group.
+    """Read a .yaml file that maps each class name to the name or number of its group.
 
     Raises:
-        ConfigError: a file that is missing or no such mapping.
+        ConfigError: the file is missing or not such a mapping.
     """
     path = Path(path)
-    remedy = "write one line a class, such as `cat: animals`"
+    remedy = "write one line per class, such as `cat: animals`"
     content = read_yaml(path, remedy=remedy)
     if not content:
         raise ConfigError("names no class", where=str(path), remedy=remedy)
     for name, group in content.items():
         if not isinstance(name, str) or isinstance(group, bool) or not isinstance(group, str | int):
             raise ConfigError(
-                f"{name!r}: {group!r} is no class with its group",
+                f"{name!r}: {group!r} is not a class with its group",
                 where=str(path),
                 remedy=f"{remedy}; put quotes around no, yes and 7",
             )
@@ -140,7 +140,7 @@ def read_groups(path: Path) -> dict[str, str | int]:
 
 
 def schedule_text(tasks: Sequence[Sequence[str]], counts: Mapping[str, int], origin: str) -> str:
-    """A schedule as YAML, with the number of objects behind each class as a comment.
+    """Write a schedule as YAML, with the number of objects behind each class as a comment.
 
     Args:
         tasks: class names by task.

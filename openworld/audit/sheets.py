@@ -1,4 +1,4 @@
-"""A check of data, to read on the terminal and to look at: tables with bars, and drawings of samples.
+"""A check of data to look at: its numbers as a file, distributions as a figure, samples as drawings.
 
 ``check.json`` has every number; ``histograms.png`` the distributions; ``samples/`` contact sheets: whole images by task
 (objects of other classes dashed, as that task's training is not told of them), single objects by class, boxes that look
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,20 +18,19 @@ import torch
 from PIL import Image
 from torchvision.ops import box_iou
 
-from openworld.audit.findings import print_findings
-from openworld.audit.images_and_boxes import ASPECT_EDGES, SAME_IOU, SIDE_EDGES, suspicions
+from openworld.audit.suspicions import SAME_IOU, suspicions
+from openworld.audit.terminal import CLASS_ROWS
 from openworld.data.images import load_image
 from openworld.data.records import Dataset, Record
 from openworld.errors import DataError
 from openworld.report.draw import contact_sheet, draw_ground_truth
 from openworld.report.plots import TASK_COLOURS, png
-from openworld.runtime.console import narrow_table
+from openworld.report.text import shortened
 from openworld.runtime.files import write_atomic, write_json
 from openworld.runtime.runlog import progress_bar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from rich.console import Console
 
 IMAGE_SIDE = 384
 """Pixels, longer side of a whole image on a sheet."""
@@ -41,125 +39,21 @@ CROP_SIDE = 200
 OUTSIDE = (225, 228, 232)
 """Colour of what lies outside an image."""
 MARGIN = 0.35
-"""Of an object's longer side: what is shown around it."""
-CLASS_ROWS = 40
-"""Most classes on the terminal and in the figure; check.json has all."""
-_BAR = 12
+"""Share of an object's longer side that is shown around it."""
 Place = tuple[Record, int]
 """A record, and the position of one of its boxes."""
 
 
-# -- on the terminal ---------------------------------------------------------------------------------------------------
-
-
-def print_check(result: Mapping[str, Any], console: Console) -> None:
-    """Print a check: the sets, classes, tasks, distributions with bars, and findings with what to do.
-
-    Args:
-        result: of :func:`openworld.audit.images_and_boxes.check_data`.
-        console: rich.
-    """
-    sets = result["sets"]
-    rows = [
-        (
-            name,
-            f"{facts['images']:,}",
-            f"{facts['objects']:,}",
-            f"{facts['objects'] / max(1, facts['images']):.1f}",
-            f"{facts['without_objects']['images']:,}",
-            f"{facts['unreadable']['images']:,}",
-            _sizes(facts["image_sizes"]),
-        )
-        for name, facts in sets.items()
-    ]
-    heads = ("Set", "Images", "Objects", "Objects\nan image", "Without\nobjects", "Not\nreadable", "Pixels")
-    console.print(narrow_table(heads, rows, "The sets", words=["Set"]))
-    console.print()
-    console.print(_class_table(result))
-    if result["task_objects"]:
-        console.print()
-        columns = ("Task", *(f"{name}\n{kind}" for name in sets for kind in ("images", "objects")))
-        lines = [
-            (
-                "none" if row["task"] is None else str(row["task"]),
-                *(f"{row[name][kind]:,}" for name in sets for kind in ("images", "objects")),
-            )
-            for row in result["task_objects"]
-        ]
-        console.print(narrow_table(columns, lines, "Tasks: images that show their classes, and objects"))
-    for key, title, head, edges in (
-        ("box_sides", "Size of the boxes", "√area, px", SIDE_EDGES),
-        ("box_aspects", "Shape of the boxes", "Width/height", ASPECT_EDGES),
-    ):
-        console.print()
-        used = [number for number in range(len(edges) - 1) if any(facts[key][number] for facts in sets.values())]
-        lines = [
-            (_bin(low, high), *(_bar(facts[key][number], sum(facts[key])) for facts in sets.values()))
-            for number, (low, high) in enumerate(pairwise(edges))
-            if used and used[0] <= number <= used[-1]
-        ]
-        console.print(narrow_table((head, *(f"{name:<{_BAR + 8}}" for name in sets)), lines, title))
-    console.print()
-    print_findings(result["findings"], console, "Nothing was found that looks wrong.")
-
-
-def _sizes(sizes: Mapping[str, Any]) -> str:
-    if sizes["smallest"] is None:
-        return "–"
-    smallest, largest = ("x".join(map(str, sizes[name])) for name in ("smallest", "largest"))
-    return smallest if sizes["distinct"] == 1 else f"{smallest} to\n{largest}"
-
-
-def _class_table(result: Mapping[str, Any]) -> Any:
-    sets, classes = list(result["sets"]), result["classes"]
-    has_tasks = bool(result["tasks"])
-    most = max((row[sets[0]] for row in classes), default=0)
-    rows = [
-        (
-            row["class"],
-            *((("–" if row["task"] is None else str(row["task"])),) if has_tasks else ()),
-            *(f"{row[name]:,}" for name in sets),
-            _blocks(row[sets[0]] / most if most else 0.0),
-        )
-        for row in classes[:CLASS_ROWS]
-    ]
-    heads = ("Class", *(("Task",) if has_tasks else ()), *sets, "")
-    title = "Objects by class" + (f": the first {CLASS_ROWS} of {len(classes)}" if len(classes) > CLASS_ROWS else "")
-    return narrow_table(heads, rows, title, words=["Class", ""])
-
-
-def _bin(low: float, high: float) -> str:
-    if low == 0:
-        return f"below {high:g}"
-    return f"from {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
-
-
-def _bar(number: int, total: int) -> str:
-    """A bar as long as the share, and the share in percent; nothing where there is nothing."""
-    share = number / total if total else 0.0
-    text = "" if not number else "<0.1 %" if share < 0.0005 else f"{100 * share:.1f} %"
-    return f"{_blocks(share):<{_BAR}} {text:>7}"
-
-
-def _blocks(share: float) -> str:
-    """A bar of eighths of a character, at most ``_BAR`` long; at least one eighth unless the share is 0."""
-    whole, part = divmod(max(1, round(share * _BAR * 8)) if share else 0, 8)
-    return "█" * whole + " ▏▎▍▌▋▊▉"[part].strip()
-
-
-# -- to look at --------------------------------------------------------------------------------------------------------
-
-
 def write_check(
-    result: Mapping[str, Any], sets: Mapping[str, Dataset], folder: Path, *, samples: int = 12
+    result: Mapping[str, Any], sets: Mapping[str, Dataset], folder: Path, *, num_samples: int = 12
 ) -> list[Path]:
     """Write check.json, histograms.png and the sheets in ``samples/``.
 
     Args:
         result: of :func:`openworld.audit.images_and_boxes.check_data` on ``sets``.
         sets: data sets by name.
-        folder: is made; sheets of an earlier check in it are removed.
-        samples: most images, or objects, on a sheet. 0 draws none.
+        folder: is made if it is missing; sheets of an earlier check in it are removed.
+        num_samples: maximum number of images, or objects, on a sheet; 0 draws none.
 
     Returns:
         the files.
@@ -171,8 +65,8 @@ def write_check(
     if sheets.is_dir():
         for old in sheets.glob("*.png"):
             old.unlink()
-    if samples:
-        plans = list(_sheets(result, sets, samples))
+    if num_samples:
+        plans = list(_sheets(result, sets, num_samples))
         with progress_bar("draw samples", len(plans)) as bar:
             for name, sheet in plans:
                 path = sheets / f"{name}.png"
@@ -186,7 +80,7 @@ def write_check(
 
 
 def histograms(result: Mapping[str, Any], sets: Mapping[str, Dataset]) -> bytes:
-    """A PNG: objects by class, and the distributions of size and shape of the boxes of each set."""
+    """Draw a PNG: objects by class, and the sizes and shapes of the boxes of each set."""
     colours = dict(zip(("train", "val", "test"), TASK_COLOURS, strict=False))
     classes = result["classes"][:CLASS_ROWS]
     sides = {
@@ -204,7 +98,7 @@ def histograms(result: Mapping[str, Any], sets: Mapping[str, Dataset]) -> bytes:
         for number, name in enumerate(sets):
             counts = [row[name] for row in classes]
             left.barh(rows + (number + 0.5) * thickness - 0.4, counts, thickness, color=colours[name], label=name)
-        left.set_yticks(rows, [_short(row["class"]) for row in classes])
+        left.set_yticks(rows, [shortened(row["class"], 22) for row in classes])
         left.invert_yaxis()
         left.grid(axis="x")
         left.grid(visible=False, axis="y")
@@ -242,12 +136,8 @@ def histograms(result: Mapping[str, Any], sets: Mapping[str, Dataset]) -> bytes:
     return png(draw, 11.0, height)
 
 
-def _short(text: str, length: int = 22) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
-
-
 def _sheets(result: Mapping[str, Any], sets: Mapping[str, Dataset], samples: int) -> Iterable[tuple[str, Any]]:
-    """Name of each sheet, and a function that draws it or returns None where nothing can be drawn."""
+    """Yield the name of each sheet, and a function that draws it or returns None where nothing can be drawn."""
     tasks = result["tasks"]
     first = next(iter(sets))
     for number, names in enumerate(tasks, start=1):
@@ -289,7 +179,7 @@ def _shows(record: Record, dataset: Dataset, names: Sequence[str]) -> bool:
 
 
 def _spread(items: Sequence[Any], count: int) -> list[Any]:
-    """``count`` items, evenly spread over all of them."""
+    """Choose ``count`` items, evenly spread over all of them."""
     if len(items) <= count:
         return list(items)
     return [items[(2 * number + 1) * len(items) // (2 * count)] for number in range(count)]
@@ -322,7 +212,7 @@ def _image_sheet(dataset: Dataset, records: Sequence[Record], title: str, taught
 
 
 def _crop_sheet(dataset: Dataset, places: Sequence[Place], title: str, *, others: bool = False) -> Any:
-    """Single objects with what is around them; with ``others``, boxes in the same place are drawn too."""
+    """Draw single objects with what is around them; with ``others``, also boxes in the same place."""
 
     def draw() -> Image.Image | None:
         panels = []
@@ -336,7 +226,7 @@ def _crop_sheet(dataset: Dataset, places: Sequence[Place], title: str, *, others
 
 
 def _crop(image: Image.Image, dataset: Dataset, record: Record, place: int, others: bool) -> Image.Image:
-    """A square around a box; what is outside the image is grey."""
+    """Cut out a square around a box; grey lies outside the image."""
     left, top, right, bottom = record.boxes[place].tolist()
     side = max(24, math.ceil((1 + 2 * MARGIN) * max(right - left, bottom - top)))
     x, y = round((left + right - side) / 2), round((top + bottom - side) / 2)
@@ -359,7 +249,7 @@ def _crop(image: Image.Image, dataset: Dataset, record: Record, place: int, othe
 
 
 def _name(record: Record) -> str:
-    """The id and, where it is another, the name of the file."""
+    """The file name, with the id in front where it differs."""
     same = str(record.image_id) == record.path.stem
     return record.path.name if same else f"{record.image_id}: {record.path.name}"
 

@@ -1,7 +1,7 @@
-"""What a split does to scores before any detector has run: repeated images, ids that collide, leaks, ceilings.
+"""Facts of a split that change scores before any detector has run: repeated images, colliding ids, leaks, ceilings.
 
 Everything here is a function of image ids and annotated objects. An image may be *listed* more than once; a *distinct*
-image is one id. Counts are of distinct images unless they are called lines. Whatever is returned is ready for JSON.
+image is one id. Counts are of distinct images unless they are called lines. All results are ready for JSON.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from openworld.errors import DataError
 from openworld.labels import LabelSpace
 from openworld.metrics.ground_truth import GroundTruth, ImageId, ScoredBoxes
 from openworld.metrics.owod import evaluate
+from openworld.metrics.protocol_inputs import as_number, read_list
 from openworld.metrics.protocols import UNIQUE, Protocol
-from openworld.metrics.scoring import as_number, read_list, score_detections
+from openworld.metrics.scoring import score_detections
 
 Flags = NDArray[np.bool_]
 
 EXAMPLES = 5
-"""Most examples of one finding."""
+"""Maximum number of examples of one fact."""
 
 CEILINGS = ("known_ap50", "previous_ap50", "current_ap50", "unknown_ap50", "unknown_recall50")
 """Metrics of a perfect detector that :func:`ceiling` reports."""
@@ -33,7 +34,7 @@ RANKING_SEED = 0
 
 
 def duplicate_listings(image_ids: Sequence[ImageId]) -> dict[str, Any]:
-    """Images that a list names more than once.
+    """Count the images that a list names more than once.
 
     Args:
         image_ids: the lines of the list.
@@ -55,15 +56,15 @@ def duplicate_listings(image_ids: Sequence[ImageId]) -> dict[str, Any]:
 
 
 def id_collisions(image_ids: Iterable[ImageId]) -> dict[str, Any]:
-    """Different ids that an evaluator or a file system may take for one.
+    """Find different ids that an evaluator or a file system may take for one.
 
     Args:
-        image_ids: an id may come more than once.
+        image_ids: an id may be listed more than once.
 
     Returns:
-        ``same_number``: ids that are equal once ``int`` has read them, as evaluators that key images by number do;
-        ``same_text``: ids that differ only in case or in surrounding space. Each has ``groups``, how often this
-        happens, ``images``, how many ids it concerns, and ``examples``, lists of ids in the order of the input.
+        ``same_number``: ids that ``int`` reads as the same number, as evaluators that key images by number do;
+        ``same_text``: ids that differ only in case or in surrounding space. Each has the number of ``groups``, the
+        number of ids in them (``images``), and ``examples``, lists of ids in the order of the input.
     """
     distinct = list(dict.fromkeys(image_ids))
     texts = [name for name in distinct if isinstance(name, str)]
@@ -74,7 +75,7 @@ def id_collisions(image_ids: Iterable[ImageId]) -> dict[str, Any]:
 
 
 def _groups(keyed: Iterable[tuple[ImageId, Hashable]]) -> dict[str, Any]:
-    """Ids of equal key; a key of None equals nothing."""
+    """Group ids by key; a key of None equals nothing."""
     members: dict[Hashable, list[ImageId]] = {}
     for name, key in keyed:
         if key is not None:
@@ -84,7 +85,7 @@ def _groups(keyed: Iterable[tuple[ImageId, Hashable]]) -> dict[str, Any]:
 
 
 def images_without_objects(ground_truth: GroundTruth) -> dict[str, Any]:
-    """Images on which nothing is annotated, so that every detection is a false positive.
+    """Count the images on which nothing is annotated, so that every detection is a false positive.
 
     Returns:
         ``images`` without any object; ``only_ignored``, images whose objects are all difficult or crowds; ``examples``
@@ -97,10 +98,15 @@ def images_without_objects(ground_truth: GroundTruth) -> dict[str, Any]:
     return {"images": len(empty), "only_ignored": len(annotated - asked_for), "examples": empty[:EXAMPLES]}
 
 
+def most_objects(ground_truth: GroundTruth) -> int:
+    """The largest number of objects of one image, ignored ones left out."""
+    return int(np.bincount(ground_truth.image_index[~ground_truth.ignore]).max(initial=0))
+
+
 def _shared_ids(
     first: Iterable[ImageId], second: Iterable[ImageId]
 ) -> tuple[list[ImageId], list[tuple[ImageId, ImageId]]]:
-    """Ids that two sets have in common.
+    """Find the ids that two sets have in common.
 
     Returns:
         equal ids, and pairs of unequal ids (one of each set) that are one whole number.
@@ -123,7 +129,7 @@ def _shared_ids(
 def leaks(
     train_ids: Iterable[ImageId], val_ids: Iterable[ImageId], test_ids: Iterable[ImageId]
 ) -> dict[str, dict[str, Any]]:
-    """Ids that are in more than one set.
+    """Find the ids that are in more than one set.
 
     Returns:
         for ``train_val``, ``train_test`` and ``val_test``: ``images``, ids that are equal, with ``examples``;
@@ -143,19 +149,19 @@ def leaks(
 
 
 def on_first_listing(ground_truth: GroundTruth) -> Flags:
-    """(M,) bool: the object is on the first listing of its image; otherwise it is a copy."""
+    """(M,) bool: the object is on the first listing of its image, and not a copy."""
     first = read_list(ground_truth.image_ids, UNIQUE).first
     listed: Flags = first[ground_truth.image_index] == ground_truth.image_index
     return listed
 
 
 def perfect_detections(ground_truth: GroundTruth, lowest_score: float | None = None) -> ScoredBoxes:
-    """Every annotated object of each distinct image once, with its own label and its own box.
+    """Detect every annotated object of each distinct image once, with its label and its box.
 
     Args:
         ground_truth: the objects.
-        lowest_score: None: all scores are 1. Otherwise scores go from 1 down to this in even steps, in a fixed random
-            order that knows nothing of the list of images.
+        lowest_score: scores fall from 1 to this in even steps, in a fixed random order that does not depend on the list
+            of images. None gives all a score of 1.
 
     Returns:
         detections by falling score. Those of ignored objects are last, so that a limit of detections spares the others.
@@ -167,7 +173,7 @@ def perfect_detections(ground_truth: GroundTruth, lowest_score: float | None = N
 
 
 def ceiling(ground_truth: GroundTruth, num_previous: int, num_known: int, protocol: Protocol) -> dict[str, Any]:
-    """Scores of a perfect detector under a protocol on this list of images.
+    """Score a perfect detector under a protocol on this list of images.
 
     It finds every object and nothing else. How a protocol that repeats detections ranks the copies, which are false
     positives, depends on the scores. With different scores a copy follows its original at once, as it does for every
@@ -220,7 +226,7 @@ def ceiling(ground_truth: GroundTruth, num_previous: int, num_known: int, protoc
 def class_presence(
     ground_truths: Sequence[GroundTruth], spaces: Sequence[LabelSpace], objects_by_class: Mapping[str, int]
 ) -> dict[str, Any]:
-    """How many objects each task asks for, and which classes have none.
+    """Count the objects of each task, and name the classes that have none.
 
     Args:
         ground_truths: the same images as each task sees them.
@@ -233,11 +239,11 @@ def class_presence(
         ``unnamed`` {class: objects}, classes that no task names, so that they stay unknown for ever.
 
     Raises:
-        DataError: not one ground truth for each label space.
+        DataError: the numbers of ground truths and of label spaces differ.
     """
     if len(ground_truths) != len(spaces):
         raise DataError(
-            f"{len(ground_truths)} ground truths and {len(spaces)} label spaces", remedy="give both for each task"
+            f"{len(ground_truths)} ground truths and {len(spaces)} label spaces", remedy="give one of each per task"
         )
     tasks = []
     for truth, space in zip(ground_truths, spaces):

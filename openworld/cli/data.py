@@ -60,7 +60,8 @@ def audit(arguments: Namespace) -> None:
     """Findings about a split, and the ceilings of a perfect detector."""
     from rich.console import Console
 
-    from openworld.audit.split import audit_split, print_audit
+    from openworld.audit.split import audit_split
+    from openworld.audit.terminal import print_audit
     from openworld.run.sources import open_split
     from openworld.runtime.files import write_json
 
@@ -84,7 +85,8 @@ def check(arguments: Namespace) -> None:
     from openworld.audit.anchors import anchor_findings, anchor_fit
     from openworld.audit.findings import by_gravity
     from openworld.audit.images_and_boxes import check_data
-    from openworld.audit.sheets import print_check, write_check
+    from openworld.audit.sheets import write_check
+    from openworld.audit.terminal import print_check
     from openworld.run.sources import open_split
 
     sets, tasks = open_split(
@@ -102,7 +104,7 @@ def check(arguments: Namespace) -> None:
     print_check(result, console)
     if arguments.output:
         folder = Path(arguments.output)
-        written = write_check(result, sets, folder, samples=arguments.samples)
+        written = write_check(result, sets, folder, num_samples=arguments.samples)
         console.print(f"\nwritten: {folder}/check.json, histograms.png and {len(written) - 2} sheets in samples/")
 
 

@@ -69,9 +69,10 @@ def evaluate(arguments: Namespace) -> None:
 
     from openworld.data.records import Repairs
     from openworld.metrics.protocols import PROTOCOLS, protocol_named, with_rules
-    from openworld.predictions.foreign import open_predictions
-    from openworld.predictions.score import evaluate_protocols, print_details, print_table
+    from openworld.predictions.open import open_predictions
+    from openworld.predictions.score import evaluate_protocols
     from openworld.report.evaluation import write_results
+    from openworld.report.terminal import print_details, print_table
     from openworld.run.sources import open_ground_truth
 
     chosen = list(PROTOCOLS) if arguments.protocol == "all" else [arguments.protocol]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from openworld.cli.verbs import AddVerb
+from openworld.report.text import percent
 
 if TYPE_CHECKING:
     from ssl_backbones.handover import BackboneFile
@@ -73,7 +74,7 @@ def _image_arguments(parser: ArgumentParser) -> None:
 def knn(arguments: Namespace) -> None:
     """kNN accuracy."""
     found = _frozen(arguments).knn(k=arguments.k, temperature=arguments.temperature)
-    rows = [["trained", _percent(found["trained"])], ["untrained", _percent(found["untrained"])]]
+    rows = [["trained", percent(found["trained"])], ["untrained", percent(found["untrained"])]]
     _show(f"kNN, k = {found['k']}", ["network", "top-1"], rows, found, arguments)
 
 
@@ -144,8 +145,8 @@ def transform(arguments: Namespace) -> None:
     rows = [
         [
             question,
-            *(_percent(table[name][of]) for name in ("trained", "untrained") for of in ("h", "g")),  # type: ignore[literal-required]
-            _percent(table["chance"]),
+            *(percent(table[name][of]) for name in ("trained", "untrained") for of in ("h", "g")),  # type: ignore[literal-required]
+            percent(table["chance"]),
         ]
         for question, table in found.items()
     ]
@@ -171,9 +172,9 @@ def suppress(arguments: Namespace) -> None:
         [
             str(row["setting"]),
             f"{row['temperature']:g}",
-            _percent(row["trained"], row["trained_spread"]),
-            _percent(row["untrained"], row["untrained_spread"]),
-            _percent(row["chance"]),
+            _with_spread(row["trained"], row["trained_spread"]),
+            _with_spread(row["untrained"], row["untrained_spread"]),
+            percent(row["chance"]),
         ]
         for row in found
     ]
@@ -204,12 +205,11 @@ def _frozen(arguments: Namespace) -> FrozenProbes:
 
 
 def _two_rows(found: Any) -> list[list[str]]:
-    return [[name, _percent(found[name]["top1"]), _percent(found[name]["top5"])] for name in ("trained", "untrained")]
+    return [[name, percent(found[name]["top1"]), percent(found[name]["top5"])] for name in ("trained", "untrained")]
 
 
-def _percent(value: float | None, spread: float | None = None) -> str:
-    text = "–" if value is None else f"{100 * value:.1f}"
-    return text if spread is None else f"{text} ± {100 * spread:.1f}"
+def _with_spread(value: float | None, spread: float | None) -> str:
+    return percent(value) if spread is None else f"{percent(value)} ± {percent(spread)}"
 
 
 def _show(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], found: Any, arguments: Namespace) -> None:
@@ -222,7 +222,7 @@ def _show(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], found
     console = Console()
     console.print(narrow_table(heads, rows, f"{title} (%)", words=[heads[0]]))
     if isinstance(found.get("chance"), float):
-        console.print(f"chance: {_percent(found['chance'])} %")
+        console.print(f"chance: {percent(found['chance'])} %")
     if arguments.output:
         asked = {name: value for name, value in vars(arguments).items() if name != "output"}
         write_json(Path(arguments.output), {"probe": title, "asked": asked, **found})

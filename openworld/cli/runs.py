@@ -113,8 +113,8 @@ def run(arguments: Namespace) -> None:
     """A schedule from its configuration. One process, or torchrun's."""
     from rich.console import Console
 
-    from openworld.predictions.score import print_table
     from openworld.report.profile import print_profile
+    from openworld.report.terminal import print_table
     from openworld.run.schedule import run_schedule
     from openworld.runtime.distributed import is_first, session
     from openworld.runtime.environment import select_device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,11 +12,11 @@ Reals = NDArray[np.float64]
 
 
 def precision_recall(true: NDArray[np.bool_], false: NDArray[np.bool_], positives: int) -> tuple[Reals, Reals]:
-    """Curves after each detection of a ranked list.
+    """Compute recall and precision after each detection of a ranked list.
 
     Args:
         true: (N,) bool, the detection found an object; sorted by falling score.
-        false: (N,) bool, the detection is wrong. One that is neither true nor false is neutral.
+        false: (N,) bool, the detection is wrong. A detection that is neither is neutral.
         positives: number of objects, at least 1.
 
     Returns:
@@ -27,7 +28,7 @@ def precision_recall(true: NDArray[np.bool_], false: NDArray[np.bool_], positive
 
 
 def sampled_envelope(recall: Reals, precision: Reals, levels: Reals) -> Reals:
-    """The largest precision at each recall level or a higher recall, 0 where no recall is so high.
+    """The largest precision at each recall level or above, 0 where no recall is that high.
 
     Args:
         recall: (N,) not falling.
@@ -69,3 +70,9 @@ def average_precision(recall: Reals, precision: Reals, style: Literal["area", "1
 def nearest_recall(recall: Reals, level: float) -> int:
     """Index of the first point of a non-empty curve whose recall is nearest to ``level``."""
     return int(np.argmin(np.abs(recall - level)))
+
+
+def mean_present(values: Sequence[float | int | None]) -> float | None:
+    """Mean of the values that exist, as mAP is the mean over the classes that have an AP; None without any."""
+    present = [value for value in values if value is not None]
+    return float(np.mean(present)) if present else None

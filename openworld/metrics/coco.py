@@ -26,8 +26,8 @@ def coco_average_precision(
 ) -> dict[str, float | None]:
     """COCO's box metrics over the known classes, unknown objects and unknown detections left out.
 
-    An image that is listed more than once counts once, with the objects of its first listing. Ignored objects are given
-    to pycocotools as crowds, which are neutral there, and whose overlap is a share of the detection.
+    An image that is listed more than once counts once, with the objects of its first listing. pycocotools gets ignored
+    objects as crowds, which are neutral there and overlap by the share of the detection that they cover.
 
     Args:
         ground_truth: labels 0 … num_known-1 known.
@@ -88,9 +88,9 @@ def _dataset(
     crowd: np.ndarray[Any, Any] | None = None,
     scores: np.ndarray[Any, Any] | None = None,
 ) -> dict[str, Any]:
-    """A COCO annotation dictionary of the kept rows.
+    """Make a COCO annotation dictionary of the kept rows.
 
-    Annotation ids start from 1: pycocotools marks a detection by the id of what it found, and 0 reads as "nothing".
+    Annotation ids start at 1: pycocotools marks a detection with the id of the object that it found, and 0 means none.
     """
     annotations = []
     for number, row in enumerate(np.flatnonzero(kept).tolist(), start=1):

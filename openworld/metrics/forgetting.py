@@ -1,4 +1,4 @@
-"""What a detector forgets from task to task, read from the results of all tasks.
+"""What a detector forgets from task to task, from the results of all tasks.
 
 Forgetting of a class is the best AP that it had after an earlier task less the AP that it has now (Chaudhry et al.,
 ECCV 2018, section 3, with AP in place of accuracy); it is negative where later tasks helped.
@@ -13,20 +13,20 @@ from openworld.errors import DataError
 
 
 def forgetting(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Forgetting after each task.
+    """Measure forgetting after each task.
 
     Args:
-        results: of the tasks in their order, as :func:`openworld.metrics.owod.evaluate` gives them, with ``task``; all
-            of one protocol.
+        results: of :func:`openworld.metrics.owod.evaluate` with ``task``, in the order of the tasks, of one protocol.
 
     Returns:
-        for each task: ``task``; ``forgetting``, its mean over the classes that an earlier task of these had scored;
-        ``kept``, their mean AP now over their mean AP when they were scored first; ``classes`` by name with
-        ``taught_ap50`` (first), ``best_ap50`` (before now), ``ap50`` (now) and ``forgetting``. A class without AP now
-        or before is left out; without classes, and where the first mean is 0, the number is None.
+        per task: ``task``; ``forgetting``, the mean over the classes that an earlier one of these tasks scored;
+        ``kept``, their mean AP now over their mean AP when they were first scored; ``classes`` by name with
+        ``taught_ap50`` (first), ``best_ap50`` (before now), ``ap50`` (now) and ``forgetting``. A class without an AP
+        now or before is left out. ``forgetting`` is None without classes; so is ``kept``, and where the first mean is
+        0.
 
     Raises:
-        DataError: results of several protocols, or a task that comes twice.
+        DataError: results are of several protocols, or a task comes twice.
     """
     protocols = list(dict.fromkeys(str(result["protocol"]) for result in results))
     if len(protocols) > 1:
@@ -39,7 +39,7 @@ def forgetting(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     told = []
     for result in results:
         if result["task"] in seen:
-            raise DataError(f"task {result['task']} comes twice", remedy="give one result a task")
+            raise DataError(f"task {result['task']} comes twice", remedy="give one result per task")
         seen.add(result["task"])
         now = {name: summary["ap50"] for name, summary in result["classes"].items() if summary["ap50"] is not None}
         classes = {

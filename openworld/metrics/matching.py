@@ -38,12 +38,13 @@ class MatchRule:
 
 @dataclass(frozen=True)
 class Matching:
-    """What became of each detection.
+    """What each detection found.
 
     Args:
         order: (D,) int64, detections by label, falling score, and position among equal scores.
         true: (D,) bool, found an object that no better detection had found.
-        false: (D,) bool, found nothing or what was found already. Neither: it met an ignored object or lies in a crowd.
+        false: (D,) bool, found nothing, or an object that a better detection had found. A detection that is neither
+            true nor false met an ignored object or lies in a crowd.
         object_index: (D,) int64, the object that the detection found or met, -1 for none.
     """
 
@@ -170,14 +171,14 @@ def match(
     With ``best_overlap`` (VOC devkit) a detection whose best object is taken is false, even where it overlaps a free
     one; of equal overlaps the first object is the best. With ``best_free`` (COCO) it takes the free object that it
     overlaps most, the last of equal ones, and an ignored one only after those.
-    An ignored object makes detections neutral, any number of them. A crowd is not matched: it makes neutral, whatever
-    would be false and lies in it.
+    An ignored object makes any number of detections neutral. A crowd is not matched; false detections that lie in it
+    become neutral.
 
     Args:
         boxes (D, 4), image_index (D,), labels (D,), scores (D,): detections.
         object_boxes (M, 4), object_image_index (M,), object_labels (M,), object_ignore (M,) bool: objects.
         rule: when a detection hits an object.
-        object_crowd: (M,) bool, the box outlines a group; None means none.
+        object_crowd: (M,) bool, the box outlines a group; None means that no box does.
     """
     order = ranked(labels, scores)
     stride = int(max(labels.max(initial=0), object_labels.max(initial=0))) + 1

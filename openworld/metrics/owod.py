@@ -7,14 +7,14 @@ otherwise):
   known classes once there are previous ones.
 - *unknown recall* is the share of unknown objects that a detection labelled unknown finds.
 - *A-OSE* counts detections with a known label that overlap an unknown object enough, whatever else they overlap. It
-  grows with the detections of an image; one-to-one it counts the unknown objects that are so mistaken, each once.
+  grows with the number of detections per image; one-to-one it counts each unknown object so mistaken once.
 - *WI* is the wilderness impact: at the point of each known class's curve whose recall is nearest to 0.8, the sum of
   such open-set errors so far over the sum of true and false positives so far. A class that never reaches the recall
   enters with its last detection; such classes are named in the result.
 
 Absent ground truth gives None, never 0 or NaN: a class without objects has no AP, recall or precision. Without unknown
-objects, all ``unknown_*`` values, ``wi`` and ``a_ose`` are None, because nothing was there to be mistaken. Absent
-detections give 0: nothing was found, and no error was made.
+objects, all ``unknown_*`` values, ``wi`` and ``a_ose`` are None, because nothing could be mistaken. Absent detections
+give 0: nothing was found, and no error was made.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openworld.errors import DataError
-from openworld.metrics.average_precision import nearest_recall, sampled_envelope
+from openworld.metrics.average_precision import mean_present, nearest_recall, sampled_envelope
 from openworld.metrics.ground_truth import GroundTruth, ScoredBoxes
 from openworld.metrics.protocols import UNIQUE, Protocol, rules_of
 from openworld.metrics.scoring import Scoring, score_detections
@@ -44,9 +44,9 @@ def wilderness_impact(curves: Sequence[tuple[Reals, Reals, Reals]], level: float
     """WI at a recall level.
 
     Args:
-        curves: for each known class that takes part: recall, true and false positives so far, open-set errors so far,
-            each (N,). A class without detections adds nothing. A recall of NaN stands for a class without ground truth,
-            which takes part with its first detection.
+        curves: per known class: recall, number of true and false positives so far, number of open-set errors so far,
+            each (N,). A class without detections adds nothing. A recall of NaN marks a class without ground truth; it
+            enters with its first detection.
         level: the recall.
 
     Returns:
@@ -83,17 +83,17 @@ def evaluate(
 
         - ``protocol``, and all its ``rules``;
         - mean AP, recall and precision of the known, previous and current classes, and ``both_ap50``;
-        - ``unknown_{ap50,recall50,precision50,f1_50}``; ``unknown_recall50_at`` = unknown recall if only the 10, 30,
-          100 best detections of each image, of whatever label, are kept; ``unknown_precision50_at_recall``;
+        - ``unknown_{ap50,recall50,precision50,f1_50}``; ``unknown_recall50_at``, the unknown recall at the 10, 30, 100
+          best detections per image, of any label; ``unknown_precision50_at_recall``;
         - ``wi``, ``wi_at_recall``, and ``wi_classes_below_recall``: classes with objects that never reach the level;
-        - ``a_ose``, ``a_ose_at`` the 10, 30, 100 best detections of each image, ``a_ose_one_to_one``;
+        - ``a_ose``, ``a_ose_at`` the 10, 30, 100 best detections per image, ``a_ose_one_to_one``;
         - ``classes`` by name; ``unknown_hits``: what the detections labelled unknown overlap most, if they overlap it
           enough (ignored objects are in ``counts``); ``counts``;
         - ``curves``, rounded to six decimals: the precision envelope at 101 recalls for every class and for unknown,
-          and ``unknown_recall50_by_detections``, the unknown recall at the 1, 2 … 100 best detections of an image.
+          and ``unknown_recall50_by_detections``, the unknown recall at the 1, 2 … 100 best detections per image.
 
     Raises:
-        DataError: detections that do not fit the ground truth, or ``class_names`` of another number.
+        DataError: detections do not fit the ground truth, or ``class_names`` are not ``num_known``.
     """
     names = [str(row) for row in range(num_known)] if class_names is None else list(class_names)
     if len(names) != num_known or not 0 <= num_previous <= num_known:
@@ -115,7 +115,7 @@ def evaluate(
             values = [summary[quantity] for summary in summaries[span]]
             if quantity == "ap50" and protocol.absent_class_ap == "zero" and any(value is not None for value in values):
                 values = [value or 0.0 for value in values]
-            result[f"{group}_{quantity}"] = _mean(values)
+            result[f"{group}_{quantity}"] = mean_present(values)
     apart = result["previous_ap50"] is not None and result["current_ap50"] is not None
     result["both_ap50"] = result["known_ap50"] if apart else None
     result |= _unknown_metrics(scoring, summaries[num_known])
@@ -126,11 +126,6 @@ def evaluate(
     result["rules"] = rules_of(protocol)
     result["curves"] = _curves(scoring, names)
     return result
-
-
-def _mean(values: Sequence[float | int | None]) -> float | None:
-    present = [value for value in values if value is not None]
-    return float(np.mean(present)) if present else None
 
 
 def _unknown_metrics(scoring: Scoring, summary: dict[str, float | int | None]) -> dict[str, Any]:
@@ -161,11 +156,11 @@ def _unknown_metrics(scoring: Scoring, summary: dict[str, float | int | None]) -
 
 
 def _unknown_recall_by_detections(scoring: Scoring) -> Reals:
-    """(100,) unknown recall if only the 1, 2 … best detections of each image are kept."""
+    """(100,) unknown recall at the 1, 2 … 100 best detections per image."""
     most = DETECTION_BUDGETS[-1]
     rank_of_found = scoring.rank[scoring.true & (scoring.labels == len(scoring.curves) - 1)]
     found = np.cumsum(np.bincount(rank_of_found[rank_of_found < most], minlength=most))
-    share: Reals = found / scoring.curves[-1].objects
+    share: Reals = found / scoring.curves[-1].num_objects
     return share
 
 
@@ -174,7 +169,7 @@ def _open_set_errors(scoring: Scoring, protocol: Protocol, names: Sequence[str])
     known = scoring.curves[:-1]
     below = {
         f"{level:.1f}": [
-            name for name, curve in zip(names, known, strict=True) if curve.objects and not curve.reaches(level)
+            name for name, curve in zip(names, known, strict=True) if curve.num_objects and not curve.reaches(level)
         ]
         for level in RECALL_LEVELS
     }
@@ -188,9 +183,9 @@ def _open_set_errors(scoring: Scoring, protocol: Protocol, names: Sequence[str])
             "a_ose_one_to_one": None,
         }
     taking_part = [
-        (curve.recall if curve.objects else np.full(len(curve.counted), np.nan), curve.counted, curve.open_errors)
+        (curve.recall if curve.num_objects else np.full(len(curve.counted), np.nan), curve.counted, curve.open_errors)
         for curve in known
-        if curve.objects or (protocol.wi_absent_classes and curve.counted.size)
+        if curve.num_objects or (protocol.wi_absent_classes and curve.counted.size)
     ]
     impact = {level: wilderness_impact(taking_part, level) for level in RECALL_LEVELS}
     return {
@@ -209,11 +204,11 @@ def _curves(scoring: Scoring, names: Sequence[str]) -> dict[str, Any]:
     """The ``curves`` entry of the result."""
     envelopes = [
         np.round(sampled_envelope(curve.recall, curve.precision, CURVE_RECALLS), CURVE_DECIMALS).tolist()
-        if curve.objects
+        if curve.num_objects
         else None
         for curve in scoring.curves
     ]
-    recalls = _unknown_recall_by_detections(scoring) if scoring.curves[-1].objects else None
+    recalls = _unknown_recall_by_detections(scoring) if scoring.curves[-1].num_objects else None
     return {
         "recall": np.round(CURVE_RECALLS, 2).tolist(),
         "precision": dict(zip(names, envelopes[:-1], strict=True)),

@@ -44,9 +44,9 @@ class Protocol:
     score_threshold: float | None = None
     """Leave out detections that score below, before rounding; None keeps all."""
     detections_per_image: int | None = None
-    """Keep this many best detections of an image, of whatever class; None keeps all."""
+    """Keep at most this many detections per image, best first, of any class; None keeps all."""
     detections_per_class: int | None = None
-    """Keep this many best detections of an image and class (COCO's maxDets); None keeps all."""
+    """Keep at most this many detections per image and class, best first (COCO's maxDets); None keeps all."""
     duplicate_objects: Literal["once", "counted"] = "once"
     """Objects of an image that is listed n times: they count once, or n times, although each can be found once."""
     duplicate_detections: Literal["once", "repeated"] = "once"
@@ -104,7 +104,7 @@ ORE = Protocol(
 )
 """What the authors of ORE compute, except that equal scores keep the order of the detections (their sort is unstable)
 and that a class without ground truth has no AP instead of NaN. Their evaluator has no cap; their test configurations
-keep 50 detections of an image for tasks 1 and 2 and 100 for tasks 3 and 4, from a score of 0.05 on."""
+keep 50 detections per image for tasks 1 and 2 and 100 for tasks 3 and 4, from a score of 0.05 on."""
 
 OWDETR = replace(
     ORE,
@@ -114,7 +114,7 @@ OWDETR = replace(
     detections_per_image=100,
     absent_class_ap="zero",
 )
-"""OW-DETR, PROB, CAT, Hyp-OW, SKDF, SGROD, OWOBJ: ORE's rules with 11-point AP; the best 100 of an image."""
+"""OW-DETR, PROB, CAT, Hyp-OW, SKDF, SGROD, OWOBJ: ORE's rules with 11-point AP; the best 100 per image."""
 
 RANDBOX = replace(
     ORE,
@@ -142,7 +142,7 @@ PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (UNIQU
 
 
 def protocol_named(name: str) -> Protocol:
-    """Look a protocol up.
+    """Look up a protocol.
 
     Raises:
         ConfigError: no protocol has this name.
@@ -154,10 +154,10 @@ def protocol_named(name: str) -> Protocol:
 
 
 def with_rules(protocol: Protocol, rules: Mapping[str, Any]) -> Protocol:
-    """The protocol with some rules of one's own; its name tells which, as in ``ore (iou_threshold=0.6)``.
+    """Change some rules of a protocol; the new name tells which, as in ``ore (iou_threshold=0.6)``.
 
     Raises:
-        ConfigError: a rule that does not exist, or a value that it cannot have.
+        ConfigError: a rule does not exist, or cannot have this value.
     """
     if not rules:
         return protocol

@@ -1,8 +1,7 @@
 """Plots of an evaluation: precision against recall, unknown recall against detections, wilderness impact.
 
-Each public function takes results as :func:`openworld.predictions.score.evaluate_predictions` makes them (or as
-metrics.json holds them) in the order to be drawn, and returns inline SVG, or None where the results hold nothing to
-draw.
+Each public function takes results of :func:`openworld.predictions.score.evaluate_predictions`, or the contents of
+metrics.json files, in the order to draw them. It returns inline SVG, or None where the results hold nothing to draw.
 :func:`pictures` gives the same plots as PNG. Lines differ in dashes and markers as well as in colour.
 """
 
@@ -17,15 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from openworld.metrics.owod import DETECTION_BUDGETS, WI_RECALL
 from openworld.report import plots
 from openworld.report.plots import PALETTE, TASK_COLOURS
-from openworld.report.run_folder import mapping, number, sequence
+from openworld.report.run_folder import mapping, sequence
+from openworld.report.text import number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _TITLE = 38
-"""Most characters of a line of a panel's title."""
+"""Maximum number of characters of a line in a panel's title."""
 
 Reals = npt.NDArray[np.float64]
 Result = Mapping[str, Any]
@@ -37,15 +38,11 @@ DASHES: dict[str, Any] = {
     "unknown": (0, (5, 1.5, 1, 1.5)),
 }
 MARKERS = "osD^vP"
-PUBLISHED_LEVEL = 0.8
-"""Recall at which papers print the wilderness impact."""
-BUDGETS = (10, 30, 100)
-"""Detections of an image at which recall is marked, as in ``unknown_recall50_at``."""
 
 
 @dataclass(frozen=True)
 class _Plot:
-    """A figure that is not drawn yet; its size in inches."""
+    """How to draw a figure, and its size in inches."""
 
     name: str
     draw: Callable[[Figure], None]
@@ -65,25 +62,25 @@ class _Line:
 
 
 def precision_recall(results: Sequence[Result]) -> str | None:
-    """One panel a result: the mean envelope of previous, of current and of unknown objects, and each class's, thin.
+    """Draw one panel per result: envelopes of previous, current and unknown objects; means thick, single classes thin.
 
-    A mean counts a class as 0 beyond the recall that it reaches, so that the area under the line is the mean AP (for
-    ``area`` and ``101point`` up to the grid of 101 recalls). A result that does not say which classes are previous has
-    one mean of all known ones.
+    A mean counts a class as 0 beyond the recall that it reaches, so the area under the line is the mean AP (for
+    ``area`` and ``101point`` up to the grid of 101 recalls). A result without ``previous_classes`` has one mean of all
+    known classes.
     """
     return _as_svg(_precision_recall(results))
 
 
 def unknown_recall(results: Sequence[Result]) -> str | None:
-    """One panel a protocol, one line a task: unknown recall if the best 1, 2 … 100 detections of an image count."""
+    """Draw one panel per protocol, one line per task: unknown recall at the best 1, 2 … 100 detections per image."""
     return _as_svg(_unknown_recall(results))
 
 
 def wilderness_impact(results: Sequence[Result]) -> str | None:
-    """One panel a protocol, one line a task: WI at recall 0.1 … 0.9.
+    """Draw one panel per protocol, one line per task: WI at recall 0.1 … 0.9.
 
-    A level that some known class never reaches is hollow: there WI takes that class's point of highest recall instead.
-    A result that does not list such classes has no markers.
+    A level that some known class never reaches has a hollow marker: there, WI takes the class's point of highest
+    recall. A result without ``wi_classes_below_recall`` has no markers.
     """
     return _as_svg(_wilderness_impact(results))
 
@@ -169,11 +166,11 @@ def _unknown_recall(results: Sequence[Result]) -> _Plot | None:
         grid = _line_panels(figure, panels, percent=True)
         for axes in grid.flat[: len(panels)]:
             axes.set_xscale("log")
-            axes.set_xticks((1, 3, *BUDGETS), ["1", "3", *map(str, BUDGETS)])
+            axes.set_xticks((1, 3, *DETECTION_BUDGETS), ["1", "3", *map(str, DETECTION_BUDGETS)])
             axes.minorticks_off()
             axes.set_xlim(0.93, 240)
             axes.spines["bottom"].set_bounds(0.93, 100)
-        _outer_labels(grid, len(panels), "best detections kept of each image", "U-Recall, %")
+        _outer_labels(grid, len(panels), "best detections kept per image", "U-Recall, %")
 
     return _Plot("unknown-recall", draw, *_size(len(panels), 4.8))
 
@@ -187,13 +184,13 @@ def _wilderness_impact(results: Sequence[Result]) -> _Plot | None:
     def draw(figure: Figure) -> None:
         grid = _line_panels(figure, panels, percent=False)
         for axes in grid.flat[: len(panels)]:
-            axes.axvline(PUBLISHED_LEVEL, color=PALETTE["muted"], linewidth=0.9, linestyle=(0, (1, 2)), zorder=0)
+            axes.axvline(WI_RECALL, color=PALETTE["muted"], linewidth=0.9, linestyle=(0, (1, 2)), zorder=0)
             axes.set_xticks([level / 10 for level in range(1, 10)])
             axes.set_xlim(0.07, 1.1)
             axes.spines["bottom"].set_bounds(0.07, 0.93)
         _outer_labels(grid, len(panels), "recall of each known class", "wilderness impact")
         points = {"marker": "o", "markersize": 5, "linestyle": "", "color": PALETTE["muted"]}
-        entries = {f"as in papers ({PUBLISHED_LEVEL:g})": _proxy(color=PALETTE["muted"], linestyle=(0, (1, 2)))}
+        entries = {f"as in papers ({WI_RECALL:g})": _proxy(color=PALETTE["muted"], linestyle=(0, (1, 2)))}
         if full:
             entries["every class reaches it"] = _proxy(**points)
         if hollow:
@@ -208,7 +205,9 @@ def _recall_by_detections(result: Result) -> _Line | None:
     if values is None:
         return None
     heights = (100 * values).tolist()
-    return _Line(_task(result), tuple(range(1, len(heights) + 1)), tuple(heights), frozenset(BUDGETS), frozenset())
+    return _Line(
+        _task(result), tuple(range(1, len(heights) + 1)), tuple(heights), frozenset(DETECTION_BUDGETS), frozenset()
+    )
 
 
 def _impact_by_recall(result: Result) -> _Line | None:
@@ -223,7 +222,7 @@ def _impact_by_recall(result: Result) -> _Line | None:
 
 
 def _by_protocol(results: Sequence[Result], line_of: Callable[[Result], _Line | None]) -> list[tuple[str, list[_Line]]]:
-    """Lines of the results by protocol, in the order of the results. Further results of one task are numbered."""
+    """Lines of the results by protocol, in their order. Further results of one task are numbered."""
     panels: dict[str, list[_Line]] = {}
     for result in results:
         line = line_of(result)
@@ -235,7 +234,7 @@ def _by_protocol(results: Sequence[Result], line_of: Callable[[Result], _Line | 
 
 
 def _line_panels(figure: Figure, panels: Sequence[tuple[str, Sequence[_Line]]], *, percent: bool) -> Any:
-    """A panel a protocol with its lines, each labelled at its end; returns the grid of axes."""
+    """Draw a panel per protocol with its lines, each labelled at its end; return the grid of axes."""
     rows, columns = _grid(len(panels))
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     highest = max(max(line.heights) for _, lines in panels for line in lines)
@@ -256,14 +255,14 @@ def _line_panels(figure: Figure, panels: Sequence[tuple[str, Sequence[_Line]]], 
     return grid
 
 
-def _outer_labels(grid: Any, panels: int, below: str, beside: str) -> None:
+def _outer_labels(grid: Any, num_panels: int, below: str, beside: str) -> None:
     """Label the outer axes, and hide those that hold no panel."""
     columns = grid.shape[1]
     for index, axes in enumerate(grid.flat):
-        if index >= panels:
+        if index >= num_panels:
             axes.set_visible(False)
             continue
-        if index + columns >= panels:
+        if index + columns >= num_panels:
             axes.set_xlabel(below)
             axes.tick_params(labelbottom=True)
         if index % columns == 0:
@@ -284,7 +283,7 @@ def _reached(recall: Reals, precision: Reals) -> tuple[Reals, Reals]:
 
 
 def _fractions(values: Any, like: Reals | None = None) -> Reals | None:
-    """(N,) float64 of a list of numbers; None if it is no such list, or not as long as ``like``."""
+    """(N,) float64 of a list of numbers; None if it is not one, or not as long as ``like``."""
     found = [number(value) for value in sequence(values)]
     known = [value for value in found if value is not None]
     if not known or len(known) != len(found) or (like is not None and len(known) != len(like)):
@@ -292,15 +291,15 @@ def _fractions(values: Any, like: Reals | None = None) -> Reals | None:
     return np.array(known, dtype=np.float64)
 
 
-def _grid(panels: int) -> tuple[int, int]:
+def _grid(num_panels: int) -> tuple[int, int]:
     """Rows and columns."""
-    columns = panels if panels < 4 else 2 if panels == 4 else 3
-    return math.ceil(panels / columns), columns
+    columns = num_panels if num_panels < 4 else 2 if num_panels == 4 else 3
+    return math.ceil(num_panels / columns), columns
 
 
-def _size(panels: int, single: float) -> tuple[float, float]:
+def _size(num_panels: int, single: float) -> tuple[float, float]:
     """Width and height of a figure in inches; ``single`` is the width of one with a single panel."""
-    rows, columns = _grid(panels)
+    rows, columns = _grid(num_panels)
     return {1: single, 2: 8.2}.get(columns, 9.4), 0.5 + 2.75 * rows
 
 

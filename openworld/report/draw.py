@@ -1,8 +1,8 @@
-"""Boxes on images: known classes solid in a colour of their own, unknown dashed with hatched corners and a "?" chip.
+"""Draw boxes on images: known classes solid, each in its colour; unknown dashed, with hatched corners and a "?" chip.
 
-Style carries the meaning twice, by colour and by form, so that a print in greyscale or a colour-blind reader loses
-nothing: known is a solid line with a filled chip, unknown is dashed on black with hatched corners and a black chip,
-an object that was not taught yet is dashed grey without hatching.
+Both colour and form carry the meaning, so nothing is lost in greyscale or to a colour-blind reader: known is a solid
+line with a filled chip, unknown is dashed on black with hatched corners and a black chip, and an object that was not
+taught yet is dashed grey without hatching.
 
 Boxes are ``x1 y1 x2 y2`` in pixels of the image that is passed in; drawings are larger than small images.
 """
@@ -28,17 +28,22 @@ NOT_TAUGHT_COLOUR: Colour = (190, 195, 200)
 _BLACK: Colour = (12, 12, 14)
 _WHITE: Colour = (255, 255, 255)
 _RESERVED_HUES = (12.0, 58.0)
-"""Degrees around the orange of unknown, which no class gets."""
+"""Degrees around the orange of unknown; no class gets a hue in between."""
 
 
 def class_colour(name: str) -> Colour:
-    """Colour of a class, from its name alone: the same in every drawing, task and run; never near unknown's orange."""
+    """Colour of a class. It depends on the name alone, and is never near the orange of unknown."""
     digest = hashlib.sha256(name.encode()).digest()
     low, high = _RESERVED_HUES
     hue = (high + int.from_bytes(digest[:4], "big") / 2**32 * (360.0 - (high - low))) % 360.0
     lightness = (0.38, 0.52, 0.66)[digest[4] % 3]
     red, green, blue = colorsys.hls_to_rgb(hue / 360.0, lightness, 0.78)
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def css_colour(colour: Colour) -> str:
+    """A colour as CSS writes it: "#ff8a00"."""
+    return "#" + "".join(f"{channel:02x}" for channel in colour)
 
 
 def draw_detections(
@@ -61,8 +66,8 @@ def draw_detections(
         scores: N numbers in [0, 1].
         is_unknown: N booleans, the model's decision.
         title: one line in a bar above the picture.
-        at_least: pixels; an image whose longer side is shorter is enlarged to it.
-        at_most: pixels; an image whose longer side is longer is reduced to it. None leaves large images as they are.
+        at_least: pixels; enlarge an image whose longer side is shorter.
+        at_most: pixels; reduce an image whose longer side is longer. None leaves large images as they are.
 
     Returns:
         A new RGB image. Higher scores are drawn on top.
@@ -117,7 +122,7 @@ def draw_ground_truth(
 def contact_sheet(
     images: Sequence[Image.Image], columns: int, title: str | None = None, *, gap: int = 8
 ) -> Image.Image:
-    """Images row by row on one white sheet, each centred in a cell as large as the largest.
+    """Put images row by row on one white sheet, each centred in a cell as large as the largest.
 
     Args:
         images: any sizes.
@@ -198,7 +203,7 @@ def _outline(draw: ImageDraw.ImageDraw, place: npt.NDArray[np.float64], mark: _M
 
 
 def _dashed_rectangle(draw: ImageDraw.ImageDraw, box: Rectangle, colour: Colour, line: int, dash: float) -> None:
-    """Dashes centred on each side, starting and ending with half a dash, so that all four corners are drawn."""
+    """Draw dashes centred on each side, starting and ending with half a dash, so that all four corners are visible."""
     left, top, right, bottom = box
     sides = (((left, top), (right, top)), ((right, top), (right, bottom)),
              ((right, bottom), (left, bottom)), ((left, bottom), (left, top)))  # fmt: skip
@@ -232,7 +237,7 @@ def _chip(
     size: tuple[int, int],
     taken: list[Rectangle],
 ) -> None:
-    """Label of a box, at the first of six places that no earlier label covers; ``taken`` grows by the one chosen."""
+    """Write the label of a box at the first of six places that no earlier label covers, and add it to ``taken``."""
     text = _fit(mark.text, font, size[0] - 8)
     ascent, descent = font.getmetrics()
     pad = max(3, round((ascent + descent) / 5))
@@ -267,7 +272,7 @@ def _covered(spot: tuple[float, float], width: float, height: float, taken: Sequ
 
 
 def _fit(text: str, font: Any, width: float) -> str:
-    """The text, shortened in front of its last word (the score) until it is no wider than ``width`` pixels."""
+    """Shorten the text before its last word (the score) until it fits into ``width`` pixels."""
     text = " ".join(text.split())
     if font.getlength(text) <= width or " " not in text:
         head, tail = text, ""

@@ -1,4 +1,4 @@
-"""What ``openworld evaluate --output`` leaves: one file in a chosen form, or a folder with all forms and the plots."""
+"""Files of ``openworld evaluate --output``: one file in a chosen form, or a folder with all forms and the plots."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ Results = Sequence[dict[str, Any]]
 
 
 def as_json(results: Results) -> str:
-    """One result as it is, several as ``{"results": [...]}``. NaN and infinities, which are not JSON, raise."""
+    """One result as it is, several as ``{"results": [...]}``.
+
+    Raises:
+        ValueError: a NaN or an infinity, which are not JSON.
+    """
     content = results[0] if len(results) == 1 else {"results": list(results)}
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
@@ -27,7 +31,7 @@ FORMS: dict[str, Callable[[Results], str]] = {
     ".md": as_markdown,
     ".tex": as_latex,
 }
-"""Suffix of a single file and what writes its text."""
+"""Suffix of a single file, and the function that makes its text."""
 
 
 def write_results(results: Results, output: Path) -> list[Path]:
@@ -35,7 +39,7 @@ def write_results(results: Results, output: Path) -> list[Path]:
 
     A folder gets metrics.json, results.csv, results.md, results.tex, precision_recall.png, unknown_recall.png and
     wilderness_impact.png. A plot for which the results hold nothing is left out, and an older one of that name is
-    removed, so that the folder never shows another evaluation's curves.
+    removed, so that the folder never shows curves of another evaluation.
 
     Args:
         results: of :func:`openworld.predictions.score.evaluate_predictions`, in the order of the rows.

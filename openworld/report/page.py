@@ -9,7 +9,7 @@ from openworld.report.plots import PALETTE
 
 
 def render(template: str, **values: Any) -> str:
-    """The text of a page. Whatever a template includes (``style.html``) lies beside it; values are escaped.
+    """Render a template of this package. Values are escaped; included templates lie beside it.
 
     Args:
         template: name of the file.
@@ -33,16 +33,3 @@ def markup(svg: str | None) -> Any:
     from markupsafe import Markup
 
     return None if svg is None else Markup(svg)
-
-
-def text_of(value: Any) -> str:
-    """A value of a JSON file as a reader sees it."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(text_of, value)) + "]"
-    return str(value)

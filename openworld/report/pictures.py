@@ -1,4 +1,4 @@
-"""Test images for the report: which ones to show, and how each task sees them.
+"""Test images for the report: choose them, and draw them as each task sees them.
 
 The same images are shown for every task, so that a reader sees an object go from "unknown" to its name.
 """
@@ -21,15 +21,16 @@ from PIL import Image, ImageOps
 from openworld.errors import DataError
 from openworld.labels import UNKNOWN_NAME
 from openworld.report.draw import contact_sheet, draw_detections, draw_ground_truth
-from openworld.report.run_folder import RunArtefacts, mapping, number, read_run, sequence
+from openworld.report.run_folder import RunArtefacts, mapping, read_run, sequence
+from openworld.report.text import number
 
 logger = logging.getLogger(__name__)
 
 Evidence = tuple[str, str]
-"""What an image shows: ("known" | "unknown" | "named", class name)."""
+"""One thing that an image shows: ("known" | "unknown" | "named", class name)."""
 
 _WORTH = {"known": 1.0, "unknown": 2.0, "named": 4.0}
-"""A right name, an unknown object found, and an object found as unknown and named at a later task."""
+"""Weight of a right name, of an unknown object found, and of an object found as unknown and later named."""
 
 
 class LabelledImages(Protocol):
@@ -56,7 +57,7 @@ class Objects:
 
 @dataclass(frozen=True)
 class Shown:
-    """Detections of one image that are drawn: ``boxes`` (N, 4) float64 x1 y1 x2 y2, sorted by falling score."""
+    """Detections of one image to draw: ``boxes`` (N, 4) float64 x1 y1 x2 y2, sorted by falling score."""
 
     boxes: npt.NDArray[np.float64]
     names: tuple[str, ...]
@@ -87,14 +88,14 @@ class Picture:
     story: tuple[str, ...]
     """Classes of objects that were found as unknown and named at a later task."""
     telling: bool
-    """Something drawn on it is right; without annotations, something is drawn."""
+    """Whether something drawn on it is right or, without annotations, anything is drawn."""
 
 
 def pictures(
     run: RunArtefacts,
     test: LabelledImages | None,
     *,
-    count: int = 6,
+    num_images: int = 6,
     known_threshold: float = 0.3,
     unknowns: int = 4,
     size: int = 480,
@@ -104,13 +105,13 @@ def pictures(
     Args:
         run: the run.
         test: annotations; without them only detections are drawn.
-        count: most images.
+        num_images: maximum number of images.
         known_threshold: least score of a known detection that is drawn.
-        unknowns: the so many unknown detections with the highest scores are drawn.
-        size: pixels, longer side of a drawing.
+        unknowns: draw at most this many unknown detections per image, best first.
+        size: longer side of a drawing in pixels.
 
     Returns:
-        The pictures, and one sentence for every image that could not be opened.
+        The pictures, and one sentence per image that could not be opened.
     """
     views = {
         task.number: {
@@ -135,7 +136,7 @@ def pictures(
     result: list[Picture] = []
     notes: list[str] = []
     for key in choose(evidence, len(ids)):
-        if len(result) == count or len(notes) == 3:
+        if len(result) == num_images or len(notes) == 3:
             break
         file = next(
             (str(entries[key]["file"]) for entries in views.values() if mapping(entries.get(key)).get("file")), ""
@@ -160,16 +161,16 @@ def sample_sheet(
     test: LabelledImages | None,
     output: Path,
     *,
-    count: int = 3,
+    num_images: int = 3,
     size: int = 384,
     known_threshold: float = 0.3,
 ) -> Path:
-    """Write one PNG with a row for each of ``count`` images: the annotations, then the detections after every task.
+    """Write one PNG with one row per image: the annotations, then the detections after every task.
 
     Raises:
         DataError: no image of the run can be drawn.
     """
-    chosen, notes = pictures(read_run(run), test, count=count, known_threshold=known_threshold, size=size)
+    chosen, notes = pictures(read_run(run), test, num_images=num_images, known_threshold=known_threshold, size=size)
     cells: list[Image.Image] = []
     columns = 1
     for picture in chosen:
@@ -191,12 +192,12 @@ def sample_sheet(
 
 
 def shown_detections(entry: Mapping[str, Any], known_threshold: float, unknowns: int) -> Shown:
-    """The detections of one image that are worth drawing.
+    """Choose the detections of one image that are worth drawing.
 
     Args:
         entry: one element of ``images`` in predictions.json.
         known_threshold: least score of a known detection.
-        unknowns: how many unknown detections, the highest scores first.
+        unknowns: maximum number of unknown detections, best first.
     """
     usable = []
     for item in map(mapping, sequence(entry.get("detections"))):
@@ -220,11 +221,11 @@ def shown_detections(entry: Mapping[str, Any], known_threshold: float, unknowns:
 def image_evidence(
     shown: Mapping[int, Shown], objects: Objects | None, known: Mapping[int, frozenset[str]]
 ) -> Counter[Evidence]:
-    """What one image shows, counted over the tasks.
+    """Count what one image shows, over all tasks.
 
-    With annotations only right detections count: matched greedily by falling score at IoU >= 0.5, a known one to an
-    object of its class, an unknown one to an object of a class that its task does not know. Without them every drawn
-    detection counts.
+    With annotations only right detections count. They are matched greedily by falling score at IoU >= 0.5, a known one
+    to an object of its class, an unknown one to an object of a class that its task does not know. Without annotations
+    every drawn detection counts.
     """
     counted: Counter[Evidence] = Counter()
     found_as_unknown: set[int] = set()
@@ -246,7 +247,7 @@ def image_evidence(
 
 
 def choose(evidence: Mapping[str, Counter[Evidence]], count: int) -> list[str]:
-    """Keys of ``count`` images, the most telling first; what earlier images showed already counts less and less."""
+    """Choose ``count`` images, the most telling first; what earlier ones showed already counts less and less."""
     seen: Counter[Evidence] = Counter()
     left = sorted(evidence, key=_natural)
     chosen: list[str] = []
@@ -286,7 +287,7 @@ def _panel(
 
 
 def _annotations(test: LabelledImages | None) -> tuple[dict[str, Objects], dict[str, str]]:
-    """Objects and image path by image id; objects that are marked *ignore* are left out."""
+    """Objects and image path by image id, without objects that are marked *ignore*."""
     objects: dict[str, Objects] = {}
     paths: dict[str, str] = {}
     if test is None:
@@ -331,7 +332,7 @@ def _iou(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> npt.ND
 
 
 def _open(candidates: Sequence[Path], entry: Mapping[str, Any]) -> Image.Image | None:
-    """The first candidate that is an image, turned by its EXIF tag where only that gives the size in ``entry``."""
+    """Open the first candidate that is an image, turned by its EXIF tag if only that gives the size in ``entry``."""
     wanted = (entry.get("width"), entry.get("height"))
     for path in candidates:
         try:

@@ -1,7 +1,7 @@
 """Figures of the report as inline SVG, or as PNG for a file.
 
-Every colour of the palette is written as a CSS variable with its light value as fallback, so that the page's light and
-dark theme reach into the figures, and text stays text. A function returns None where there is nothing to draw.
+Colours of the palette are written as CSS variables with their light values as fallback, so that figures follow the
+page's light or dark theme. Text stays text. A function returns None where there is nothing to draw.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from openworld.report.run_folder import mapping, number, sequence
+from openworld.report.run_folder import mapping
+from openworld.report.text import ABSENT, number, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,17 +37,19 @@ PALETTE = {
 }
 """CSS variable (``--ink`` …) and its value in the light theme."""
 
+Reals = npt.NDArray[np.float64]
+
 TASK_COLOURS = [PALETTE[name] for name in ("known", "previous", "current", "rose", "ochre", "muted")]
 LineEnd = tuple[float, float, str, str]
-"""Height and place of the last point of a line, its label, its colour."""
+"""The last point of a line as height and place, its label, and its colour."""
 
 _LOSSES = {
     "objectness": "known",
     "rpn_box": "previous",
     "classification": "current",
     "box": "ochre",
-    "clustering": "rose",
 }
+"""Colours of the engine's losses; those of a method are rose."""
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -82,11 +85,11 @@ _RC: dict[Any, Any] = {
     "savefig.facecolor": "none",
 }
 _POINTS = 240
-"""Most points of one loss curve; longer logs are averaged in as many bins."""
+"""Maximum number of points of one loss curve; longer logs are averaged in this many bins."""
 
 
 def loss_curves(log: Sequence[Mapping[str, Any]]) -> str | None:
-    """One panel for every phase with steps: the total loss and, thinner, its parts. ``log`` is metrics.jsonl."""
+    """Draw one panel per phase with steps: the total loss and, thinner, its parts. ``log`` is metrics.jsonl."""
     phases: dict[tuple[str, Any], list[Mapping[str, Any]]] = {}
     for entry in log:
         if entry.get("event") == "step" and number(entry.get("step")) is not None:
@@ -121,7 +124,7 @@ def loss_curves(log: Sequence[Mapping[str, Any]]) -> str | None:
         names = ["total", *(name for name in used if name != "total")]
         figure.legend(
             [used[name] for name in names],
-            [_short(name.replace("_", " "), 24) for name in names],
+            [shortened(name.replace("_", " "), 24) for name in names],
             loc="outside upper left",
             ncols=6,
         )
@@ -130,18 +133,17 @@ def loss_curves(log: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def results_by_task(metrics: Sequence[tuple[int, Mapping[str, Any]]]) -> str | None:
-    """Left mAP@50 of previous, current and all known classes, right U-Recall; one group of bars a task, in percent.
+    """Draw mAP@50 of previous, current and all known classes (left) and U-Recall (right) as bars by task, in percent.
 
     Args:
         metrics: (task, content of its metrics.json) in rising order of the task.
     """
     series = {
-        "previous": [_percent(content.get("previous_ap50")) for _, content in metrics],
-        "current": [_percent(content.get("current_ap50")) for _, content in metrics],
-        "known": [_percent(content.get("known_ap50")) for _, content in metrics],
+        kind: 100 * numbers(content.get(f"{kind}_ap50") for _, content in metrics)
+        for kind in ("previous", "current", "known")
     }
-    recall = [_percent(content.get("unknown_recall50")) for _, content in metrics]
-    if not any(value is not None for values in (*series.values(), recall) for value in values):
+    recall = 100 * numbers(content.get("unknown_recall50") for _, content in metrics)
+    if not any(np.isfinite(values).any() for values in (*series.values(), recall)):
         return None
     names = [f"task {task}" for task, _ in metrics]
 
@@ -154,10 +156,10 @@ def results_by_task(metrics: Sequence[tuple[int, Mapping[str, Any]]]) -> str | N
         right.set_title("Unknown objects: U-Recall", pad=22)
         handles, texts = left.get_legend_handles_labels()
         left.legend(handles, texts, loc="lower left", bbox_to_anchor=(-0.01, 0.985), ncols=3, borderaxespad=0.1)
-        for axes, values in ((left, [value for kind in series.values() for value in kind]), (right, recall)):
+        for axes, values in ((left, np.concatenate(list(series.values()))), (right, recall)):
             axes.set_xticks(range(len(names)), names)
             axes.set_xlim(-0.6, len(names) - 0.4)
-            top = max((value for value in values if value is not None), default=0.0)
+            top = float(np.nan_to_num(values).max())
             axes.set_ylim(0, min(104.0, max(10.0, 1.18 * top)))
             axes.set_ylabel("%")
 
@@ -165,7 +167,7 @@ def results_by_task(metrics: Sequence[tuple[int, Mapping[str, Any]]]) -> str | N
 
 
 def forgetting_lines(groups: Mapping[int, Sequence[float | None]], tasks: Sequence[int]) -> str | None:
-    """One line for the classes of each task: their mean AP@50 when taught and after every later task.
+    """Draw one line per task that taught classes: their mean AP@50 then and after every later task.
 
     Args:
         groups: task that taught the classes -> mean AP@50 after each of ``tasks``, fractions or None.
@@ -197,10 +199,10 @@ def forgetting_lines(groups: Mapping[int, Sequence[float | None]], tasks: Sequen
 def class_heatmap(
     values: Mapping[str, Sequence[float | None]], taught: Mapping[str, int], tasks: Sequence[int]
 ) -> str | None:
-    """AP@50 of every class (rows) after every task (columns), and the change since it was taught.
+    """Draw AP@50 of every class (rows) after every task (columns), and the change since it was taught.
 
     Args:
-        values: class -> AP@50 after each of ``tasks``, fractions or None, in the order to be drawn.
+        values: class -> AP@50 after each of ``tasks``, fractions or None, in the order to draw them.
         taught: class -> task that taught it.
         tasks: the evaluated tasks, rising.
     """
@@ -222,99 +224,8 @@ def class_heatmap(
     return svg("classes", draw, min(9.6, (2.6 + 0.5 * len(tasks)) * panels), 0.45 + 0.26 * length)
 
 
-def energy_histogram(energy: Mapping[str, Any], task: int) -> str | None:
-    """Negative free energies of known and unknown regions, the fitted Weibull densities, and what is called unknown.
-
-    Args:
-        energy: content of energy.json.
-        task: names the figure.
-    """
-    samples = {
-        kind: np.array(
-            [value for value in map(number, sequence(mapping(energy.get("samples")).get(kind))) if value is not None]
-        )
-        for kind in ("known", "unknown")
-    }
-    everything = np.concatenate(list(samples.values()))
-    if not everything.size:
-        return None
-    low, high = (float(value) for value in np.quantile(everything, (0.002, 0.998)))
-    margin = 0.06 * (high - low) or 1.0
-    low, high = low - margin, high + margin
-    intervals = unknown_intervals(energy)
-    reach = low - (high - low), high + (high - low)
-    ends = [end for interval in intervals for end in interval if end is not None and reach[0] < end < reach[1]]
-    low, high = min([low, *(end - margin for end in ends)]), max([high, *(end + margin for end in ends)])
-    alone = intervals[0][1] if len(intervals) == 1 and intervals[0][0] is None else None
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        rare = min((values.size for values in samples.values() if values.size), default=0) < 100
-        edges = np.linspace(low, high, 25 if rare else 46).tolist()
-        at = np.linspace(low, high, 400)
-        peak = 0.0
-        for kind, values in samples.items():
-            if not values.size:
-                continue
-            heights, _, _ = axes.hist(
-                values, edges, density=True, color=PALETTE[kind], alpha=0.3, label=f"{kind} regions ({values.size:,})"
-            )
-            peak = max(peak, float(np.max(heights)))
-        for kind in ("known", "unknown"):
-            density = weibull_density(at, mapping(energy.get(kind)))
-            if density is not None:
-                axes.plot(at, density, color=PALETTE[kind], linewidth=1.8, label=f"Weibull of {kind}")
-        top = 1.25 * peak or 1.0
-        for first, last in intervals:
-            left, right = low if first is None else max(low, first), high if last is None else min(high, last)
-            if left < right:
-                axes.axvspan(left, right, color=PALETTE["unknown"], alpha=0.06, linewidth=0)
-        for end in (end for end in ends if low <= end <= high):
-            axes.axvline(end, color=PALETTE["ink"], linewidth=1.2, linestyle=(0, (4, 3)))
-            side = "right" if end - low > 0.35 * (high - low) else "left"
-            if alone is None:
-                text = f"{end:.2f}"
-            elif side == "right":
-                text = f"◂ called unknown  |  {end:.2f}"
-            else:
-                text = f"{end:.2f}  |  unknown is left of this"
-            axes.annotate(
-                text,
-                (end, 0.965 * top),
-                (-6 if side == "right" else 6, 0),
-                textcoords="offset points",
-                ha=side,
-                va="top",
-                fontsize=8,
-            )
-        if alone is None and ends:
-            note = "shaded: called unknown"
-            axes.annotate(note, (0.995, 0.85), xycoords="axes fraction", ha="right", va="top", fontsize=8)
-        axes.set_xlim(low, high)
-        axes.set_ylim(0, top)
-        axes.set_yticks([])
-        axes.set_ylabel("density")
-        axes.set_xlabel("negative free energy  T · logsumexp(g / T)")
-        axes.set_title(f"Task {task}: the less the hills overlap, the better", pad=24)
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=4, borderaxespad=0.1, columnspacing=1.4)
-
-    return svg(f"energy{task}", draw, 9.0, 2.9)
-
-
-def unknown_intervals(energy: Mapping[str, Any]) -> list[tuple[float | None, float | None]]:
-    """Pairs of negative energies between which a detection is called unknown, None where open.
-
-    Args:
-        energy: content of energy.json; one without ``intervals`` is unknown left of its ``boundary``.
-    """
-    pairs = [sequence(pair) for pair in sequence(energy.get("intervals"))]
-    found = [(number(pair[0]), number(pair[1])) for pair in pairs if len(pair) == 2]
-    boundary = number(energy.get("boundary"))
-    return found or ([] if boundary is None else [(None, boundary)])
-
-
 def knn_bars(accuracies: Mapping[str, float]) -> str | None:
-    """Bars of k-nearest-neighbour accuracy: pretrained, untrained, and always saying the commonest class.
+    """Draw k-nearest-neighbour accuracy as bars: pretrained, untrained, and always the commonest class.
 
     Args:
         accuracies: fractions under ``trained``, ``untrained`` and ``chance``, whichever are known.
@@ -347,27 +258,6 @@ def knn_bars(accuracies: Mapping[str, float]) -> str | None:
     return svg("knn", draw, 6.4, 0.55 + 0.36 * len(rows))
 
 
-def weibull_density(at: npt.NDArray[np.float64], fit: Mapping[str, Any]) -> npt.NDArray[np.float64] | None:
-    """Density of a three-parameter Weibull minimum distribution.
-
-    ``(k / c) z^(k-1) exp(-z^k)`` with ``z = (x - location) / c``, shape ``k``, scale ``c``, and 0 left of the location.
-
-    Args:
-        at: (N,) float64.
-        fit: ``shape``, ``location`` and ``scale``.
-
-    Returns:
-        (N,) float64, or None where a parameter is missing or not positive.
-    """
-    shape, location, scale = (number(fit.get(key)) for key in ("shape", "location", "scale"))
-    if shape is None or location is None or scale is None or shape <= 0 or scale <= 0:
-        return None
-    z = np.clip((at - location) / scale, 1e-12, None)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        density = shape / scale * np.exp((shape - 1) * np.log(z) - z**shape)
-    return np.where((at > location) & np.isfinite(density), density, 0.0)
-
-
 def _heat_panel(
     axes: Axes,
     names: Sequence[str],
@@ -383,7 +273,7 @@ def _heat_panel(
     word = "task " if len(tasks) < 4 else "T"
 
     for y, name in enumerate(names):
-        axes.text(-0.12, y + 0.5, _short(name, 20), ha="right", va="center", fontsize=8)
+        axes.text(-0.12, y + 0.5, shortened(name, 20), ha="right", va="center", fontsize=8)
         row = values[name]
         for x, value in enumerate(row):
             if value is not None:
@@ -425,14 +315,15 @@ def label_ends(axes: Axes, ends: Sequence[LineEnd], gap: float) -> None:
         )
 
 
-def _bars(axes: Axes, values: Sequence[float | None], colour: str, offset: float, width: float, label: str) -> None:
-    places = [index + offset for index in range(len(values))]
-    axes.bar(places, [0.0 if value is None else value for value in values], width, color=colour, label=label)
-    for place, value in zip(places, values, strict=True):
-        text = "–" if value is None else f"{value:.1f}"
+def _bars(axes: Axes, values: Reals, colour: str, offset: float, width: float, label: str) -> None:
+    """Bars in percent with their numbers above; NaN has no bar."""
+    places = np.arange(len(values)) + offset
+    heights = np.nan_to_num(values)
+    axes.bar(places, heights, width, color=colour, label=label)
+    for place, height, value in zip(places, heights, values, strict=True):
         axes.annotate(
-            text,
-            (place, value or 0.0),
+            f"{value:.1f}" if math.isfinite(value) else ABSENT,
+            (place, height),
             (0, 3),
             textcoords="offset points",
             ha="center",
@@ -441,10 +332,8 @@ def _bars(axes: Axes, values: Sequence[float | None], colour: str, offset: float
         )
 
 
-def binned(
-    steps: npt.NDArray[np.float64], values: npt.NDArray[np.float64]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Means of at most ``_POINTS`` consecutive chunks; a chunk without a finite value is a gap."""
+def binned(steps: Reals, values: Reals) -> tuple[Reals, Reals]:
+    """Average into at most ``_POINTS`` consecutive chunks; a chunk without a finite value is a gap."""
     if len(steps) <= _POINTS:
         return steps, values
     pairs = list(zip(np.array_split(steps, _POINTS), np.array_split(values, _POINTS), strict=True))
@@ -452,30 +341,21 @@ def binned(
     return np.array([chunk.mean() for chunk, _ in pairs]), np.array(means)
 
 
-def numbers(values: Any) -> npt.NDArray[np.float64]:
-    """(N,) float64; what is not a finite number is NaN."""
+def numbers(values: Any) -> Reals:
+    """(N,) float64, NaN in place of what is not a finite number."""
     return np.array([math.nan if (found := number(value)) is None else found for value in values], dtype=np.float64)
 
 
-def _percent(value: Any) -> float | None:
-    found = number(value)
-    return None if found is None else 100 * found
-
-
 def _loss_colour(name: str) -> str:
-    return PALETTE[_LOSSES.get(name, "muted")]
+    return PALETTE[_LOSSES.get(name, "rose")]
 
 
 def _phase_name(stage: str, task: Any) -> str:
-    return _short(f"Task {task} · {stage}" if task is not None else stage.capitalize(), 30)
-
-
-def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+    return shortened(f"Task {task} · {stage}" if task is not None else stage.capitalize(), 30)
 
 
 def png(draw: Callable[[Figure], None], width: float, height: float) -> bytes:
-    """PNG of a figure on white, ``width`` x ``height`` inches, 160 dots an inch; the same bytes for the same figure."""
+    """PNG of a figure on white, ``width`` x ``height`` inches, 160 dots per inch. Deterministic."""
     return _saved(draw, width, height, format="png", dpi=160, facecolor=PALETTE["card"], metadata={"Software": None})
 
 
@@ -497,7 +377,7 @@ def _saved(
 def svg(name: str, draw: Callable[[Figure], None], width: float, height: float) -> str:
     """Inline SVG of a figure, ``width`` x ``height`` inches, that scales with its column up to 1.3 times its size.
 
-    ``name`` is unique on the page: it is the prefix of every id.
+    ``name`` must be unique on the page; it is the prefix of every id.
     """
     empty = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     text = _saved(draw, width, height, {"svg.hashsalt": name}, format="svg", metadata=empty).decode()
@@ -510,4 +390,6 @@ def svg(name: str, draw: Callable[[Figure], None], width: float, height: float) 
         text = text.replace(colour, f"var(--{variable}, {colour})")
     head, rest = text.split(">", 1)
     head = re.sub(r' (?:width|height|version|xmlns(?::xlink)?)="[^"]*"', "", head)
-    return f'{head} role="img" class="figure" style="max-width: {round(width * 96 * 1.3)}px">{rest}'
+    return (
+        f'{head} role="img" data-figure="{name}" class="figure" style="max-width: {round(width * 96 * 1.3)}px">{rest}'
+    )

@@ -1,6 +1,6 @@
 """One HTML page of a pretraining, from the files in its folder alone: card.json, metrics.jsonl, neighbours.json.
 
-The page is self-contained like that of a run. Whatever file is missing is said in its place.
+The page is self-contained like that of a run, and says in its place what a missing file would have shown.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from PIL import Image, ImageOps
 
 from openworld.errors import DataError
 from openworld.report import plots
-from openworld.report.page import markup, render, text_of
+from openworld.report.page import markup, render
 from openworld.report.pictures import data_uri
 from openworld.report.plots import PALETTE
-from openworld.report.run_folder import flatten, mapping, number, read_json, read_log, sequence
+from openworld.report.run_folder import mapping, read_json, read_log, sequence
+from openworld.report.sections.settings import settings
+from openworld.report.text import ABSENT, decimal, number, percent, value_text
 from openworld.runtime.files import write_atomic
 
 if TYPE_CHECKING:
@@ -60,8 +62,8 @@ def build_pretrain_report(folder: Path) -> Path:
         probes=probe_rows(card),
         probe_note=_probe_note(mapping(card.get("knn"))),
         neighbours=_neighbours(sequence(mapping(found).get("queries")), notes),
-        facts=[(key, text_of(value)) for key, value in flatten(facts)],
-        options=[(key, text_of(value)) for key, value in flatten(mapping(card.get("options")))],
+        facts=settings(facts),
+        options=settings(mapping(card.get("options"))),
         notes=notes,
         command=f"openworld report {shlex.quote(str(folder))}",
     )
@@ -70,25 +72,25 @@ def build_pretrain_report(folder: Path) -> Path:
 
 
 def probe_rows(card: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """Each probe that the card knows, and as text: the trained network, the untrained one, chance."""
+    """Name of each probe on the card, and its values as text: trained, untrained, chance."""
     knn, linear, alignment = (mapping(card.get(name)) for name in ("knn", "linear", "alignment"))
     rows = []
     if knn:
-        cells = [_percent(knn.get(key)) for key in ("trained", "untrained", "chance")]
-        rows.append((f"kNN, k = {text_of(knn.get('k'))}: top-1, %", cells))
+        cells = [percent(knn.get(key)) for key in ("trained", "untrained", "chance")]
+        rows.append((f"kNN, k = {value_text(knn.get('k'))}: top-1, %", cells))
     for key, name in (("top1", "linear, closed form: top-1, %"), ("top5", "linear, closed form: top-5, %")):
         if linear:
-            cells = [_percent(mapping(linear.get(which)).get(key)) for which in ("trained", "untrained")]
-            rows.append((name, [*cells, _percent(linear.get("chance")) if key == "top1" else "–"]))
+            cells = [percent(mapping(linear.get(which)).get(key)) for which in ("trained", "untrained")]
+            rows.append((name, [*cells, percent(linear.get("chance")) if key == "top1" else ABSENT]))
     for key, name in (("alignment", "alignment (0 is best)"), ("uniformity", "uniformity (lower is better)")):
         if alignment:
-            cells = [_decimal(mapping(alignment.get(which)).get(key)) for which in ("trained", "untrained")]
-            rows.append((name, [*cells, "–"]))
+            cells = [decimal(mapping(alignment.get(which)).get(key), 2) for which in ("trained", "untrained")]
+            rows.append((name, [*cells, ABSENT]))
     return rows
 
 
 def training_curves(log: Sequence[Mapping[str, Any]]) -> str | None:
-    """Loss, learning rate, collapse meters and the probe over the steps; None for a log without any."""
+    """Draw loss, learning rate, collapse meters and the probe over the steps; None for a log without any."""
     panels = []
     for event, key, title, colour, scale in _PANELS:
         points = [entry for entry in log if entry.get("event") == event and number(entry.get(key)) is not None]
@@ -125,14 +127,14 @@ def _sentence(card: Mapping[str, Any]) -> str:
     arch, data, knn = mapping(card.get("arch")), mapping(card.get("data")), mapping(card.get("knn"))
     trained, untrained = number(knn.get("trained")), number(knn.get("untrained"))
     text = (
-        f"{card.get('method')} trained a {arch.get('name')} of width {text_of(arch.get('width'))} for "
-        f"{text_of(card.get('steps'))} steps on {text_of(data.get('images'))} images"
+        f"{card.get('method')} trained a {arch.get('name')} of width {value_text(arch.get('width'))} for "
+        f"{value_text(card.get('steps'))} steps on {value_text(data.get('images'))} images"
     )
     if trained is None or untrained is None:
         return f"{text}. No labelled images were given, so no classifier says what it learned."
     return (
-        f"{text}. Its nearest neighbours name {100 * trained:.1f}\u00a0% of labelled images right; those of the same "
-        f"network before training {100 * untrained:.1f}\u00a0%."
+        f"{text}. Its nearest neighbours name {percent(trained)}\u00a0% of labelled images right; those of the same "
+        f"network before training {percent(untrained)}\u00a0%."
     )
 
 
@@ -141,27 +143,24 @@ def _collapse(collapse: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"The features collapsed at step {collapse['collapsed_at']}: images looked alike to the network. At the end "
-        f"their spread is {_decimal(collapse.get('feature_std'))} and their effective rank "
-        f"{_decimal(collapse.get('effective_rank'))}, which was {_decimal(collapse.get('first_rank'))} at first."
+        f"their spread is {decimal(collapse.get('feature_std'), 2)} and their effective rank "
+        f"{decimal(collapse.get('effective_rank'), 2)}, which was {decimal(collapse.get('first_rank'), 2)} at first."
     )
 
 
 def _probe_note(knn: Mapping[str, Any]) -> str:
     if not knn:
         return "No labelled images were given: only alignment and uniformity, which need no labels, are measured."
-    asked = (
-        f"each of {text_of(knn.get('samples'))} images is asked about all others"
-        if knn.get("leave_one_out")
-        else f"{text_of(knn.get('test_samples'))} held-out images are asked about {text_of(knn.get('samples'))} others"
-    )
-    return (
-        f"Classifiers on frozen features of {text_of(knn.get('classes'))} classes ({text_of(knn.get('source'))}); "
-        f"kNN: {asked}."
-    )
+    samples, asked = value_text(knn.get("samples")), value_text(knn.get("test_samples"))
+    how = f"{asked} held-out images are asked about {samples} others"
+    if knn.get("leave_one_out"):
+        how = f"each of {samples} images is asked about all others"
+    classes, source = value_text(knn.get("classes")), value_text(knn.get("source"))
+    return f"Classifiers on frozen features of {classes} classes ({source}); kNN: {how}."
 
 
 def _neighbours(queries: Sequence[Any], notes: list[str]) -> list[dict[str, Any]]:
-    """Pictures of each query and, by both networks, of its neighbours; a query that cannot be opened is left out."""
+    """Pictures of each query and of its neighbours by both networks, without queries that cannot be opened."""
     shown = []
     for query in map(mapping, queries):
         picture = _thumb(query.get("image"))
@@ -170,7 +169,7 @@ def _neighbours(queries: Sequence[Any], notes: list[str]) -> list[dict[str, Any]
             continue
         sides = {
             which: [
-                {"picture": _thumb(found.get("image")), "similarity": _decimal(found.get("similarity"))}
+                {"picture": _thumb(found.get("image")), "similarity": decimal(found.get("similarity"), 2)}
                 for found in map(mapping, sequence(query.get(which)))
             ]
             for which in ("trained", "untrained")
@@ -180,19 +179,9 @@ def _neighbours(queries: Sequence[Any], notes: list[str]) -> list[dict[str, Any]
 
 
 def _thumb(path: Any) -> str | None:
-    """A square picture as a ``data:`` address; None where the file is no image."""
+    """A square picture as a ``data:`` address; None where the file is not an image."""
     try:
         with Image.open(str(path)) as opened:
             return data_uri(ImageOps.fit(opened.convert("RGB"), (THUMB_PX, THUMB_PX)))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-
-
-def _percent(value: Any) -> str:
-    found = number(value)
-    return "–" if found is None else f"{100 * found:.1f}"
-
-
-def _decimal(value: Any) -> str:
-    found = number(value)
-    return "–" if found is None else f"{found:.2f}".replace("-", "−")

@@ -1,59 +1,55 @@
-"""Where the time of a step went: profile.json of a run as a table on the terminal and as a section of its page."""
+"""Time per part of a training step: profile.json of a run as a table on the terminal and as a section of its page."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openworld.report.run_folder import mapping, number, sequence
+from openworld.report.run_folder import mapping, sequence
+from openworld.report.text import ABSENT, counted, milliseconds, number
 from openworld.runtime.console import narrow_table
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-COLOURS = {
-    "data": "#8a6d1f",
-    "trunk": "#1d4f9f",
-    "FPN": "#4a86dd",
-    "RPN": "#0f8a7e",
-    "regions": "#5bbcb0",
-    "RoI head": "#7a4fd0",
-    "method": "#d9600b",
-    "backward": "#c2377e",
-    "communication": "#d6a021",
-    "optimiser": "#7d8f2b",
-    "logging": "#66707a",
-    "checkpoint": "#9aa3ab",
-    "other": "#c3c9cf",
-}
-"""The parts of a step in the order in which they run, with their colours; a profile may lack some and have others."""
-ORDER = tuple(COLOURS)
 
-MEANING = {
-    "data": "waiting for the next batch: decoding, augmentation",
-    "trunk": "the backbone, with what it is fed: stacking and normalising",
-    "FPN": "the feature pyramid",
-    "RPN": "proposals, their suppression and their losses",
-    "regions": "matching, sampling, losses of the box head",
-    "RoI head": "RoIAlign, the box head, the two last layers",
-    "method": "what the open-world method adds: relabelling of regions, losses of its own",
-    "backward": "gradients of all of it",
-    "communication": "between processes: gradients, features, statistics of BatchNorm, with the time of waiting",
-    "optimiser": "clipping and the step of the optimiser",
-    "logging": "the line in metrics.jsonl and the progress bar",
-    "checkpoint": "writing one, if one of the steps did",
-    "other": "what no part claims",
+@dataclass(frozen=True)
+class Part:
+    """How a part of a step is shown: its colour, and what it includes."""
+
+    colour: str
+    meaning: str
+
+
+PARTS = {
+    "data": Part("#8a6d1f", "waiting for the next batch: decoding, augmentation"),
+    "trunk": Part("#1d4f9f", "the backbone, and stacking and normalising its input"),
+    "FPN": Part("#4a86dd", "the feature pyramid"),
+    "RPN": Part("#0f8a7e", "proposals, their suppression and their losses"),
+    "regions": Part("#5bbcb0", "matching, sampling, losses of the box head"),
+    "RoI head": Part("#7a4fd0", "RoIAlign, the box head, the two last layers"),
+    "method": Part("#d9600b", "what the open-world method adds: relabelling of regions, losses of its own"),
+    "backward": Part("#c2377e", "gradients of all of it"),
+    "communication": Part(
+        "#d6a021", "between processes: gradients, features, statistics of BatchNorm, and waiting for each other"
+    ),
+    "optimiser": Part("#7d8f2b", "clipping and the step of the optimiser"),
+    "logging": Part("#66707a", "the line in metrics.jsonl and the progress bar"),
+    "checkpoint": Part("#9aa3ab", "writing one, if one of the steps did"),
+    "other": Part("#c3c9cf", "time that no part claims"),
 }
+"""The parts of a step in the order in which they run. A profile may lack some, and have others, which come last."""
 
 
 def profile_phases(profile: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The phases of profile.json with their parts in order; what is malformed is left out.
+    """The phases of profile.json with their parts in order; malformed ones are left out.
 
     Returns:
-        of each: ``title``, ``facts``, ``step`` (median seconds) and ``parts`` with ``name``, ``meaning``, ``seconds``
-        a step and ``share`` in percent.
+        per phase: ``title``, ``facts``, ``step`` (median seconds) and ``parts`` with ``name``, ``meaning``, ``seconds``
+        per step and ``share`` in percent.
     """
     phases = []
     for found in map(mapping, sequence(profile.get("phases"))):
@@ -61,40 +57,40 @@ def profile_phases(profile: Mapping[str, Any]) -> list[dict[str, Any]]:
         for part in map(mapping, sequence(found.get("parts"))):
             name, seconds, share = str(part.get("name")), number(part.get("seconds")), number(part.get("share"))
             if seconds is not None and share is not None:
-                meaning = MEANING.get(name, "")
+                meaning = PARTS[name].meaning if name in PARTS else ""
                 parts.append({"name": name, "meaning": meaning, "seconds": seconds, "share": 100 * share})
         spent = mapping(found.get("step_seconds"))
         median, least, most = (number(spent.get(key)) for key in ("median", "least", "most"))
         if not parts or median is None:
             continue
-        parts.sort(key=lambda part: ORDER.index(part["name"]) if part["name"] in ORDER else len(ORDER))
+        parts.sort(key=lambda part: _position(str(part["name"])))
         facts = [f"{found.get('steps')} steps of {found.get('batch_size')} images", str(found.get("device"))]
         if found.get("device") == "cpu":
-            facts.append(f"{found.get('threads')} thread{'s' if found.get('threads') != 1 else ''}")
+            facts.append(counted(int(number(found.get("threads")) or 1), "thread"))
         if number(found.get("processes")) not in (None, 1):
             facts.append(f"{found['processes']} processes, times of the first")
         if least is not None and most is not None:
-            facts.append(f"a step took {_milliseconds(least)} to {_milliseconds(most)}")
+            facts.append(f"a step took {milliseconds(least)} to {milliseconds(most)}")
         title = f"task {found.get('task')}, {found.get('stage')}"
         phases.append({"title": title, "facts": facts, "step": median, "parts": parts})
     return phases
 
 
 def profile_rows(phases: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """A row of text for each part that some phase has: its name, then milliseconds and percent of each phase."""
+    """A row of text per part: its name, then milliseconds and percent in each phase."""
     names = dict.fromkeys(part["name"] for phase in phases for part in phase["parts"])
     rows = []
-    for name in sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)):
+    for name in sorted(names, key=_position):
         cells = []
         for phase in phases:
             part = next((part for part in phase["parts"] if part["name"] == name), None)
-            cells += ["–", "–"] if part is None else [f"{1000 * part['seconds']:.1f}", f"{part['share']:.1f}"]
+            cells += [ABSENT] * 2 if part is None else [f"{1000 * part['seconds']:.1f}", f"{part['share']:.1f}"]
         rows.append((name, *cells))
     return rows
 
 
 def print_profile(run: Path, console: Console) -> None:
-    """Print the parts of a step by phase; nothing where the run has no profile.json."""
+    """Print the parts of a step by phase; print nothing where the run has no profile.json."""
     path = run / "profile.json"
     if not path.is_file():
         return
@@ -107,13 +103,17 @@ def print_profile(run: Path, console: Console) -> None:
 
 
 def profile_section(profile: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """What the page shows of each phase: as :func:`profile_phases`, times as text, and the parts' colours."""
+    """The phases as the page shows them: :func:`profile_phases` with times as text and the colours of the parts."""
     return [
         {
             **phase,
-            "step": _milliseconds(phase["step"]),
+            "step": milliseconds(phase["step"]),
             "parts": [
-                {**part, "colour": COLOURS.get(part["name"], COLOURS["other"]), "time": _milliseconds(part["seconds"])}
+                {
+                    **part,
+                    "colour": PARTS.get(part["name"], PARTS["other"]).colour,
+                    "time": milliseconds(part["seconds"]),
+                }
                 for part in phase["parts"]
             ],
         }
@@ -121,5 +121,6 @@ def profile_section(profile: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     ]
 
 
-def _milliseconds(seconds: float) -> str:
-    return f"{1000 * seconds:,.1f}\u00a0ms"
+def _position(name: str) -> int:
+    """Place of a part in the order of a step; parts that are not listed come last."""
+    return list(PARTS).index(name) if name in PARTS else len(PARTS)

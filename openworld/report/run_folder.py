@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from openworld.errors import DataError
+from openworld.report.text import number
 from openworld.runtime.files import read_yaml
 
 
@@ -20,14 +20,14 @@ class TaskArtefacts:
 
     number: int
     metrics: dict[str, Any] | None
-    energy: dict[str, Any] | None
+    calibration: dict[str, Any] | None
     exemplars: dict[str, Any] | None
     predictions: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
 class RunArtefacts:
-    """Everything in the folder of a run that a person may want to see.
+    """Everything in the folder of a run that a reader may want to see.
 
     Args:
         path: the folder.
@@ -50,8 +50,18 @@ class RunArtefacts:
     notes: tuple[str, ...]
 
     @property
+    def method(self) -> str:
+        """Name of the open-world method."""
+        return str(mapping(self.config.get("method")).get("name", ""))
+
+    @property
+    def scored(self) -> list[tuple[int, dict[str, Any]]]:
+        """Number and metrics of every task that has been evaluated, in rising order."""
+        return [(task.number, task.metrics) for task in self.tasks if task.metrics is not None]
+
+    @property
     def schedule(self) -> tuple[tuple[str, ...], ...]:
-        """Class names that each task introduces, as predictions.json records them; else read off the metrics."""
+        """Class names that each task introduces: from predictions.json, or else from the classes in the metrics."""
         for task in reversed(self.tasks):
             listed = (task.predictions or {}).get("tasks")
             if isinstance(listed, list) and all(isinstance(names, list) for names in listed):
@@ -107,20 +117,13 @@ def read_run(path: Path) -> RunArtefacts:
         TaskArtefacts(
             number,
             metrics=read(f"task{number}/metrics.json", "its numbers are not shown"),
-            energy=read(f"task{number}/energy.json", "its energy histogram is not shown"),
+            calibration=read(f"task{number}/calibration.json", "how known and unknown were told apart is not shown"),
             exemplars=read(f"task{number}/exemplars.json", "the images kept for replay are not known"),
             predictions=read(f"task{number}/predictions.json", "its detections are not shown"),
         )
         for number in numbers
     )
     return RunArtefacts(path, config, environment, data, profile, card, log, tasks, tuple(notes))
-
-
-def number(value: Any) -> float | None:
-    """A finite number as float; everything else, booleans included, is None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
 
 
 def mapping(value: Any) -> dict[str, Any]:
@@ -133,6 +136,11 @@ def sequence(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else []
 
 
+def class_ap(metrics: Mapping[str, Any], name: str) -> float | None:
+    """AP@50 of a class in the content of a metrics.json."""
+    return number(mapping(mapping(metrics.get("classes")).get(name)).get("ap50"))
+
+
 def flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
     """Leaves of nested mappings as (dotted key, value), in order; lists stay whole."""
     if isinstance(tree, Mapping) and tree:
@@ -143,7 +151,7 @@ def flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def read_json(path: Path, name: str, what: str, notes: list[str]) -> dict[str, Any] | None:
-    """The object in a JSON file, or None and a note that says ``what`` is missing for want of the file ``name``."""
+    """Read the object in a JSON file; if that fails, return None and add a note that names the file and ``what``."""
     return _noted(path, name, what, notes, lambda text: _as_mapping(json.loads(text)))
 
 
@@ -154,7 +162,7 @@ def _as_mapping(content: Any) -> dict[str, Any]:
 
 
 def read_log(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; none, and a note, where it is missing."""
+    """Read the lines of metrics.jsonl; if it is missing, return none and note it."""
 
     def parse(text: str) -> dict[str, Any]:
         entries = []

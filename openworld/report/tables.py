@@ -1,7 +1,6 @@
-"""Results as text for other programs: CSV at full precision, a Markdown table, LaTeX rows.
+"""Results as tables of text, and as text for other programs: CSV at full precision, Markdown, LaTeX.
 
-The two tables show the columns of the terminal, :data:`openworld.predictions.score.COLUMNS`; CSV holds every scalar
-metric.
+Tables show the headline metrics of :data:`openworld.metrics.table.METRICS`; CSV holds every scalar metric.
 """
 
 from __future__ import annotations
@@ -12,8 +11,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from openworld.predictions.score import ABSENT, USES_UNKNOWN_LABELS, protocols_of, result_table
+from openworld.metrics.table import headline_metrics, metric_value
 from openworld.report.run_folder import flatten
+from openworld.report.text import ABSENT, metric_text, value_text
+
+USES_UNKNOWN_LABELS = "Uses labels of unknown objects to tell known from unknown"
+"""Said of results whose predictions say so."""
 
 NOT_SCALAR = ("rules", "classes", "curves", "wi_classes_below_recall")
 """Entries of a result that are settings, or whose length depends on the task; JSON holds them."""
@@ -29,6 +32,32 @@ _LATEX = {
 }
 
 
+def result_table(results: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Heads and rows of text, one row per result; results of several protocols name theirs in a second column."""
+    metrics = headline_metrics()
+    several = len(protocols_of(results)) > 1
+    heads = ("Task", *(("Protocol",) if several else ()), *(metric.label for metric in metrics.values()))
+    rows = [
+        (
+            value_text(result.get("task")),
+            *((str(result["protocol"]),) if several else ()),
+            *(metric_text(metric, metric_value(result, name)) for name, metric in metrics.items()),
+        )
+        for result in results
+    ]
+    return heads, rows
+
+
+def protocols_of(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the protocols that results were scored under, in the order of the results."""
+    return list(dict.fromkeys(str(result["protocol"]) for result in results))
+
+
+def uses_unknown_labels(results: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether labels of unknown objects helped to make some result."""
+    return any(result.get("uses_unknown_labels") for result in results)
+
+
 def scalars(result: Mapping[str, Any]) -> dict[str, Any]:
     """The scalar metrics of one result by dotted name (``wi_at_recall.0.8``), in the order of the result."""
     kept = {name: value for name, value in result.items() if name not in NOT_SCALAR}
@@ -36,10 +65,9 @@ def scalars(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_csv(results: Sequence[Mapping[str, Any]]) -> str:
-    """One line a result, that is a task and protocol, with every scalar metric: fractions, not percent.
+    """One line per result, that is per task and protocol, with every scalar metric: fractions, not percent.
 
-    Numbers read back to the same value. An absent value is an empty cell, and so is a metric that other results have
-    and this one lacks.
+    Numbers read back to the same value. A value that is absent, or that only other results have, is an empty cell.
     """
     rows = [scalars(result) for result in results]
     names = dict.fromkeys(("task", "protocol", *(name for row in rows for name in row)))
@@ -50,21 +78,21 @@ def as_csv(results: Sequence[Mapping[str, Any]]) -> str:
     return stream.getvalue()
 
 
-def as_markdown(results: Sequence[dict[str, Any]]) -> str:
-    """The terminal's table: percent with one decimal, WI as a fraction, A-OSE as a count."""
+def as_markdown(results: Sequence[Mapping[str, Any]]) -> str:
+    """The headline metrics, one row per result."""
     heads, rows = result_table(results)
     protocols = protocols_of(results)
     lines = [f"Protocol: {_markdown(protocols[0])}", ""] if len(protocols) == 1 else []
     lines += ["| " + " | ".join(heads) + " |"]
     lines += ["|" + "|".join(":---" if head == "Protocol" else "---:" for head in heads) + "|"]
     lines += ["| " + " | ".join(map(_markdown, row)) + " |" for row in rows]
-    if _uses_unknown_labels(results):
+    if uses_unknown_labels(results):
         lines += ["", f"{USES_UNKNOWN_LABELS}."]
     return "\n".join(lines) + "\n"
 
 
-def as_latex(results: Sequence[dict[str, Any]]) -> str:
-    """The terminal's table as a ``tabular`` in the style of booktabs, one row a result; ``--`` where a value is absent.
+def as_latex(results: Sequence[Mapping[str, Any]]) -> str:
+    """The headline metrics as a ``tabular`` in the style of booktabs, one row per result.
 
     It is a whole ``tabular``, because a rule may not be the first thing that an ``\\input`` inside a table brings.
     """
@@ -77,13 +105,9 @@ def as_latex(results: Sequence[dict[str, Any]]) -> str:
     lines += [" & ".join(map(_latex, heads)) + r" \\", r"\midrule"]
     for task, *cells in rows:
         lines += [" & ".join((f"Task {_latex(task)}", *map(_latex, cells))) + r" \\"]
-    if _uses_unknown_labels(results):
+    if uses_unknown_labels(results):
         lines += [r"\midrule", rf"\multicolumn{{{len(heads)}}}{{l}}{{{_latex(USES_UNKNOWN_LABELS)}}} \\"]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def _uses_unknown_labels(results: Sequence[Mapping[str, Any]]) -> bool:
-    return any(result.get("uses_unknown_labels") for result in results)
 
 
 def _markdown(text: str) -> str:

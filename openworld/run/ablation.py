@@ -24,6 +24,8 @@ from openworld.data.synthetic import make_world, pretrain_folder, world_sources
 from openworld.engines.options import RoiOptions
 from openworld.errors import ConfigError, OpenWorldError
 from openworld.methods.closed.options import ClosedOptions
+from openworld.metrics.table import Metric, headline_metrics, metric_value
+from openworld.report.text import metric_text
 from openworld.run.schedule import run_backbone
 from openworld.runtime.console import narrow_table
 from openworld.runtime.dotted import leaves
@@ -56,20 +58,8 @@ def _with_variant(config: RunConfig, name: str) -> RunConfig:
     return replace(config, method=config.method.variants()[name])
 
 
-COLUMNS: dict[str, str] = {
-    "known_ap50": "Known mAP@50",
-    "previous_ap50": "Previous",
-    "current_ap50": "Current",
-    "unknown_recall50": "U-Recall",
-    "unknown_ap50": "U-AP",
-    "unknown_precision50": "U-Precision",
-    "wi": "WI",
-    "a_ose": "A-OSE",
-}
-
-
 def switched_one_by_one(config: RunConfig, options: Mapping[str, Any]) -> dict[str, Change]:
-    """One variant for each leaf of a tree of options that the configuration does not have, and one with all of several.
+    """One variant per leaf of a tree of options that differs from the configuration, and one with all of them.
 
     Args:
         config: the full configuration.
@@ -94,7 +84,7 @@ def switched_one_by_one(config: RunConfig, options: Mapping[str, Any]) -> dict[s
 
 
 def from_backbones(config: RunConfig, files: Mapping[str, Path]) -> dict[str, Change]:
-    """One variant for each pretrained backbone, and ``random`` for the same network with random weights.
+    """One variant per pretrained backbone, and ``random``: the same network with random weights.
 
     Args:
         config: the schedule that all are trained with; nothing is pretrained.
@@ -155,11 +145,11 @@ def run_ablation(
     switch: Mapping[str, Any] | None = None,
     backbones: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
-    """Run every variant with every seed, each in a folder and a process of its own, and print means and spreads.
+    """Run every variant with every seed, each in its own folder and process, and print means and spreads.
 
-    The backbone of a seed is pretrained once and shared, and so is the training of the first task among variants that
-    differ only in what comes after it. What is finished in the folder is not run again, so an
-    interrupted ablation goes on with the same command.
+    The backbone of a seed is pretrained once and shared. So is the training of the first task, among variants that
+    differ only in what comes after it. Finished runs are not repeated: the same command continues an interrupted
+    ablation.
 
     Args:
         config: the full configuration; its seed is replaced.
@@ -168,7 +158,7 @@ def run_ablation(
         variants: names out of :func:`variants_of`; none means all.
         switch: a tree of options; the variants are then those of :func:`switched_one_by_one`.
         backbones: weight files by name; the variants are then those of :func:`from_backbones`.
-        jobs: runs side by side, each with its share of the CPU's threads.
+        jobs: number of runs side by side, each with its share of the CPU's threads.
 
     Raises:
         ConfigError: a variant that does not exist; switch and backbones at once.
@@ -201,11 +191,11 @@ def run_ablation(
                 plans.append((name, seed, plan, folder / f"seed{seed}" / name.replace(" ", "-")))
         trainers: dict[str, Path] = {}
         for _, _, plan, where in plans:
-            trainers.setdefault(_training_of(plan), where)
+            trainers.setdefault(training_of(plan), where)
         done: dict[Path, list[dict[str, Any]]] = {}
         for follows in (False, True):
-            chosen = [(plan, where) for *_, plan, where in plans if (trainers[_training_of(plan)] != where) == follows]
-            found = pool.map(lambda item: _run(item[0], item[1], console, trainers[_training_of(item[0])]), chosen)
+            chosen = [(plan, where) for *_, plan, where in plans if (trainers[training_of(plan)] != where) == follows]
+            found = pool.map(lambda item: _run(item[0], item[1], console, trainers[training_of(item[0])]), chosen)
             done.update(zip((where for _, where in chosen), found, strict=True))
         results = [(name, seed, done[where]) for name, seed, _, where in plans]
     summary = summarise(results, names)
@@ -229,29 +219,39 @@ def _with_shared_world(config: RunConfig, folder: Path) -> RunConfig:
     return replace(config, data=data, pretrain=replace(config.pretrain, images=images))
 
 
-def _training_of(config: RunConfig) -> str:
-    """Equal for configurations whose first task is trained alike: energy and suppression come after the training."""
+def training_of(config: RunConfig) -> str:
+    """A text that is equal for configurations whose first task is trained alike.
+
+    Energy and suppression come after the training, so they do not count.
+    """
     plain, roi = RoiOptions(), config.model.roi
     later = ("score_threshold", "nms_iou", "cross_nms_iou", "detections_per_image")
     model = replace(config.model, roi=replace(roi, **{name: getattr(plain, name) for name in later}))
     return dump_config(replace(config, name="", model=model, method=config.method.before_calibration()))
 
 
-def _take_over(trained: Path, folder: Path) -> None:
-    """The first task's trained detector of another run, with the log that led to it."""
+def take_over(trained: Path, folder: Path) -> None:
+    """Copy the first task's trained detector of another run, with the log that led to it, into a new folder.
+
+    Args:
+        trained: folder of a run whose first task is trained.
+        folder: folder of the run that goes on from there; must not exist.
+    """
     (folder / "task1" / "checkpoint").mkdir(parents=True)
     for path in (trained / "task1" / "checkpoint").glob("train-*"):
         shutil.copytree(path, folder / "task1" / "checkpoint" / path.name)
-    for name in ("metrics.jsonl", "task1/exemplars.json"):
-        shutil.copy(trained / name, folder / name)
+    shutil.copy(trained / "metrics.jsonl", folder / "metrics.jsonl")
+    exemplars = trained / "task1" / "exemplars.json"
+    if exemplars.exists():  # a run without replay need not choose any
+        shutil.copy(exemplars, folder / "task1" / "exemplars.json")
 
 
 def _run(config: RunConfig, folder: Path, console: Console, trained: Path) -> list[dict[str, Any]]:
-    """One run in a process of its own; its metrics by task."""
+    """Run one configuration in its own process; returns its metrics by task."""
     paths = [folder / f"task{task}" / "metrics.json" for task in range(1, config.last_task + 1)]
     if not all(path.exists() for path in paths):
         if trained != folder and not folder.exists():
-            _take_over(trained, folder)
+            take_over(trained, folder)
         folder.mkdir(parents=True, exist_ok=True)
         plan = folder.parent / f"{folder.name}.yaml"
         write_atomic(plan, dump_config(config))
@@ -275,7 +275,7 @@ def summarise(results: Sequence[tuple[str, int, list[dict[str, Any]]]], names: S
         runs = [metrics for variant, _, metrics in results if variant == name]
         for position in range(len(runs[0])):
             by_task[str(position + 1)] = {
-                metric: _spread([run[position][metric] for run in runs]) for metric in COLUMNS
+                key: _spread([metric_value(run[position], key) for run in runs]) for key in headline_metrics()
             }
         summary[name] = by_task
     return summary
@@ -291,13 +291,12 @@ def _spread(values: Sequence[float | None]) -> dict[str, Any]:
 
 
 def tables(summary: dict[str, Any]) -> list[Table]:
-    """A terminal table for each task."""
+    """One terminal table per task."""
     result = []
-    for task in next(iter(summary.values())):
-        shown = _columns(summary, task)
-        heads = ("variant", *(COLUMNS[metric].replace(" ", "\n") for metric in shown))
+    for task, metrics in _metrics_by_task(summary).items():
+        heads = ("variant", *(metric.label.replace(" ", "\n") for metric in metrics.values()))
         rows = [
-            (name, *(_cell(metric, by_task[task][metric]).replace(" ± ", "\n± ") for metric in shown))
+            (name, *(_cell(metric, by_task[task][key]).replace(" ± ", "\n± ") for key, metric in metrics.items()))
             for name, by_task in summary.items()
         ]
         title = f"after task {task}: mean ± standard deviation over seeds"
@@ -308,33 +307,34 @@ def tables(summary: dict[str, Any]) -> list[Table]:
 def as_markdown(summary: dict[str, Any]) -> str:
     """The same tables for a text file."""
     lines = []
-    for task in next(iter(summary.values())):
-        shown = _columns(summary, task)
-        lines += [f"After task {task}", "", "| variant | " + " | ".join(COLUMNS[metric] for metric in shown) + " |"]
-        lines += ["|---" * (len(shown) + 1) + "|"]
-        lines += [
-            f"| {name} | " + " | ".join(_cell(metric, by_task[task][metric]) for metric in shown) + " |"
-            for name, by_task in summary.items()
-        ]
+    for task, metrics in _metrics_by_task(summary).items():
+        heads = " | ".join(metric.label for metric in metrics.values())
+        lines += [f"After task {task}", "", f"| variant | {heads} |", "|---" * (len(metrics) + 1) + "|"]
+        for name, by_task in summary.items():
+            cells = " | ".join(_cell(metric, by_task[task][key]) for key, metric in metrics.items())
+            lines.append(f"| {name} | {cells} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def _columns(summary: dict[str, Any], task: str) -> list[str]:
-    """The metrics that some variant has; where there are no previous classes, the current ones are the known."""
-    present = [
-        metric for metric in COLUMNS if any(by_task[task][metric]["mean"] is not None for by_task in summary.values())
-    ]
-    return present if "previous_ap50" in present else [metric for metric in present if metric != "current_ap50"]
+def _metrics_by_task(summary: dict[str, Any]) -> dict[str, dict[str, Metric]]:
+    """The headline metrics that some variant has at each task.
+
+    Without previous classes the current ones are all known ones, so one column shows both.
+    """
+    shown = {}
+    for task in next(iter(summary.values())):
+        present = {
+            key: metric
+            for key, metric in headline_metrics().items()
+            if any(by_task[task][key]["mean"] is not None for by_task in summary.values())
+        }
+        if "previous_ap50" not in present:
+            present.pop("current_ap50", None)
+        shown[task] = present
+    return shown
 
 
-def _cell(metric: str, value: dict[str, Any]) -> str:
-    if value["mean"] is None:
-        return "–"
-    if metric == "a_ose":
-        text, spread = f"{value['mean']:.0f}", f"{value['spread'] or 0:.0f}"
-    elif metric == "wi":
-        text, spread = f"{value['mean']:.3f}", f"{value['spread'] or 0:.3f}"
-    else:
-        text, spread = f"{100 * value['mean']:.1f}", f"{100 * (value['spread'] or 0):.1f}"
-    return f"{text} ± {spread}" if value["spread"] is not None else text
+def _cell(metric: Metric, value: dict[str, Any]) -> str:
+    mean = metric_text(metric, value["mean"])
+    return mean if value["spread"] is None else f"{mean} ± {metric_text(metric, value['spread'])}"

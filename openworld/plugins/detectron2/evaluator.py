@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from openworld.engines.detectron2.output_layers import EXTRA
 from openworld.errors import ConfigError
 from openworld.metrics.protocols import UNIQUE, Protocol
+from openworld.metrics.table import Metric, headline_metrics, metric_value
 from openworld.plugins.detectron2.datasets import registered
 from openworld.predictions.file import PredictedImage, read_predictions, write_predictions
 from openworld.predictions.score import evaluate_protocols
@@ -22,17 +23,6 @@ from openworld.runtime.files import write_json
 from openworld.structures import Detections
 
 logger = logging.getLogger(__name__)
-
-SCORES = {
-    "known_ap50": "Known",
-    "previous_ap50": "Previous",
-    "current_ap50": "Current",
-    "unknown_recall50": "U_Recall",
-    "unknown_ap50": "U_AP",
-    "unknown_precision50": "U_Precision",
-}
-"""Fractions in metrics.json, and their names in detectron2's log, where they are percentages. (It leaves out names with
-a hyphen.)"""
 
 
 def detections_of(instances: Instances) -> Detections:
@@ -47,6 +37,8 @@ def detections_of(instances: Instances) -> Detections:
 
 class OpenWorldEvaluator(DatasetEvaluator):
     """Open-world metrics under one or several protocols (:mod:`openworld.metrics`).
+
+    Scores have the names of :data:`openworld.metrics.table.METRICS`.
 
     Args:
         dataset: a test set that :func:`openworld.plugins.detectron2.datasets.register_schedule` registered.
@@ -69,7 +61,7 @@ class OpenWorldEvaluator(DatasetEvaluator):
         entry = registered(dataset)
         if entry is None or entry.kind != "test":
             raise ConfigError(
-                f"data set {dataset!r} is no test set of a registered schedule",
+                f"data set {dataset!r} is not a test set of a registered schedule",
                 remedy="call openworld.plugins.detectron2.register_schedule first, and name one of its test sets",
             )
         self.entry = entry
@@ -102,14 +94,12 @@ class OpenWorldEvaluator(DatasetEvaluator):
         results = evaluate_protocols(read_predictions(path), self.entry.truth, self.protocols)
         write_json(self.folder / "metrics.json", results)
         logger.info("%s: protocol %s", path, results[0]["protocol"])
-        scores = {name: _percent(results[0][key]) for key, name in SCORES.items()}
-        scores |= {"WI": _number(results[0]["wi"]), "A_OSE": _number(results[0]["a_ose"])}
+        scores = {name: _score(metric, metric_value(results[0], name)) for name, metric in headline_metrics().items()}
         return OrderedDict({"openworld": scores})
 
 
-def _percent(value: float | None) -> float:
-    return 100 * _number(value)
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
+def _score(metric: Metric, value: float | None) -> float:
+    """A metric as detectron2 logs it: fractions in percent, NaN where there is none."""
+    if value is None:
+        return float("nan")
+    return 100.0 * value if metric.kind == "percent" else float(value)

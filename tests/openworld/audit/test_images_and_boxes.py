@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openworld.audit.images_and_boxes import SUSPICIONS, check_data, class_counts, suspicions
+from openworld.audit.images_and_boxes import check_data, class_counts
+from openworld.audit.suspicions import SUSPICIONS, suspicions
 from openworld.data.records import Dataset, Record, Repairs
 from openworld.errors import DataError
 

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from openworld.audit.sheets import print_check, write_check
+from openworld.audit.sheets import write_check
+from openworld.audit.terminal import print_check
 from openworld.cli import main
 from openworld.data.schedules import read_schedule
 
@@ -89,7 +90,7 @@ def test_without_tasks_and_without_anything(tmp_path: Path, yolo: Path) -> None:
     from openworld.data.records import Dataset
 
     sets = {"train": read_yolo(yolo, image_set="train")}
-    written = write_check(check_data(sets), sets, tmp_path / "out", samples=2)
+    written = write_check(check_data(sets), sets, tmp_path / "out", num_samples=2)
     assert tmp_path / "out/samples/images_train.png" in written
     nothing = {"val": Dataset((), ())}
     result = check_data(nothing)

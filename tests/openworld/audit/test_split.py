@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from openworld.audit.split import audit_split, ceiling_rows, print_audit
+from openworld.audit.split import audit_split
+from openworld.audit.terminal import ceiling_rows, print_audit
 from openworld.data.records import Dataset, Record, Repairs
 from openworld.errors import ConfigError
 from openworld.metrics.protocols import ORE, UNIQUE

@@ -18,6 +18,7 @@ from openworld.audit.split_facts import (
     id_collisions,
     images_without_objects,
     leaks,
+    most_objects,
     perfect_detections,
 )
 from openworld.errors import DataError
@@ -136,6 +137,13 @@ def test_images_without_objects() -> None:
 
 def test_an_image_counts_as_annotated_wherever_it_is_listed() -> None:
     assert images_without_objects(truth(("a", "b", "a"), (2, 0)))["examples"] == ["b"]
+
+
+def test_the_image_with_most_objects() -> None:
+    objects = ((0, 0), (1, 0), (1, 1), (1, 1))
+    assert most_objects(truth(("a", "b"), *objects)) == 3
+    assert most_objects(truth(("a", "b"), *objects, ignore=[0, 1, 1, 1])) == 1
+    assert most_objects(truth(())) == 0
 
 
 # -- ceilings ---------------------------------------------------------------------------------------------------------

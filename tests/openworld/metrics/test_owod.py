@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from openworld.errors import ConfigError, DataError
 from openworld.metrics.ground_truth import GroundTruth, ScoredBoxes
 from openworld.metrics.owod import evaluate, wilderness_impact
+from openworld.metrics.protocol_inputs import rank_within
 from openworld.metrics.protocols import ORE, PROTOCOLS, UNIQUE, Protocol, protocol_named
-from openworld.metrics.scoring import rank_within
 
 BOX = {name: (50.0 * i, 0.0, 50.0 * i + 40, 40.0) for i, name in enumerate("ABCDEFGH")}
 

@@ -98,7 +98,7 @@ def load(path: Path) -> Case:
 def extreme_aps(case: Case, row: int, style: Any) -> tuple[float, float]:
     """AP of the worst and of the best order of equal scores: false detections first, or true ones."""
     curve, ends = case.scoring.curves[row], case.tie_ends[row]
-    true = np.diff(np.round(curve.recall[ends] * curve.objects), prepend=0).astype(int)
+    true = np.diff(np.round(curve.recall[ends] * curve.num_objects), prepend=0).astype(int)
     false = np.diff(curve.counted[ends], prepend=0).astype(int) - true
     extremes = []
     for true_first in (False, True):
@@ -107,7 +107,7 @@ def extreme_aps(case: Case, row: int, style: Any) -> tuple[float, float]:
             flags += [True] * hits + [False] * misses if true_first else [False] * misses + [True] * hits
         found = np.cumsum(flags, dtype=float)
         precision = found / np.arange(1, len(flags) + 1)
-        extremes.append(average_precision(found / curve.objects, precision, style))
+        extremes.append(average_precision(found / curve.num_objects, precision, style))
     return extremes[0], extremes[1]
 
 
@@ -116,7 +116,7 @@ def settled(case: Case, row: int) -> bool:
     ends = case.tie_ends[row]
     sizes = np.diff(ends, prepend=-1)
     curve = case.scoring.curves[row]
-    totals = [curve.counted, curve.open_errors] + ([curve.recall * curve.objects] if curve.objects else [])
+    totals = [curve.counted, curve.open_errors] + ([curve.recall * curve.num_objects] if curve.num_objects else [])
     steps = [np.round(np.diff(total[ends], prepend=0)) for total in totals]
     return all(bool(((step == 0) | (step == sizes)).all()) for step in steps)
 
@@ -140,7 +140,7 @@ def test_counts_and_open_set_errors(case: Case) -> None:
     assert ours == errors.tolist()
     if not (np.isin(case.arrays["det_class"], range(case.known, UNKNOWN))).any():
         assert int(case.scoring.open_error.sum()) == case.owod["A_OSE"]
-    assert case.scoring.curves[-1].objects == case.owod["n_unknown_gt"] == case.arrays["n_unk"][0]
+    assert case.scoring.curves[-1].num_objects == case.owod["n_unknown_gt"] == case.arrays["n_unk"][0]
     assert case.metrics["a_ose"] == (int(errors.sum()) if case.scoring.mistakable else None)
 
 
@@ -148,7 +148,7 @@ def test_curves_where_ties_end(case: Case) -> None:
     for row, curve in enumerate(case.scoring.curves):
         ends = case.tie_ends[row]
         assert len(curve.counted) == len(case.reference("rec", row))
-        if curve.objects:
+        if curve.num_objects:
             np.testing.assert_allclose(curve.recall[ends], case.reference("rec", row)[ends], rtol=0, atol=EXACT)
             np.testing.assert_allclose(curve.precision[ends], case.reference("prec", row)[ends], rtol=0, atol=EXACT)
         else:
@@ -165,7 +165,7 @@ def test_average_precision_of_each_class(case: Case) -> None:
     for style, values in expected.items():
         for row, curve in enumerate(case.scoring.curves):
             summary = curve.summary(dataclasses.replace(ORE, ap_style=style))
-            if not curve.objects:
+            if not curve.num_objects:
                 assert summary["ap50"] is None
                 continue
             reference = values[row if row < case.known else UNKNOWN]
@@ -182,7 +182,7 @@ def test_average_precision_of_each_class(case: Case) -> None:
 def test_means_and_unknown_metrics(case: Case) -> None:
     metrics, owod = case.metrics, case.owod
     curves = case.scoring.curves
-    if all(curve.objects for curve in curves[: case.known]):
+    if all(curve.num_objects for curve in curves[: case.known]):
         assert metrics["known_recall50"] * 100 == pytest.approx(owod["known_R50"], abs=1e-7)
         assert metrics["known_precision50"] * 100 == pytest.approx(owod["known_P50"], abs=1e-7)
         if all(settled(case, row) for row in range(case.known)):
@@ -192,7 +192,7 @@ def test_means_and_unknown_metrics(case: Case) -> None:
                 assert metrics["previous_ap50"] * 100 == pytest.approx(owod["prev_AP50"], abs=1e-7)
     if not case.previous:
         assert metrics["previous_ap50"] is None
-    if not curves[-1].objects:
+    if not curves[-1].num_objects:
         assert metrics["unknown_recall50"] is None and metrics["unknown_ap50"] is None
         return
     assert metrics["unknown_recall50"] * 100 == pytest.approx(owod["unknown_R50"], abs=1e-7)
@@ -230,9 +230,9 @@ def test_owdetr_is_prob(case: Case) -> None:
     result, metrics = expected["result"], case.owdetr
     aps = np.array(expected["ap_per_class"], dtype=float)
     every = all(settled(case, row) for row in range(case.known))
-    if any(curve.objects for curve in case.scoring.curves[: case.known]):
+    if any(curve.num_objects for curve in case.scoring.curves[: case.known]):
         extremes = [
-            extreme_aps(case, row, "11point") if curve.objects else (0.0, 0.0)
+            extreme_aps(case, row, "11point") if curve.num_objects else (0.0, 0.0)
             for row, curve in enumerate(case.scoring.curves[: case.known])
         ]
         worst, best = np.array(extremes).T
@@ -246,7 +246,7 @@ def test_owdetr_is_prob(case: Case) -> None:
                     assert ours * 100 == pytest.approx(result[f"{name}_AP50"], rel=1e-6)  # float32 there
     if case.scoring.mistakable and not np.isin(case.arrays["det_class"], range(case.known, UNKNOWN)).any():
         assert metrics["a_ose"] == result["AOSA"]
-    if case.scoring.curves[-1].objects:
+    if case.scoring.curves[-1].num_objects:
         assert metrics["unknown_recall50"] * 100 == pytest.approx(result["U_R50"], abs=1e-7)
         assert metrics["unknown_precision50"] * 100 == pytest.approx(result["U_P50"], abs=1e-7)
         if settled(case, case.known):

@@ -16,7 +16,9 @@ from openworld.data.schedules import COCO_TO_VOC, Schedule
 from openworld.errors import ConfigError, DataError
 from openworld.labels import LabelSpace
 from openworld.predictions.file import PredictedImage, Predictions, read_predictions, write_predictions
-from openworld.predictions.foreign import open_predictions, read_coco_results, read_voc_detections
+from openworld.predictions.foreign.coco_results import read_coco_results
+from openworld.predictions.foreign.voc_text import read_voc_detections
+from openworld.predictions.open import open_predictions
 from openworld.predictions.score import evaluate_predictions
 from openworld.structures import Detections
 
@@ -251,15 +253,15 @@ GOOD = {"image_id": 7, "category_id": 11, "bbox": [0, 0, 5, 5], "score": 0.5}
         ({"bbox": [3, 3, 5, float("inf")]}, "bbox [3, 3, 5, inf]"),
         ({"bbox": [10**400, 3, 5, 5]}, "bbox [1000"),
         ({"bbox": [-1e308, 3, -1e308, 5]}, "width and height of at least 0"),
-        ({"image_id": 8}, "image_id 8 is no image of the ground truth, which has 3 images"),
+        ({"image_id": 8}, "image_id 8 is not in the ground truth, which has 3 images"),
         ({"image_id": "000000000138"}, "the nearest is '000000000139'"),
         ({"image_id": None}, "image_id None"),
         ({"image_id": True}, "image_id True"),
         ({"image_id": [7]}, "image_id [7]"),
         ({"image_id": ...}, "has no 'image_id'"),
-        ({"category_id": 80}, "category_id 80 is no category"),
+        ({"category_id": 80}, "category_id 80 is not a category"),
         ({"category_id": "11"}, "category_id '11'"),
-        ({"category_id": float("nan")}, "category_id nan is no category"),
+        ({"category_id": float("nan")}, "category_id nan is not a category"),
         ({"category_id": ...}, "has no 'category_id'"),
     ],
 )
@@ -311,13 +313,13 @@ def test_a_file_that_is_no_results_file(tmp_path: Path, text: str, words: str) -
     [
         ("7 0.5 1 1 9", "5 fields: '7 0.5 1 1 9'"),
         ("7 cat 0.5 1 1 9 9", "7 fields"),
-        ("7 0.5 1 one 9 9", "ymin 'one' is no number"),
-        ("7 high 1 1 9 9", "score 'high' is no number"),
+        ("7 0.5 1 one 9 9", "ymin 'one' is not a number"),
+        ("7 high 1 1 9 9", "score 'high' is not a number"),
         ("7 nan 1 1 9 9", "score nan"),
         ("7 12.5 1 1 9 9", "turn logits into probabilities"),
         ("7 0.5 1 1 inf 9", "xmin ymin xmax ymax 1 1 inf 9"),
         ("7 0.5 9 1 7 9", "xmin ymin xmax ymax 9 1 7 9"),
-        ("8 0.5 1 1 9 9", "image_id '8' is no image"),
+        ("8 0.5 1 1 9 9", "image_id '8' is not in the ground truth"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, words: str) -> None:
@@ -335,7 +337,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, words: str) -> None:
 def test_bad_folders(tmp_path: Path) -> None:
     folder = tmp_path / "det"
     folder.mkdir()
-    with pytest.raises(DataError, match=r"no folder with \.txt files"):
+    with pytest.raises(DataError, match=r"not a folder with \.txt files"):
         read_voc_detections(folder, DATASET, SPACE)
     (folder / "cat.txt").write_text("")
     (folder / "hound.txt").write_text("")

@@ -1,8 +1,7 @@
-"""From a predictions file and a data set to metrics.json and the table of results."""
+"""From a predictions file and a data set to metrics.json."""
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from types import SimpleNamespace as Some
@@ -11,13 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from openworld.errors import DataError
 from openworld.labels import LabelSpace
 from openworld.metrics.protocols import ORE, UNIQUE
 from openworld.predictions.file import PredictedImage, Predictions, read_predictions, write_predictions
-from openworld.predictions.score import COLUMNS, evaluate_predictions, print_table, result_rows
+from openworld.predictions.score import evaluate_predictions
 from openworld.runtime.files import write_json
 from openworld.structures import Detections
 
@@ -88,27 +86,3 @@ def test_an_image_listed_twice_in_the_data_set(tmp_path: Path) -> None:
 def test_nothing_predicted_and_nothing_annotated(tmp_path: Path) -> None:
     metrics = evaluate_predictions(predictions(tmp_path), dataset())
     assert metrics["known_ap50"] is None and metrics["a_ose"] is None
-
-
-def test_rows_and_table() -> None:
-    first = {
-        "task": 1,
-        "protocol": "unique",
-        "known_ap50": 0.5634,
-        "previous_ap50": None,
-        "current_ap50": 0.5634,
-        "unknown_recall50": 0.049,
-        "unknown_ap50": 0.001,
-        "unknown_precision50": 0.02,
-        "wi": 0.02193,
-        "a_ose": 8234,
-    }
-    last = {**first, "task": 2, "previous_ap50": 0.4, "wi": None, "a_ose": None, "unknown_recall50": None}
-    rows = result_rows([first, last])
-    assert rows[0] == ("1", "56.3", "–", "56.3", "4.9", "0.1", "2.0", "0.0219", "8234")
-    assert rows[1] == ("2", "56.3", "40.0", "56.3", "–", "0.1", "2.0", "–", "–")
-    assert len(rows[0]) == len(COLUMNS)
-    out = io.StringIO()
-    print_table([first, last], Console(file=out, width=160))
-    assert all(words in out.getvalue() for words in ("Protocol: unique", "8234", "U-Recall", "Known", "mAP@50"))
-    print_table([], Console(file=out, width=160))

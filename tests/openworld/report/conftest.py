@@ -1,10 +1,12 @@
-"""A made-up run folder, complete by the layout of a run: three tasks, plausible numbers, drawn images."""
+"""A made-up run folder with three tasks, plausible numbers and drawn images; and a parser of pages."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image, ImageDraw
+
+from openworld.report import plots
 
 TASKS = [["disc", "ring", "cross", "square"], ["triangle", "star", "bar"], ["hexagon", "heart", "moon"]]
 SIDE = 128
@@ -50,7 +54,7 @@ def write_run(
         "data": {"name": "synthetic shapes", "image_size": SIDE, "tasks": tasks},
         "pretrain": {"method": "moco_v2", "steps": 300, "lr": 0.06},
         "train": {"steps": 240, "lr": 0.02, "batch_size": 8},
-        "ore": {"mode": "paper", "clustering": {"margin": 10.0, "momentum": 0.99}, "energy": {"temperature": 1.5}},
+        "method": {"name": "ore", "clustering": {"margin": 10.0, "momentum": 0.99}, "energy": {"temperature": 1.5}},
     }
     (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     repairs = {"clipped box": 7, "empty box dropped": 2, "duplicate image": 1}
@@ -230,11 +234,18 @@ def _task(
     energy = {
         "status": "fallback" if last else "fitted",
         "reason": "only 12 unknown regions, 30 are needed" if last else None,
+        "fit_on": "auto_labelled",
+        "uses_unknown_labels": False,
+        "decision": "density",
+        "known_rejection_rate": None,
+        "rejected": {"known": None, "unknown": None} if last else {"known": 0.041, "unknown": 0.8},
+        "notes": [],
         "temperature": 1.0,
         "known": {"shape": 2.6, "location": 6.0, "scale": 2.2, **fit},
         "unknown": None if last else {"shape": 1.9, "location": 4.2, "scale": 1.6, **fit, "count": 300},
         "samples": {"known": samples["known"], "unknown": samples["unknown"][:12] if last else samples["unknown"]},
         "boundary": None if last else 6.53,
+        "intervals": [] if last else [[None, 6.53]],
     }
     _write(folder / "calibration.json", energy)
     exemplars = {"task": task, "per_class": 20, "strategy": "balanced", "seed": 0}
@@ -270,7 +281,7 @@ def _task(
             lines.append({"event": "phase", "stage": stage, "task": task, "seconds": 0.9 * steps})
     lines += [
         {"event": "phase", "stage": "exemplars", "task": task, "seconds": 1.2},
-        {"event": "phase", "stage": "energy", "task": task, "seconds": 9.4},
+        {"event": "phase", "stage": "calibrate", "task": task, "seconds": 9.4},
         {"event": "phase", "stage": "evaluate", "task": task, "seconds": 21.7},
     ]
     return lines
@@ -310,12 +321,27 @@ def _write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content))
 
 
-@pytest.fixture
-def fake_run(tmp_path: Path) -> tuple[Path, FakeTestSet]:
-    """A complete run folder and its test set."""
-    run = tmp_path / "shapes"
-    run.mkdir()
+@pytest.fixture(scope="session")
+def written_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FakeTestSet]:
+    """A complete run folder and its test set, for tests to copy."""
+    run = tmp_path_factory.mktemp("shapes")
     return run, write_run(run, images=4)
+
+
+@pytest.fixture
+def fake_run(written_run: tuple[Path, FakeTestSet], tmp_path: Path) -> tuple[Path, FakeTestSet]:
+    """A complete run folder and its test set, to change as a test likes."""
+    written, test = written_run
+    run = tmp_path / "shapes"
+    shutil.copytree(written, run)
+    records = [replace(record, path=run / record.path.relative_to(written)) for record in test.records]
+    return run, FakeTestSet(records, test.categories)
+
+
+@pytest.fixture
+def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty figures, where a test is about the page."""
+    monkeypatch.setattr(plots, "svg", lambda name, *_: f'<svg class="figure" data-figure="{name}"></svg>')
 
 
 @pytest.fixture
@@ -338,3 +364,99 @@ def results() -> list[dict[str, Any]]:
         made_result(2, previous=("ball", "cube"), current=("gear", "ghost")),
         made_result(3, previous=("ball", "cube", "gear", "ghost"), current=("star",), unknown=False),
     ]
+
+
+# -- pages ------------------------------------------------------------------------------------------------------------
+
+VOID = {"meta", "img", "input", "br", "link"}
+
+
+@dataclass
+class Element:
+    """A tag with its attributes, its child elements, and all text inside."""
+
+    tag: str
+    attributes: dict[str, str]
+    children: list[Element] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """The text inside, spaces collapsed."""
+        return " ".join("".join(self.pieces).split())
+
+    def all(self, tag: str | None = None, **attributes: str) -> list[Element]:
+        """Elements inside by tag and attributes, in the order of the page; ``_`` in a name stands for ``-``."""
+        wanted = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
+        found = []
+        for child in self.children:
+            if tag in (None, child.tag) and wanted.items() <= child.attributes.items():
+                found.append(child)
+            found += child.all(tag, **attributes)
+        return found
+
+    def texts(self, tag: str) -> list[str]:
+        """The text of each element with this tag."""
+        return [element.text for element in self.all(tag)]
+
+
+class Page(HTMLParser):
+    """Parses a page, and refuses tags that do not close in order, scripts, and whatever comes from outside."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.root = Element("", {})
+        self._open = [self.root]
+        self.feed(self.source)
+        assert self._open == [self.root], [element.tag for element in self._open]
+        ids = [element.attributes["id"] for element in self.root.all() if "id" in element.attributes]
+        assert len(ids) == len(set(ids)), "an id comes twice"
+        assert "@import" not in self.source and "url(" not in self.source.replace("url(#", "")
+        for element in self.root.all():
+            assert element.tag not in ("script", "link")
+            for name, value in element.attributes.items():
+                assert not name.startswith("on")
+                if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+                    assert value.startswith(("#", "data:image/jpeg;base64,")), value
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        element = Element(tag, {name: value or "" for name, value in attrs})
+        self._open[-1].children.append(element)
+        if tag not in VOID:
+            self._open.append(element)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self._open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop().tag == tag
+
+    def handle_data(self, data: str) -> None:
+        for element in self._open:
+            element.pieces.append(data)
+
+    def __contains__(self, name: str) -> bool:
+        return bool(self.root.all(id=name))
+
+    def __getitem__(self, name: str) -> Element:
+        (found,) = self.root.all(id=name)
+        return found
+
+    @property
+    def figures(self) -> list[str]:
+        """Names of the figures, in the order of the page."""
+        return [element.attributes["data-figure"] for element in self.root.all("svg", class_="figure")]
+
+    @property
+    def pictures(self) -> int:
+        """Number of embedded drawings."""
+        return sum(element.attributes["src"].startswith("data:image/jpeg") for element in self.root.all("img"))
+
+
+@pytest.fixture
+def open_page() -> Callable[[Path], Page]:
+    """Opens a page, and checks what holds for every one: see the class."""
+    return Page

@@ -59,7 +59,7 @@ def test_choice_is_varied_and_does_not_hang_on_the_order() -> None:
 
 def test_the_same_images_for_every_task(fake_run: tuple[Path, object]) -> None:
     run, test = fake_run
-    shown, notes = pictures(read_run(run), test, count=2)  # type: ignore[arg-type]
+    shown, notes = pictures(read_run(run), test, num_images=2)  # type: ignore[arg-type]
     assert len(shown) == 2 and not notes
     for picture in shown:
         assert [panel.task for panel in picture.panels] == [1, 2, 3]
@@ -76,7 +76,7 @@ def test_an_image_that_is_gone_is_said(fake_run: tuple[Path, object]) -> None:
 
 def test_sample_sheet(make_run: Callable[..., tuple[Path, object]], tmp_path: Path) -> None:
     run, test = make_run("two", [["a", "b"], ["c"]], images=3)
-    sheet = Image.open(sample_sheet(run, test, tmp_path / "sheet.png", count=2, size=128))  # type: ignore[arg-type]
+    sheet = Image.open(sample_sheet(run, test, tmp_path / "sheet.png", num_images=2, size=128))  # type: ignore[arg-type]
     assert sheet.width > 3 * 128  # annotations and two tasks
     for task in (1, 2):
         (run / f"task{task}" / "predictions.json").unlink()

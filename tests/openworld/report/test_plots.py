@@ -1,12 +1,10 @@
-"""Figures: valid SVG, no outside address, names escaped; the Weibull density against scipy."""
+"""Figures: valid SVG, no outside address, names escaped."""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 
-import numpy as np
 import pytest
-from scipy.stats import weibull_min
 
 from openworld.report import plots
 
@@ -18,12 +16,6 @@ METRICS = [
     (1, {"known_ap50": 0.5, "current_ap50": 0.5, "previous_ap50": None, "unknown_recall50": 0.3}),
     (2, {"known_ap50": 0.4}),
 ]
-ENERGY = {
-    "samples": {"known": [5.0, 6.0, 7.0], "unknown": [1.0, 2.0]},
-    "known": {"shape": 2.0, "location": 4.0, "scale": 2.0},
-    "unknown": None,
-    "boundary": 3.5,
-}
 NASTY = "<script>alert('$x$')</script> & -->"
 FIGURES = [
     plots.loss_curves(STEPS),
@@ -31,7 +23,6 @@ FIGURES = [
     plots.forgetting_lines({1: [0.5, 0.4], 2: [None, 0.6]}, [1, 2]),
     plots.class_heatmap({NASTY: [0.5, 0.4], "b": [None, 0.6]}, {NASTY: 1, "b": 2}, [1, 2]),
     plots.class_heatmap({f"class {n}": [n / 90] for n in range(90)}, {f"class {n}": 1 for n in range(90)}, [1]),
-    plots.energy_histogram(ENERGY, 1),
     plots.knn_bars({"trained": 0.6, "untrained": 0.4, "chance": 0.1}),
 ]
 
@@ -45,13 +36,13 @@ def test_figure_is_clean_inline_svg(svg: str | None) -> None:
 
 def test_ids_differ_between_figures() -> None:
     ids = [
-        {part.split('"')[0] for part in (svg or "").split(' id="')[1:]} for svg in (FIGURES[0], FIGURES[1], FIGURES[5])
+        {part.split('"')[0] for part in (svg or "").split(' id="')[1:]} for svg in (FIGURES[0], FIGURES[1], FIGURES[3])
     ]
     assert all(ids) and not ids[0] & ids[1] and not ids[1] & ids[2]
 
 
 def test_figures_are_reproducible() -> None:
-    assert plots.energy_histogram(ENERGY, 1) == FIGURES[5]
+    assert plots.results_by_task(METRICS) == FIGURES[1]
 
 
 def test_nothing_to_draw() -> None:
@@ -60,34 +51,13 @@ def test_nothing_to_draw() -> None:
     assert plots.results_by_task([(1, {"known_ap50": None})]) is None
     assert plots.forgetting_lines({1: [0.4]}, [1]) is None
     assert plots.class_heatmap({"a": [None]}, {"a": 1}, [1]) is None
-    assert plots.energy_histogram({"samples": {"known": [], "unknown": []}}, 1) is None
     assert plots.knn_bars({}) is None
 
 
 def test_odd_numbers_are_drawn() -> None:
     assert plots.loss_curves([{"event": "step", "stage": "train", "task": 1, "step": 1, "loss": None}])
-    assert plots.energy_histogram({"samples": {"known": [2.0, 2.0]}, "boundary": 1e9}, 1)
     assert plots.results_by_task([(1, {"known_ap50": 0.0})])
     assert plots.knn_bars({"trained": 0.0})
-
-
-def test_energy_histogram_shows_what_is_called_unknown() -> None:
-    one = plots.energy_histogram({**ENERGY, "intervals": [[None, ENERGY["boundary"]]]}, 1)
-    assert one == plots.energy_histogram({**ENERGY, "intervals": []}, 1)
-    assert one is not None and f"{ENERGY['boundary']:.2f}" in one
-    several = plots.energy_histogram({**ENERGY, "boundary": None, "intervals": [[3.61, 5.21], [9.32, None]]}, 1)
-    assert several is not None and "shaded: called unknown" in several
-    assert all(f">{end}<" in several for end in ("3.61", "5.21", "9.32"))
-    assert plots.unknown_intervals({"intervals": [[None, 2], ["x", None], [1]]}) == [(None, 2.0), (None, None)]
-    assert plots.unknown_intervals({"boundary": 3.0}) == [(None, 3.0)] and plots.unknown_intervals({}) == []
-
-
-def test_weibull_density() -> None:
-    at = np.linspace(3, 9, 50)
-    got = plots.weibull_density(at, {"shape": 2.3, "location": 4.0, "scale": 1.7})
-    np.testing.assert_allclose(got, weibull_min.pdf(at, 2.3, loc=4.0, scale=1.7), rtol=1e-9, atol=1e-15)
-    assert plots.weibull_density(at, {"shape": 0.0, "location": 4.0, "scale": 1.7}) is None
-    assert plots.weibull_density(at, {}) is None
 
 
 def test_class_change() -> None:

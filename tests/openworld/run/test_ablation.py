@@ -10,14 +10,15 @@ from rich.console import Console
 from openworld.config import RunConfig
 from openworld.configfile import CONFIGS, read_options
 from openworld.errors import ConfigError
+from openworld.metrics.table import METRICS
 from openworld.run.ablation import (
-    COLUMNS,
-    _training_of,
     as_markdown,
     from_backbones,
     run_ablation,
     summarise,
     switched_one_by_one,
+    take_over,
+    training_of,
     variants_of,
 )
 from openworld.run.folder import config_difference
@@ -41,7 +42,7 @@ def test_each_variant_changes_one_thing() -> None:
 
 def test_means_and_spreads_by_hand() -> None:
     def metrics(known: float, recall: float | None) -> list[dict]:  # type: ignore[type-arg]
-        return [{**dict.fromkeys(COLUMNS, 0.0), "known_ap50": known, "unknown_recall50": recall}]
+        return [{**dict.fromkeys(METRICS, 0.0), "known_ap50": known, "unknown_recall50": recall}]
 
     results = [("full", 0, metrics(0.5, 0.1)), ("full", 1, metrics(0.7, None)), ("no energy", 0, metrics(0.2, None))]
     summary = summarise(results, ["full", "no energy"])
@@ -50,7 +51,7 @@ def test_means_and_spreads_by_hand() -> None:
     assert summary["full"]["1"]["unknown_recall50"]["values"] == [0.1, None]
     summary["full"]["1"]["previous_ap50"]["mean"] = summary["no energy"]["1"]["previous_ap50"]["mean"] = None
     text = as_markdown(summary)
-    assert "Previous" not in text and "Current" not in text  # without previous classes all are current
+    assert "Prev mAP" not in text and "Curr mAP" not in text  # without previous classes all are current
     assert "| full | 60.0 ± 14.1 |" in text and "| no energy | 20.0 |" in text
 
 
@@ -88,20 +89,39 @@ def test_the_same_schedule_from_several_backbones(tmp_path: Path) -> None:
     assert plans["random"].model.arch == ResNetOptions(width=0.0625, stem_width=4)
     for plan in plans.values():
         assert replace(plan, model=config.model) == config  # nothing else differs
-    assert len({_training_of(plan) for plan in plans.values()}) == 3  # each is trained by itself
+    assert len({training_of(plan) for plan in plans.values()}) == 3  # each is trained by itself
     with pytest.raises(ConfigError, match="'a' and 'wide' are different networks"):
         from_backbones(config, {"a": files["a"], "wide": files["wide"]})
     with pytest.raises(ConfigError, match="named 'random'"):
         from_backbones(config, {"random": files["a"]})
-    with pytest.raises(ConfigError, match="switch and backbones"):
+    with pytest.raises(ConfigError, match="--switch and --backbones"):
         run_ablation(config, tmp_path, seeds=[0], variants=[], jobs=1, console=Console(), switch={}, backbones=files)
 
 
 def test_training_is_shared_by_what_comes_after_it() -> None:
     config = RunConfig()
     variants = switched_one_by_one(config, read_options(CONFIGS / "ore" / "reference.yaml"))
-    shared = {name for name, change in variants.items() if _training_of(change(config)) == _training_of(config)}
+    shared = {name for name, change in variants.items() if training_of(change(config)) == training_of(config)}
     assert "full" in shared and "model.roi.cross_nms_iou=1.0" in shared
     assert {name for name in variants if name.startswith("method.energy.")} <= shared
     assert not {name for name in variants if name.startswith(("method.clustering.", "method.unknown_labels."))} & shared
     assert "model.head=fixed" not in shared and "all of them" not in shared
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_a_trained_first_task_is_taken_over_with_its_exemplars_if_it_has_any(tmp_path: Path, chosen: bool) -> None:
+    """Without replay, exemplars by herding or score are never chosen, so there is no exemplars.json to copy."""
+    trained, folder = tmp_path / "full", tmp_path / "no-energy"
+    files = {
+        "task1/checkpoint/train-6/model": "weights",
+        "task1/checkpoint/calibrate-0/model": "fit",
+        "metrics.jsonl": "{}",
+    }
+    files |= {"task1/exemplars.json": "[]"} if chosen else {}
+    for name, content in files.items():
+        (trained / name).parent.mkdir(parents=True, exist_ok=True)
+        (trained / name).write_text(content)
+    take_over(trained, folder)
+    copied = {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    del files["task1/checkpoint/calibrate-0/model"]
+    assert copied == files

@@ -22,7 +22,7 @@ from openworld.detector import Detector
 from openworld.labels import LabelSpace
 from openworld.methods.ore.method import Ore
 from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, OreOptions
-from openworld.predictions.score import print_table
+from openworld.report.terminal import print_table
 from openworld.run.evaluate import evaluate_task
 from openworld.run.folder import Run
 from openworld.run.schedule import calibrate

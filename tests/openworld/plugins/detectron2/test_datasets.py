@@ -94,10 +94,10 @@ def test_perfect_detections_score_perfectly(world: Path, tmp_path: Path) -> None
         )
         evaluator.process([image], [{"instances": found}])
     scores = evaluator.evaluate()
-    assert scores is not None and scores["openworld"]["Known"] == scores["openworld"]["U_Recall"] == 100
-    assert scores["openworld"]["A_OSE"] == 0 and np.isnan(scores["openworld"]["Previous"])
+    assert scores is not None and scores["openworld"]["known_ap50"] == scores["openworld"]["unknown_recall50"] == 100
+    assert scores["openworld"]["a_ose"] == 0 and np.isnan(scores["openworld"]["previous_ap50"])
     assert [result["protocol"] for result in json.loads((tmp_path / "metrics.json").read_text())] == ["unique", "ore"]
-    with pytest.raises(ConfigError, match="no test set of a registered schedule"):
+    with pytest.raises(ConfigError, match="is not a test set of a registered schedule"):
         OpenWorldEvaluator("world_t1_train", tmp_path)
 
 

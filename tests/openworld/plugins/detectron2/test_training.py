@@ -62,7 +62,7 @@ def test_two_tasks_with_a_kill_and_a_resume(
     logged = {name for line in (first / "metrics.json").read_text().splitlines() for name in json.loads(line)}
     wanted = {"loss_cls", "loss_box_reg", "loss_clustering", "loss_rpn_cls"}
     wanted |= {"openworld/num_prototypes", "openworld/num_remembered"}
-    assert wanted | {"ore/num_unknown_samples", "roi_head/num_fg_samples", "openworld/U_Recall"} <= logged
+    assert wanted | {"openworld/num_unknown_samples", "roi_head/num_fg_samples", "openworld/unknown_recall50"} <= logged
 
     more = ("SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2")
     start = ("MODEL.WEIGHTS", str(first / "model_final.pth"))
