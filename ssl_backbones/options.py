@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypedDict, get_args
 
 from openworld.errors import ConfigError
+from openworld.runtime.options import check
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -98,6 +99,7 @@ class ArchOptions:
     positions of each image, with a scale and a shift a channel."""
 
     def __post_init__(self) -> None:
+        check(self)
         _one_of("arch", self.arch, ("resnet18", "resnet34", "resnet50"))
         _one_of("stem", self.stem, ("imagenet7x7", "cifar3x3", "clip"))
         _one_of("pool_padding", self.pool_padding, ("both", "end"))
@@ -118,6 +120,7 @@ class MoCoV3Options:
     """Width of the hidden layer of projector and predictor (reference code: 4096)."""
 
     def __post_init__(self) -> None:
+        check(self)
         _at_least("moco_v3.hidden_dim", self.hidden_dim, 1)
 
 
@@ -129,6 +132,7 @@ class ByolOptions:
     """Width of the hidden layer of projector and predictor (section 3.3: 4096)."""
 
     def __post_init__(self) -> None:
+        check(self)
         _at_least("byol.hidden_dim", self.hidden_dim, 1)
 
 
@@ -142,6 +146,7 @@ class SimSiamOptions:
     """The predictor's learning rate follows the schedule too; kept constant it does a little better (table 1, c)."""
 
     def __post_init__(self) -> None:
+        check(self)
         _at_least("simsiam.predictor_dim", self.predictor_dim, 1)
 
 
@@ -157,6 +162,7 @@ class BarlowTwinsOptions:
     """Learning rate of biases and norms as a share of ``lr``: 0.0048 / 0.2 in the reference code."""
 
     def __post_init__(self) -> None:
+        check(self)
         _at_least("barlow_twins.hidden_dim", self.hidden_dim, 1)
         _at_least("barlow_twins.offdiagonal_weight", self.offdiagonal_weight, 0)
         _at_least("barlow_twins.bias_lr_scale", self.bias_lr_scale, 0)
@@ -170,6 +176,7 @@ class SupConOptions:
     """The loss is multiplied by ``temperature`` over this (reference code; equation 2 of the paper has no factor)."""
 
     def __post_init__(self) -> None:
+        check(self)
         if not self.base_temperature > 0:
             raise ConfigError(f"sup_con.base_temperature is {self.base_temperature}", remedy="choose a value above 0")
 
@@ -195,6 +202,7 @@ class PclOptions:
     """k-means on the sphere; the reference code puts only the final centroids there."""
 
     def __post_init__(self) -> None:
+        check(self)
         _one_of("pcl.candidates", self.candidates, ("reference", "paper"))
         for count in self.clusters:
             _at_least("pcl.clusters", count, 2)
@@ -212,6 +220,7 @@ class NnclrOptions:
     """Width of the predictor's hidden layer (section 4.1)."""
 
     def __post_init__(self) -> None:
+        check(self)
         _at_least("nnclr.hidden_dim", self.hidden_dim, 1)
 
 
@@ -234,6 +243,7 @@ class SwavOptions:
     """Step from which the queue is filled; it is used once it is full (reference code: epoch 15)."""
 
     def __post_init__(self) -> None:
+        check(self)
         _at_least("swav.prototypes", self.prototypes, 2)
         if not self.epsilon > 0:
             raise ConfigError(f"swav.epsilon is {self.epsilon}", remedy="choose a value above 0")
@@ -252,6 +262,7 @@ class DeepClusterV2Options:
     """Updates of k-means before each epoch (reference code)."""
 
     def __post_init__(self) -> None:
+        check(self)
         for count in self.clusters:
             _at_least("deepcluster_v2.clusters", count, 2)
         _at_least("deepcluster_v2.iterations", self.iterations, 0)
@@ -281,6 +292,7 @@ class DinoOptions:
     """Largest norm of the gradient of each parameter by itself (reference code); 0 turns clipping off."""
 
     def __post_init__(self) -> None:
+        check(self)
         _at_least("dino.outputs", self.outputs, 2)
         for name in ("frozen_steps", "teacher_temperature_warmup", "clip_gradient"):
             _at_least(f"dino.{name}", getattr(self, name), 0)
@@ -308,6 +320,7 @@ class BankOptions:
     drawn (equation 2 of instance discrimination)."""
 
     def __post_init__(self) -> None:
+        check(self)
         _one_of(f"{self._name}.form", self.form, ("nce", "info_nce", "softmax"))
         _at_least(f"{self._name}.negatives", self.negatives, 1)
         if not 0 <= self.bank_momentum < 1:
@@ -373,6 +386,7 @@ class CpcOptions:
     """1: rows are predicted from those above (CPC). 4: from below, left and right as well (CPC v2)."""
 
     def __post_init__(self) -> None:
+        check(self)
         _one_of("cpc.context", self.context, ("pixelcnn", "gru"))
         for name in ("context_dim", "steps"):
             _at_least(f"cpc.{name}", getattr(self, name), 1)
@@ -395,6 +409,7 @@ class SelaV2Options:
     """Rounds of Sinkhorn-Knopp over the whole set (own choice; SeLa's code goes on until the scales stand still)."""
 
     def __post_init__(self) -> None:
+        check(self)
         for count in self.clusters:
             _at_least("sela_v2.clusters", count, 2)
         if not self.epsilon > 0:
@@ -425,6 +440,7 @@ class ClipOptions:
     """The learnt factor of the cosines, 1 over the temperature, is held below this (section 2.5)."""
 
     def __post_init__(self) -> None:
+        check(self)
         _one_of("clip.pooling", self.pooling, ("attention", "average"))
         _at_least("clip.context_length", self.context_length, 3)
         for name in ("text_width", "text_layers", "text_heads", "largest_scale"):
@@ -444,6 +460,7 @@ class CurlOptions:
     """Frames of a stack, the picture and those just before it (reference code)."""
 
     def __post_init__(self) -> None:
+        check(self)
         _at_least("curl.frames", self.frames, 1)
 
 
@@ -462,6 +479,7 @@ class DistillationOptions:
     """Temperature of the teacher where it differs, of ``similarities`` only (SEED: 0.01; the student has 0.2)."""
 
     def __post_init__(self) -> None:
+        check(self)
         _one_of("distillation.targets", self.targets, ("similarities", "classes"))
         if not self.teacher_temperature > 0:
             raise ConfigError(
@@ -583,6 +601,7 @@ class PretrainOptions:
     """Of distillation alone."""
 
     def __post_init__(self) -> None:
+        check(self)
         _one_of("method", self.method, get_args(MethodName))
         _one_of("views", self.views, get_args(ViewsName))
         _one_of("optimizer", self.optimizer, ("sgd", "lars", "adamw"))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from openworld.errors import ConfigError
+from openworld.runtime.options import check
 
 
 def _check(good: bool, name: str, value: object, wanted: str) -> None:
@@ -82,6 +83,7 @@ class ClusteringOptions:
     each ``rank`` takes its own mean, in which the region of a process with few of them weighs more (reference code)."""
 
     def __post_init__(self) -> None:
+        check(self)
         _check(math.isfinite(self.weight) and self.weight >= 0, "clustering.weight", self.weight, "0 or more")
         _check(self.items_per_class >= 1, "clustering.items_per_class", self.items_per_class, "1 or more")
         _check(self.start_step >= 0, "clustering.start_step", self.start_step, "0 or more")
@@ -149,6 +151,7 @@ class UnknownLabelOptions:
     not used, for the reference code has none."""
 
     def __post_init__(self) -> None:
+        check(self)
         _check(self.per_image >= 0, "unknown.per_image", self.per_image, "0 or more")
         _check(0 <= self.max_iou <= 1, "unknown.max_iou", self.max_iou, "a number from 0 to 1")
         if self.min_objectness is not None:
@@ -256,6 +259,7 @@ class EnergyOptions:
         return self.enabled and self.fit_on in ("auto_labelled", "annotated_and_auto")
 
     def __post_init__(self) -> None:
+        check(self)
         for name in ("temperature", "test_temperature"):
             value = getattr(self, name)
             good = (name == "test_temperature") if value is None else (math.isfinite(value) and value > 0)
@@ -318,6 +322,7 @@ class ExemplarOptions:
     written, else by the stem of the image file, else as a number. Example: ``ImageSets/Main/t{task}_ft.txt``."""
 
     def __post_init__(self) -> None:
+        check(self)
         _check(self.per_class >= 1, "exemplars.per_class", self.per_class, "1 or more")
         strategies = ("balanced", "greedy", "random", "herding", "by_score")
         _check(self.strategy in strategies, "exemplars.strategy", self.strategy, " or ".join(strategies))
