@@ -15,6 +15,7 @@ from openworld.engines.options import ModelOptions
 from openworld.errors import ConfigError
 from openworld.methods.options import MethodOptions
 from openworld.methods.ore.options import OreOptions
+from openworld.runtime.options import check
 from ssl_backbones.options import PretrainOptions
 
 
@@ -48,6 +49,7 @@ class PhaseOptions:
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
+        check(self)
         for name in ("steps", "warmup_steps", "clip_gradient", "weight_decay", "backbone_lr_factor"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}", remedy="give a number that is not negative")
@@ -98,6 +100,7 @@ class RunConfig:
     """Fine-tuning on the exemplars of all classes, after each later task."""
 
     def __post_init__(self) -> None:
+        check(self)
         if self.pretrain is not None and self.model.weights is not None:
             raise ConfigError(
                 f"model.weights is {self.model.weights!r} and pretrain is on",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypedDict, get_args
 
 from openworld.errors import ConfigError
+from openworld.runtime.options import check
 from ssl_backbones.backbones import BackboneOptions, ResNetOptions
 from ssl_backbones.backbones.options import at_least, one_of
 
@@ -80,6 +81,7 @@ class MoCoV3Options:
     """Width of the hidden layer of projector and predictor (reference code: 4096)."""
 
     def __post_init__(self) -> None:
+        check(self)
         at_least("moco_v3.hidden_dim", self.hidden_dim, 1)
 
 
@@ -91,6 +93,7 @@ class ByolOptions:
     """Width of the hidden layer of projector and predictor (section 3.3: 4096)."""
 
     def __post_init__(self) -> None:
+        check(self)
         at_least("byol.hidden_dim", self.hidden_dim, 1)
 
 
@@ -104,6 +107,7 @@ class SimSiamOptions:
     """The predictor's learning rate follows the schedule too; kept constant it does a little better (table 1, c)."""
 
     def __post_init__(self) -> None:
+        check(self)
         at_least("simsiam.predictor_dim", self.predictor_dim, 1)
 
 
@@ -119,6 +123,7 @@ class BarlowTwinsOptions:
     """Learning rate of biases and norms as a share of ``lr``: 0.0048 / 0.2 in the reference code."""
 
     def __post_init__(self) -> None:
+        check(self)
         at_least("barlow_twins.hidden_dim", self.hidden_dim, 1)
         at_least("barlow_twins.offdiagonal_weight", self.offdiagonal_weight, 0)
         at_least("barlow_twins.bias_lr_scale", self.bias_lr_scale, 0)
@@ -132,6 +137,7 @@ class SupConOptions:
     """The loss is multiplied by ``temperature`` over this (reference code; equation 2 of the paper has no factor)."""
 
     def __post_init__(self) -> None:
+        check(self)
         if not self.base_temperature > 0:
             raise ConfigError(f"sup_con.base_temperature is {self.base_temperature}", remedy="choose a value above 0")
 
@@ -157,6 +163,7 @@ class PclOptions:
     """k-means on the sphere; the reference code puts only the final centroids there."""
 
     def __post_init__(self) -> None:
+        check(self)
         one_of("pcl.candidates", self.candidates, ("reference", "paper"))
         for count in self.clusters:
             at_least("pcl.clusters", count, 2)
@@ -174,6 +181,7 @@ class NnclrOptions:
     """Width of the predictor's hidden layer (section 4.1)."""
 
     def __post_init__(self) -> None:
+        check(self)
         at_least("nnclr.hidden_dim", self.hidden_dim, 1)
 
 
@@ -196,6 +204,7 @@ class SwavOptions:
     """Step from which the queue is filled; it is used once it is full (reference code: epoch 15)."""
 
     def __post_init__(self) -> None:
+        check(self)
         at_least("swav.prototypes", self.prototypes, 2)
         if not self.epsilon > 0:
             raise ConfigError(f"swav.epsilon is {self.epsilon}", remedy="choose a value above 0")
@@ -214,6 +223,7 @@ class DeepClusterV2Options:
     """Updates of k-means before each epoch (reference code)."""
 
     def __post_init__(self) -> None:
+        check(self)
         for count in self.clusters:
             at_least("deepcluster_v2.clusters", count, 2)
         at_least("deepcluster_v2.iterations", self.iterations, 0)
@@ -243,6 +253,7 @@ class DinoOptions:
     """Largest norm of the gradient of each parameter by itself (reference code); 0 turns clipping off."""
 
     def __post_init__(self) -> None:
+        check(self)
         at_least("dino.outputs", self.outputs, 2)
         for name in ("frozen_steps", "teacher_temperature_warmup", "clip_gradient"):
             at_least(f"dino.{name}", getattr(self, name), 0)
@@ -270,6 +281,7 @@ class BankOptions:
     drawn (equation 2 of instance discrimination)."""
 
     def __post_init__(self) -> None:
+        check(self)
         one_of(f"{self._name}.form", self.form, ("nce", "info_nce", "softmax"))
         at_least(f"{self._name}.negatives", self.negatives, 1)
         if not 0 <= self.bank_momentum < 1:
@@ -288,6 +300,7 @@ class InstDiscOptions(BankOptions):
     """lambda of equation 10, which holds an embedding to its row; the reference code leaves that term out."""
 
     def __post_init__(self) -> None:
+        check(self)
         super().__post_init__()
         at_least("instdisc.proximal_weight", self.proximal_weight, 0)
         if self.proximal_weight and self.form != "nce":
@@ -314,6 +327,7 @@ class PirlOptions(BankOptions):
     """lambda: the share of the jigsaw's loss; the image's has the rest."""
 
     def __post_init__(self) -> None:
+        check(self)
         super().__post_init__()
         if not 0 <= self.jigsaw_weight <= 1:
             raise ConfigError(f"pirl.jigsaw_weight is {self.jigsaw_weight}", remedy="choose a value from 0 to 1")
@@ -335,6 +349,7 @@ class CpcOptions:
     """1: rows are predicted from those above (CPC). 4: from below, left and right as well (CPC v2)."""
 
     def __post_init__(self) -> None:
+        check(self)
         one_of("cpc.context", self.context, ("pixelcnn", "gru"))
         for name in ("context_dim", "steps"):
             at_least(f"cpc.{name}", getattr(self, name), 1)
@@ -357,6 +372,7 @@ class SelaV2Options:
     """Rounds of Sinkhorn-Knopp over the whole set (own choice; SeLa's code goes on until the scales stand still)."""
 
     def __post_init__(self) -> None:
+        check(self)
         for count in self.clusters:
             at_least("sela_v2.clusters", count, 2)
         if not self.epsilon > 0:
@@ -387,6 +403,7 @@ class ClipOptions:
     """The learnt factor of the cosines, 1 over the temperature, is held below this (section 2.5)."""
 
     def __post_init__(self) -> None:
+        check(self)
         one_of("clip.pooling", self.pooling, ("attention", "average"))
         at_least("clip.context_length", self.context_length, 3)
         for name in ("text_width", "text_layers", "text_heads", "largest_scale"):
@@ -406,6 +423,7 @@ class CurlOptions:
     """Frames of a stack, the picture and those just before it (reference code)."""
 
     def __post_init__(self) -> None:
+        check(self)
         at_least("curl.frames", self.frames, 1)
 
 
@@ -424,6 +442,7 @@ class DistillationOptions:
     """Temperature of the teacher where it differs, of ``similarities`` only (SEED: 0.01; the student has 0.2)."""
 
     def __post_init__(self) -> None:
+        check(self)
         one_of("distillation.targets", self.targets, ("similarities", "classes"))
         if not self.teacher_temperature > 0:
             raise ConfigError(
@@ -545,6 +564,7 @@ class PretrainOptions:
     """Of distillation alone."""
 
     def __post_init__(self) -> None:
+        check(self)
         one_of("method", self.method, get_args(MethodName))
         one_of("views", self.views, get_args(ViewsName))
         one_of("optimizer", self.optimizer, ("sgd", "lars", "adamw"))

@@ -6,14 +6,16 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 
 from openworld import __version__
-from openworld.cli import backbone, data, evaluation, probe, runs
-from openworld.cli.verbs import AddVerb, Function
-from openworld.configfile import make_parser
+from openworld.cli import backbone, data, evaluation, options, probe, runs
+from openworld.cli.verbs import AddVerb, Function, make_parser
+from openworld.configfile import dump_config
 from openworld.errors import OpenWorldError
+from openworld.runtime.option_trees import construct
 
 DESCRIPTION = "Open-world object detection: know what was taught, say unknown on the rest, learn it as the next task."
 
@@ -27,13 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     who = "" if rank is None else f" in process {rank}"
     logging.basicConfig(level=logging.WARNING, format=f"%(levelname)s{who} %(message)s")
     try:
-        parser, functions = build_parser()
-        parsed = parser.instantiate(parser.parse_args(arguments))
-        chosen, names = parsed[parsed.verb], [parsed.verb]
-        if "what" in chosen:
-            names.append(chosen.what)
-            chosen = chosen[chosen.what]
-        functions[tuple(names)](chosen)
+        run_verb(arguments)
     except OpenWorldError as error:
         if debug:
             raise
@@ -49,17 +45,53 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(4)
 
 
-def build_parser() -> tuple[ArgumentParser, dict[tuple[str, ...], Function]]:
-    """The parser of all verbs, and the function of each by its name, or names below another verb."""
+class Verb(NamedTuple):
+    """A verb of the command line."""
+
+    function: Function
+    options: type | None
+    """Class of its configuration."""
+    parser: ArgumentParser
+
+
+def run_verb(arguments: Sequence[str]) -> None:
+    """Read the command line and call the function of its verb."""
+    parser, verbs = build_parser()
+    verb = verbs.get(tuple(arguments[:1]))
+    if verb is None or verb.options is None:
+        parsed = parser.instantiate(parser.parse_args(arguments))
+        chosen, names = parsed[parsed.verb], [parsed.verb]
+        if "what" in chosen:
+            names.append(chosen.what)
+            chosen = chosen[chosen.what]
+        verbs[tuple(names)].function(chosen)
+        return
+    layers, words = options.split(arguments[1:], verb.options)
+    if not {"-h", "--help"}.isdisjoint(words):
+        usage = verb.parser.format_usage().removeprefix("usage: ").rstrip()
+        verb.parser.usage = f"{usage} [--KEY VALUE ...]"
+        options.list_options(verb.parser, verb.options, layers)
+    if "--print_config" in words:
+        print(dump_config(construct(verb.options, layers)), end="")
+        return
+    parsed = parser.instantiate(parser.parse_args([*arguments[:1], *words]))
+    verb.function(parsed[parsed.verb], construct(verb.options, layers))
+
+
+def build_parser() -> tuple[ArgumentParser, dict[tuple[str, ...], Verb]]:
+    """The parser of all verbs, and each of these by its name, or names below another verb."""
     parser = make_parser(prog="openworld", description=DESCRIPTION, version=__version__)
     commands = parser.add_subcommands(dest="verb")
-    functions: dict[tuple[str, ...], Function] = {}
+    verbs: dict[tuple[str, ...], Verb] = {}
 
     def below(*names: str, to: object) -> AddVerb:
-        def verb(name: str, function: Function, help: str) -> ArgumentParser:
+        def verb(name: str, function: Function, help: str, options: type | None = None) -> ArgumentParser:
             sub = make_parser(description=help)
             to.add_subcommand(name, sub, help=help)  # type: ignore[attr-defined]
-            functions[*names, name] = function
+            verbs[*names, name] = Verb(function, options, sub)
+            if options is not None:
+                sub.add_argument("--config", help="a YAML file, see configs/; given again, later files win")
+                sub.add_argument("--print_config", action="store_true", help="print the configuration and exit")
             return sub
 
         return verb
@@ -77,7 +109,7 @@ def build_parser() -> tuple[ArgumentParser, dict[tuple[str, ...], Function]]:
         commands.add_subcommand(name, of_group, help=help)
         group.add_verbs(below(name, to=of_group.add_subcommands(dest="what")))
     top("doctor", doctor, "explain a broken installation")
-    return parser, functions
+    return parser, verbs
 
 
 def doctor(arguments: Namespace) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from openworld.cli.verbs import AddVerb, run_arguments, run_config
-from openworld.configfile import build, find_config, read_config, read_options
+from openworld.cli.verbs import AddVerb, run_arguments, with_engine
+from openworld.config import RunConfig
+from openworld.configfile import find_config, read_config, read_options
 from ssl_backbones.options import PretrainOptions
 
 PROFILED_STEPS = 20
@@ -18,24 +19,26 @@ QUERIES = 8
 def add_verbs(verb: AddVerb) -> None:
     """Add them to the command line."""
     demo_verb = verb(
-        "demo", demo, "the whole story on a synthetic world: a few minutes on a CPU, ends with report.html"
+        "demo", demo, "the whole story on a synthetic world: a few minutes on a CPU, ends with report.html", RunConfig
     )
     run_arguments(demo_verb, default_output="runs/demo")
     _profile_argument(demo_verb)
 
-    run_verb = verb("run", run, "carry a schedule of tasks to its end: pretrain, train, replay, fit, evaluate, report")
+    run_verb = verb(
+        "run", run, "carry a schedule of tasks to its end: pretrain, train, replay, fit, evaluate, report", RunConfig
+    )
     run_arguments(run_verb, default_output=None)
     _profile_argument(run_verb)
 
-    pretrain_verb = verb("pretrain", pretrain, "contrastive pretraining of a backbone on a folder of images")
-    pretrain_verb.add_argument("--config", action="config", help="a YAML file; see configs/pretrain")
+    pretrain_verb = verb(
+        "pretrain", pretrain, "contrastive pretraining of a backbone on a folder of images", PretrainOptions
+    )
     pretrain_verb.add_argument(
         "--output", type=str, required=True, help="folder for backbone.safetensors, card.json and report.html"
     )
     pretrain_verb.add_argument("--resume", action="store_true", help="go on with what the folder holds")
     pretrain_verb.add_argument("--seed", type=int, default=0)
     pretrain_verb.add_argument("--device", type=str, default="auto")
-    pretrain_verb.add_class_arguments(PretrainOptions, None)
 
     predict_verb = verb("predict", predict, "draw what a trained run detects on an image or a folder of images")
     predict_verb.add_argument("images", type=str, help="an image or a folder")
@@ -73,7 +76,9 @@ def add_verbs(verb: AddVerb) -> None:
     report_verb = verb("report", report, "write report.html of a run again")
     report_verb.add_argument("run", type=str, help="folder of a run, or of a pretraining")
 
-    ablate_verb = verb("ablate", ablate, "run a schedule with one part switched off at a time, over several seeds")
+    ablate_verb = verb(
+        "ablate", ablate, "run a schedule with one part switched off at a time, over several seeds", RunConfig
+    )
     ablate_verb.add_argument("--seeds", type=list[int], default=[0, 1, 2])
     ablate_verb.add_argument("--variants", type=list[str], default=[], help="names; default: all")
     ablate_verb.add_argument(
@@ -104,12 +109,12 @@ def _profile_argument(parser: ArgumentParser) -> None:
     )
 
 
-def demo(arguments: Namespace) -> None:
+def demo(arguments: Namespace, config: RunConfig) -> None:
     """The embedded world with the default configuration."""
-    run(arguments)
+    run(arguments, config)
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Namespace, config: RunConfig) -> None:
     """A schedule from its configuration. One process, or torchrun's."""
     from rich.console import Console
 
@@ -119,7 +124,7 @@ def run(arguments: Namespace) -> None:
     from openworld.runtime.distributed import is_first, session
     from openworld.runtime.environment import select_device
 
-    config = run_config(arguments)
+    config = with_engine(config, arguments)
     folder = Path(arguments.output)
     with session(select_device(config.model.device)):
         metrics = run_schedule(config, folder, resume=arguments.resume, profile_steps=arguments.profile)
@@ -131,7 +136,7 @@ def run(arguments: Namespace) -> None:
             console.print(f"report: {_report_of_run(folder)}")
 
 
-def pretrain(arguments: Namespace) -> None:
+def pretrain(arguments: Namespace, options: PretrainOptions) -> None:
     """A backbone from a folder of images, or from the synthetic world, and its page. One process, or torchrun's."""
     from rich.console import Console
 
@@ -144,7 +149,7 @@ def pretrain(arguments: Namespace) -> None:
     from ssl_backbones.images import find_images
     from ssl_backbones.pretrain import pretrain as run_pretraining
 
-    options, output = build(PretrainOptions, arguments), Path(arguments.output)
+    output = Path(arguments.output)
     device, crops = select_device(arguments.device), None
     with session(device):
         if options.images is None:
@@ -234,15 +239,14 @@ def _report_of_run(folder: Path) -> Path:
     return build_report(folder, test, gone=gone)
 
 
-def ablate(arguments: Namespace) -> None:
+def ablate(arguments: Namespace, config: RunConfig) -> None:
     """A table of what each part brings."""
     from rich.console import Console
 
     from openworld.run.ablation import run_ablation
 
-    config = run_config(arguments)
     run_ablation(
-        config,
+        with_engine(config, arguments),
         Path(arguments.output),
         seeds=arguments.seeds,
         variants=arguments.variants,

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from jsonargparse import ArgumentParser, Namespace
 
 from openworld.config import RunConfig
-from openworld.configfile import build
 
-Function = Callable[[Namespace], None]
+Function = Callable[..., None]
+"""A verb: takes its arguments, and its configuration if it has one."""
 
 
 class AddVerb(Protocol):
-    """Adds a verb to the command line and returns the parser of its arguments."""
+    """Adds a verb to the command line and returns the parser of its arguments.
 
-    def __call__(self, name: str, function: Function, help: str) -> ArgumentParser: ...
+    ``options`` is the class of its configuration, which ``--config`` and ``--key value`` fill.
+    """
+
+    def __call__(self, name: str, function: Function, help: str, options: type | None = None) -> ArgumentParser: ...
+
+
+def make_parser(**settings: Any) -> ArgumentParser:
+    """An argument parser that takes no abbreviations: a misspelt key is an error."""
+    return ArgumentParser(allow_abbrev=False, **settings)
 
 
 def run_arguments(parser: ArgumentParser, default_output: str | None) -> None:
-    """The configuration of a run, from files and from options, and the folder of the run."""
-    parser.add_argument("--config", action="config", help="a YAML file; see configs/")
+    """The folder of a run, and how to go on with it."""
     parser.add_argument(
         "--output", type=str, required=default_output is None, default=default_output, help="folder of the run"
     )
@@ -33,12 +40,10 @@ def run_arguments(parser: ArgumentParser, default_output: str | None) -> None:
         default=None,
         help="short for --model.engine, over which it wins",
     )
-    parser.add_class_arguments(RunConfig, None)
 
 
-def run_config(arguments: Namespace) -> RunConfig:
-    """The configuration out of :func:`run_arguments`."""
-    config = build(RunConfig, arguments)
-    if arguments.engine is not None:
-        config = replace(config, model=replace(config.model, engine=arguments.engine))
-    return config
+def with_engine(config: RunConfig, arguments: Namespace) -> RunConfig:
+    """The configuration with the engine of :func:`run_arguments`."""
+    if arguments.engine is None:
+        return config
+    return replace(config, model=replace(config.model, engine=arguments.engine))

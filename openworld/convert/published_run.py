@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from openworld.config import RunConfig
-from openworld.configfile import find_config, read_config, read_options, with_options
+from openworld.configfile import find_config, read_config, read_options
 from openworld.convert.published_weights import (
     REFERENCE,
     convert_detectron2,
@@ -25,6 +24,7 @@ from openworld.run.checkpoints import STAGES, Progress, checkpoints_of, save_pro
 from openworld.run.folder import claim, locked
 from openworld.runtime.environment import describe
 from openworld.runtime.files import sha256_of, write_json
+from openworld.runtime.option_trees import Given, construct
 from openworld.runtime.runlog import RunLog
 
 TEST_SETTINGS = {1: (0.4, 50), 2: (0.5, 50), 3: (0.4, 100), 4: (0.4, 100)}
@@ -110,14 +110,9 @@ def convert_run(
 
 def reference_ore(*, energy: bool) -> OreOptions:
     """ORE as the reference code has it (:data:`REFERENCE`); without ``energy`` the classifier decides."""
-    options = with_options(OreOptions(), _reference_method())
-    return replace(options, energy=replace(options.energy, enabled=energy))
-
-
-def _reference_method() -> dict[str, Any]:
-    """The section ``method`` of :data:`REFERENCE`, without the name."""
     section = read_options(find_config(REFERENCE))["method"]
-    return {key: value for key, value in section.items() if key != "name"}
+    options = construct(OreOptions, [Given(section, REFERENCE)], "method", OreOptions())
+    return replace(options, energy=replace(options.energy, enabled=energy))
 
 
 def _without_data(schedule: Schedule) -> RunConfig:

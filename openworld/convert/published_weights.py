@@ -27,13 +27,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openworld.configfile import find_config, read_options, with_options
+from openworld.configfile import find_config, read_options
 from openworld.engines.detectron2.names import PREDICTOR, detectron2_name
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
 from openworld.engines.torchvision_rcnn import IMAGENET_STD, OpenWorldRCNN
 from openworld.errors import CheckpointError
 from openworld.labels import LabelSpace
 from openworld.methods.ore.weibull import WeibullFit
+from openworld.runtime.option_trees import Given, construct
 from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.backbones.resnet_options import BLOCKS
 from ssl_backbones.handover.pickles import read_pickle
@@ -198,7 +199,8 @@ def reference_options(
             sampled_regions=512, positive_fraction=0.25, nms_iou=nms_iou, detections_per_image=detections_per_image
         ),
     )
-    ores = with_options(detectron2s, read_options(find_config(REFERENCE))["model"])
+    section = read_options(find_config(REFERENCE))["model"]
+    ores = construct(ModelOptions, [Given(section, REFERENCE)], "model", detectron2s)
     agnostic = tensors[_DELTAS].shape[0] == 4
     return replace(ores, roi=replace(ores.roi, box_regression="agnostic" if agnostic else "per_class"))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from openworld.errors import ConfigError
+from openworld.runtime.options import check
 
 
 def default_tasks() -> list[list[str]]:
@@ -34,6 +35,9 @@ class SourceOptions:
     """COCO and VOC: keep the parsed annotations of 1,000 images or more in the user's cache folder, for the next time.
     The environment variable OPENWORLD_CACHE names another folder, or switches this off for all with ``off``."""
 
+    def __post_init__(self) -> None:
+        check(self)
+
 
 @dataclass(kw_only=True)
 class SyntheticOptions:
@@ -54,6 +58,7 @@ class SyntheticOptions:
     """The same seed and sizes give the same files."""
 
     def __post_init__(self) -> None:
+        check(self)
         for name in ("train_images", "val_images", "test_images"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "give at least 1")
         _check("pretrain_images", self.pretrain_images, self.pretrain_images >= 0, "give 0 or more")
@@ -87,6 +92,7 @@ class LoaderOptions:
     """Training stops when more than this fraction of the images cannot be read."""
 
     def __post_init__(self) -> None:
+        check(self)
         _check("min_size", self.min_size, self.min_size >= 16, "give at least 16 pixels")
         _check("max_size", self.max_size, self.max_size >= self.min_size, f"give at least min_size ({self.min_size})")
         _check("flip", self.flip, 0 <= self.flip <= 1, "give a probability from 0 to 1")
@@ -127,6 +133,9 @@ class BenchmarkOptions:
     cache: bool = True
     """As for a single set: keep the parsed annotations in the user's cache folder."""
 
+    def __post_init__(self) -> None:
+        check(self)
+
 
 @dataclass(kw_only=True)
 class DataOptions:
@@ -153,6 +162,7 @@ class DataOptions:
     """How images are decoded, resized and augmented."""
 
     def __post_init__(self) -> None:
+        check(self)
         _check("held_out_fraction", self.held_out_fraction, 0 < self.held_out_fraction < 1, "give a share from 0 to 1")
         if self.benchmark is not None:
             self._take_benchmark(self.benchmark.name)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from openworld.errors import ConfigError
+from openworld.runtime.options import check
 from ssl_backbones.backbones import BackboneOptions
 
 
@@ -40,6 +41,7 @@ class RpnOptions:
     code)."""
 
     def __post_init__(self) -> None:
+        check(self)
         if not self.anchor_sizes or not self.anchor_ratios:
             raise ConfigError("rpn.anchor_sizes and rpn.anchor_ratios must not be empty")
         if not 0 <= self.background_iou <= self.foreground_iou <= 1:
@@ -106,6 +108,7 @@ class RoiOptions:
     """The best detections of an image are kept."""
 
     def __post_init__(self) -> None:
+        check(self)
         for name in ("positive_fraction", "foreground_iou", "score_threshold", "nms_iou", "cross_nms_iou"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"roi.{name} is {getattr(self, name)}", remedy="give a value from 0 to 1")
@@ -159,6 +162,7 @@ class ModelOptions:
     """`cpu`, `cuda`, `cuda:1`, … ; auto takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
+        check(self)
         if not 0 <= self.freeze_stages <= 5:
             raise ConfigError(f"model.freeze_stages is {self.freeze_stages}", remedy="give a number from 0 to 5")
         if self.engine not in ("torchvision", "detectron2"):

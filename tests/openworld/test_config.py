@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from openworld.config import PhaseOptions, RunConfig, scaled
-from openworld.configfile import CONFIGS, build, make_parser, read_options
+from openworld.configfile import CONFIGS, read_config, read_options
 from openworld.data.options import ExemplarOptions
 from openworld.errors import ConfigError
 from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, OreOptions, UnknownLabelOptions
@@ -16,11 +16,7 @@ from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, OreO
 
 def stacked(*names: str) -> RunConfig:
     """Configurations one over the other, as on the command line."""
-    parser = make_parser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    parser.add_class_arguments(RunConfig, None)
-    options = [word for name in names for word in ("--config", str(CONFIGS / name))]
-    return build(RunConfig, parser.instantiate(parser.parse_args(options)))
+    return read_config(*(CONFIGS / name for name in names))
 
 
 def test_a_quarter_of_the_batch_by_the_linear_rule() -> None:

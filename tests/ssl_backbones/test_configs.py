@@ -6,11 +6,12 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 import pytest
 import yaml
 
+from openworld.configfile import layers_of
 from openworld.errors import ConfigError
+from openworld.runtime.option_trees import construct
 from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.options import PretrainOptions
 
@@ -25,11 +26,7 @@ MAY_BE_ABSENT |= {"labelled", "accumulate", "sync_batch_norm", "probe_every", "p
 
 
 def read(name: str) -> PretrainOptions:
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    parser.add_class_arguments(PretrainOptions)
-    read = parser.instantiate(parser.parse_args(["--config", str(FOLDER / f"{name}.yaml")]))
-    return PretrainOptions(**{field: read[field] for field in FIELDS})
+    return construct(PretrainOptions, layers_of([FOLDER / f"{name}.yaml"]))
 
 
 @pytest.mark.parametrize("name", NAMES)

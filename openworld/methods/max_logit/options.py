@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from openworld.methods.options import MethodOptions
+from openworld.runtime.options import check
 
 if TYPE_CHECKING:
     from openworld.labels import LabelSpace
@@ -23,6 +24,9 @@ class MaxLogitOptions(MethodOptions):
     min_samples: int = 20
     """Fewest held-out known regions to calibrate with; with fewer the softmax says how known a region is (own
     guard)."""
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def build(self, space: LabelSpace, feature_dim: int) -> MaxLogit:
         """See :class:`MethodOptions`."""

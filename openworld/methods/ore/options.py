@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from openworld.errors import ConfigError
 from openworld.methods.options import MethodOptions
+from openworld.runtime.options import check
 
 if TYPE_CHECKING:
     from openworld.labels import LabelSpace
@@ -88,6 +89,7 @@ class ClusteringOptions:
     each ``rank`` takes its own mean, in which the region of a process with few of them weighs more (reference code)."""
 
     def __post_init__(self) -> None:
+        check(self)
         _check(math.isfinite(self.weight) and self.weight >= 0, "clustering.weight", self.weight, "0 or more")
         _check(self.items_per_class >= 1, "clustering.items_per_class", self.items_per_class, "1 or more")
         _check(self.start_step >= 0, "clustering.start_step", self.start_step, "0 or more")
@@ -155,6 +157,7 @@ class UnknownLabelOptions:
     not used, for the reference code has none."""
 
     def __post_init__(self) -> None:
+        check(self)
         _check(self.per_image >= 0, "unknown.per_image", self.per_image, "0 or more")
         _check(0 <= self.max_iou <= 1, "unknown.max_iou", self.max_iou, "a number from 0 to 1")
         if self.min_objectness is not None:
@@ -262,6 +265,7 @@ class EnergyOptions:
         return self.enabled and self.fit_on in ("auto_labelled", "annotated_and_auto")
 
     def __post_init__(self) -> None:
+        check(self)
         for name in ("temperature", "test_temperature"):
             value = getattr(self, name)
             good = (name == "test_temperature") if value is None else (math.isfinite(value) and value > 0)
@@ -305,6 +309,9 @@ class OreOptions(MethodOptions):
         default_factory=lambda: ClusteringOptions(weight=0.01, start_step=100, update_every=50, momentum=0.9)
     )
     energy: EnergyOptions = field(default_factory=EnergyOptions)
+
+    def __post_init__(self) -> None:
+        check(self)
 
     @property
     def uses_unknown_labels(self) -> bool:

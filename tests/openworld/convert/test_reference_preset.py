@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-import pytest
-
 from openworld.config import RunConfig
-from openworld.configfile import CONFIGS, find_config, read_options, with_options
+from openworld.configfile import CONFIGS, find_config, read_config, read_options
 from openworld.convert.published_run import reference_ore
 from openworld.engines.detectron2.names import model_keys, openworld_defaults, option_keys, own_roi_fields
-from openworld.errors import ConfigError
 from openworld.labels import LabelSpace
-from openworld.methods.ore.options import OreOptions
 from openworld.runtime.dotted import leaves
 from ssl_backbones.backbones import ResNetOptions
 
 TREE = read_options(find_config("ore/reference.yaml"))
-PRESET = with_options(RunConfig(), TREE)
+PRESET = read_config(Path("ore/reference.yaml"))
 DETECTRON2 = read_options(CONFIGS / "detectron2" / "ORE-reference.yaml")
 
 
@@ -51,15 +48,3 @@ def test_the_detectron2_file_says_the_same() -> None:
     keys = model_keys(PRESET.model, ResNetOptions(name="resnet50"), LabelSpace.of([["a"], ["b"]], 1, "fixed"))
     named = dict(leaves({"MODEL": DETECTRON2["MODEL"]}))
     assert named and named == {name: keys[name] for name in named}
-
-
-@pytest.mark.parametrize(
-    ("tree", "message"),
-    [
-        ({"energy": {"temp": 1}}, r"there is no option 'energy\.temp'"),
-        ({"energy": {"temperature": -1.0}}, "temperature"),
-    ],
-)
-def test_a_tree_of_options_is_checked(tree: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        with_options(OreOptions(), tree)
