@@ -11,8 +11,8 @@ import torch
 
 from openworld.config import PhaseOptions, RunConfig
 from openworld.data.options import DataOptions, LoaderOptions, SyntheticOptions
-from openworld.detector import load_task
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
+from openworld.run.checkpoints import load_task
 from openworld.run.predict import predict_folder
 from openworld.run.schedule import run_schedule
 from ssl_backbones.backbones import ConvNeXtOptions

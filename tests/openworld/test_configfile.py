@@ -18,7 +18,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_one_leaf_changes_and_its_neighbours_keep_their_defaults(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("train: {lr: 5e-4}\nore:\n  clustering: {margin: 3.0}\n")
+    (tmp_path / "config.yaml").write_text("train: {lr: 5e-4}\nmethod:\n  clustering: {margin: 3.0}\n")
     config, default = read_config(tmp_path / "config.yaml"), RunConfig()
     assert config_difference(default, config) == [
         f"method.clustering.margin: {default.method.clustering.margin} → 3.0",

@@ -59,7 +59,11 @@ def test_errors(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 def test_help_lists_the_keys_with_their_texts(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "run", "--help")
     assert "--train.batch_size BATCH_SIZE Images " in text and "--pretrain PRETRAIN Contrastive" in text
-    assert "--model.arch.width" in text  # a section that is null by default
+    assert "--model.arch" in text and "--model.arch.width" not in text  # null by default: no name chooses its class
+    assert "--model.arch.width" in printed(capsys, "run", "--model.arch.name", "resnet50", "--help")
+    assert "--method.clustering.margin" in text
+    of_closed = printed(capsys, "run", "--method", "closed", "--help")
+    assert "--method.clustering" not in of_closed and "--method.name" in of_closed
     assert "(adamw or sgd; default: adamw)" in text
     assert "default: 77)" in printed(capsys, "run", "--train.steps", "77", "--help")
     assert "--knn_k" in printed(capsys, "pretrain", "-h")

@@ -85,7 +85,8 @@ def test_there_and_back_is_the_same_run(tmp_path: Path, neck: str, head: str) ->
         assert (tmp_path / "back" / f"task{task}" / "calibration.json").exists()
     native = tmp_path / "there" / "detectron2" / "task2"
     keys = yaml.safe_load((native / "config.yaml").read_text())
-    assert keys["ORE"]["TASKS"] == TASKS and keys["ORE"]["TASK"] == 2 and keys["ORE"]["HEAD"] == head
+    node = keys["OPENWORLD"]
+    assert node["TASKS"] == TASKS and node["TASK"] == 2 and node["LAYOUT"] == head and node["METHOD"]["NAME"] == "ore"
     state = torch.load(native / "model_final.pth", weights_only=True)["model"]
     assert "roi_heads.box_predictor.method.prototypes.vectors" in state and "pixel_mean" not in state
     with pytest.raises(ConfigError, match="its engine is detectron2 already"):

@@ -198,7 +198,9 @@ def test_the_method_of_the_run_has_its_section(fake_run: tuple[Path, Any], open_
     with (run / "config.yaml").open("a") as config:
         config.write("method: {name: another}\n")
     page = open_page(build_report(run, num_images=0))
-    assert "method" not in page and "#method" not in page.source and not page.root.all("p", role="note")
+    assert "The open-world method: another" in page.source and "energy1" not in page.figures
+    (warning,) = page.root.all("p", role="note")
+    assert "could not be calibrated in task 3" in " ".join(warning.pieces)
 
 
 @pytest.mark.usefixtures("quick_figures")

@@ -98,7 +98,7 @@ def test_a_panel_tells_its_rule_and_its_labels(
     fake_run: tuple[Path, Any], open_page: Any, changes: dict[str, Any], facts: tuple[str, ...], told: bool
 ) -> None:
     run, _ = fake_run
-    path = run / "task1" / "energy.json"
+    path = run / "task1" / "calibration.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes, "notes": ["a <poor> fit"]}))
     page = open_page(build_report(run, num_images=0))
     first, second, third = page["method"].all("div", class_="card")
