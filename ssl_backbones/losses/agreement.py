@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_backbones.losses.numerics import full_precision, mean, soft_cross_entropy
+from ssl_backbones.losses.numerics import full_precision, mean_or_zero, soft_cross_entropy
 
 
 @full_precision
@@ -27,7 +27,7 @@ def negative_cosine(p_ND: Tensor, z_ND: Tensor) -> Tensor:
     Returns:
         Scalar from -1 to 1; 0 for an empty batch.
     """
-    return mean(-(F.normalize(p_ND, dim=1) * F.normalize(z_ND, dim=1)).sum(dim=1))
+    return mean_or_zero(-(F.normalize(p_ND, dim=1) * F.normalize(z_ND, dim=1)).sum(dim=1))
 
 
 @full_precision
@@ -43,7 +43,7 @@ def byol_regression(p_ND: Tensor, z_ND: Tensor) -> Tensor:
     Returns:
         Scalar from 0 to 4; 0 for an empty batch.
     """
-    return mean((F.normalize(p_ND, dim=1) - F.normalize(z_ND, dim=1)).square().sum(dim=1))
+    return mean_or_zero((F.normalize(p_ND, dim=1) - F.normalize(z_ND, dim=1)).square().sum(dim=1))
 
 
 @full_precision

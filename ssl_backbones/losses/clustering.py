@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_backbones.losses.numerics import cross_entropy, full_precision, soft_cross_entropy
+from ssl_backbones.losses.numerics import cross_entropy_or_zero, full_precision, soft_cross_entropy
 
 
 @full_precision
@@ -56,7 +56,7 @@ def proto_nce(
         else:
             columns_NC, target_N = _batch_and_absent(own_N, len(centres_KD), negatives, generator)
         logits_NK = z @ F.normalize(centres_KD, dim=1).T / phi_K
-        total = total + cross_entropy(logits_NK.gather(1, columns_NC), target_N)
+        total = total + cross_entropy_or_zero(logits_NK.gather(1, columns_NC), target_N)
     return total / len(prototypes)
 
 

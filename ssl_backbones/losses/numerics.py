@@ -29,19 +29,19 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     return outside_autocast
 
 
-def mean(values: Tensor) -> Tensor:
+def mean_or_zero(values: Tensor) -> Tensor:
     """Mean of all elements; of none 0, with a gradient path."""
     return values.mean() if values.numel() else values.sum()
 
 
-def cross_entropy(logits_NC: Tensor, targets_N: Tensor) -> Tensor:
+def cross_entropy_or_zero(logits_NC: Tensor, targets_N: Tensor) -> Tensor:
     """Mean of -log softmax(logits)[target] over N; of no rows 0, with a gradient path."""
     return F.cross_entropy(logits_NC, targets_N) if len(logits_NC) else logits_NC.sum()
 
 
 def soft_cross_entropy(logits_NC: Tensor, targets_NC: Tensor) -> Tensor:
     """Mean over N of -sum_c targets log softmax(logits); of no rows 0, with a gradient path."""
-    return mean(-(targets_NC * F.log_softmax(logits_NC, dim=1)).sum(dim=1))
+    return mean_or_zero(-(targets_NC * F.log_softmax(logits_NC, dim=1)).sum(dim=1))
 
 
 def _full(value: Any) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from openworld.errors import ConfigError
 from openworld.runtime.distributed import first_row, gather_rows_with_gradient
 from ssl_backbones.contexts import ColumnGRU, MaskedConvolutions
-from ssl_backbones.losses.numerics import cross_entropy, full_precision
+from ssl_backbones.losses.numerics import cross_entropy_or_zero, full_precision
 from ssl_backbones.method import Batch, Method, spread
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.views import RECIPES, cut_patches
@@ -88,4 +88,4 @@ def predictive_info_nce(predicted_NRGP: Tensor, targets_MGGP: Tensor, temperatur
     images, rows = predicted_NRGP.shape[:2]
     place = torch.arange(targets_MGGP[..., 0].numel(), device=targets_MGGP.device).view(targets_MGGP.shape[:3])
     logits = predicted_NRGP.flatten(0, 2) @ targets_MGGP.flatten(0, 2).T / temperature
-    return cross_entropy(logits, place[first : first + images, -rows:].flatten())
+    return cross_entropy_or_zero(logits, place[first : first + images, -rows:].flatten())

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from openworld.runtime.distributed import broadcast, gather_rows
 from openworld.runtime.seeding import generator
 from ssl_backbones.losses import info_nce, nce, nce_log_normaliser
-from ssl_backbones.losses.numerics import cross_entropy
+from ssl_backbones.losses.numerics import cross_entropy_or_zero
 from ssl_backbones.method import Batch, Method, spread
 from ssl_backbones.options import BankOptions, PretrainOptions
 from ssl_backbones.state import Bank
@@ -58,7 +58,7 @@ class ContrastBank(Bank):
         if self.options.form == "softmax":
             with torch.autocast(z_ND.device.type, enabled=False):
                 logits = F.normalize(z_ND.float(), dim=1) @ self.features.clone().T / self.temperature
-                return cross_entropy(logits, index_N)
+                return cross_entropy_or_zero(logits, index_N)
         positives, negatives = self.features[index_N], self.features[drawn_NK]
         if self.options.form == "info_nce":
             return info_nce(z_ND, positives, negatives, self.temperature)

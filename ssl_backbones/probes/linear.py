@@ -53,8 +53,10 @@ def fit_ridge(
     Raises:
         ConfigError: no penalty, or one that is not above 0.
     """
-    problem = _Ridge(features_ND, labels_N, classes)
-    ordered = sorted(_checked(penalties), reverse=True)
+    if not penalties or not all(penalty > 0 for penalty in penalties):
+        raise ConfigError(f"penalties are {list(penalties)}", where="linear probe", remedy="give values above 0")
+    problem = Ridge(features_ND, labels_N, classes)
+    ordered = sorted(penalties, reverse=True)
     best = ordered[0]
     if len(ordered) > 1:
         best = ordered[int(problem.leave_one_out(ordered).argmax())]
@@ -62,18 +64,8 @@ def fit_ridge(
     return LinearClassifier(weight_DC.T, problem.share_C - problem.mean_D @ weight_DC)
 
 
-def ridge_leave_one_out(
-    features_ND: Tensor, labels_N: Tensor, classes: int, *, penalties: Sequence[float] = PENALTIES
-) -> Tensor:
-    """(P,) accuracies of :func:`fit_ridge` where each sample is classified by a fit on the others (same scaling).
-
-    From one fit: the residual of the left-out sample is its residual over 1 - its leverage (Hastie et al. 2009, 7.52).
-    """
-    return _Ridge(features_ND, labels_N, classes).leave_one_out(_checked(penalties))
-
-
-class _Ridge:
-    """The eigenvectors of the features' covariance, in which every penalty has a solution at once."""
+class Ridge:
+    """Ridge regression along the eigenvectors of the features' covariance, where every penalty has a closed form."""
 
     def __init__(self, features_ND: Tensor, labels_N: Tensor, classes: int) -> None:
         x_ND = features_ND.detach().double()
@@ -96,7 +88,10 @@ class _Ridge:
         return weights_DC
 
     def leave_one_out(self, penalties: Sequence[float]) -> Tensor:
-        """(P,) accuracies, float64."""
+        """Classify each sample by a fit on the others, with the scaling of all: (P,) accuracies, float64.
+
+        From one fit: the residual of a left-out sample is its residual over 1 - leverage (Hastie et al. 2009, 7.52).
+        """
         found = []
         for penalty in penalties:
             fitted_NC = self.share_C + self.rotated_ND @ self.coefficients(penalty)
@@ -105,12 +100,6 @@ class _Ridge:
             without_NC = self.targets_NC - (self.targets_NC - fitted_NC) / (1 - leverage_N)[:, None]
             found.append((without_NC.argmax(dim=1) == self.labels_N).double().mean())
         return torch.stack(found)
-
-
-def _checked(penalties: Sequence[float]) -> Sequence[float]:
-    if not penalties or not all(penalty > 0 for penalty in penalties):
-        raise ConfigError(f"penalties are {list(penalties)}", where="linear probe", remedy="give values above 0")
-    return penalties
 
 
 @dataclass(frozen=True, kw_only=True)
