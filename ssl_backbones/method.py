@@ -20,7 +20,7 @@ from openworld.errors import ConfigError
 from ssl_backbones.backbones.base import Backbone, spared_by_decay
 from ssl_backbones.dense_conv import densify
 from ssl_backbones.options import PretrainOptions
-from ssl_backbones.views import RECIPES
+from ssl_backbones.views import recipes_with_kinds
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,16 @@ class Method(nn.Module, ABC):
     """Kinds of the views that a batch holds, the small ones aside, see ViewRecipe.kind."""
     takes_small_views: ClassVar[bool] = False
     """Whether a batch may hold small views after its two large ones (multi-crop)."""
+    exports_projector: ClassVar[bool] = False
+    """Whether the method has a ``projector`` of linear layers, norms and ReLUs on the features of :meth:`backbone`."""
+
+    projector: nn.Module
+    """The head g, of a method that ``exports_projector``."""
 
     def __init__(self, options: PretrainOptions) -> None:
         """Raises ConfigError where the views of ``options`` are not those that the method takes."""
         super().__init__()
-        fitting = [name for name in RECIPES if _kinds_of_large_views(name) == self.view_kinds]
+        fitting = recipes_with_kinds(self.view_kinds)
         if options.views not in fitting:
             raise ConfigError(
                 f"views {options.views} are not what {type(self).__name__} learns from",
@@ -131,17 +136,12 @@ class Method(nn.Module, ABC):
         return self.encoder
 
     def projection(self) -> nn.Module | None:
-        """The head g on the features of :meth:`backbone`: linear layers, norms and ReLUs, one after the other.
+        """The head to export beside :meth:`backbone`: linear layers, norms and ReLUs, one after the other.
 
         None where a method has no such head: DINO's has GELUs and normalises in between, CLIP pools a map, and a
         distilled student has that of its teacher's features or classes.
         """
-        head = getattr(self, "projector", None)
-        return head if isinstance(head, nn.Linear | nn.Sequential) else None
-
-
-def _kinds_of_large_views(name: str) -> tuple[Literal["image", "patches", "frames"], ...]:
-    return tuple(recipe.kind for recipe in RECIPES[name] if not recipe.local)
+        return self.projector if self.exports_projector else None
 
 
 def encode_views(encoder: nn.Module, views: Sequence[Tensor]) -> Tensor:

@@ -7,7 +7,8 @@ ranks, so that the state is equal on every rank.
 from __future__ import annotations
 
 import copy
-from typing import TypeVar, cast
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,26 +17,44 @@ from torch.nn import functional as F
 from openworld.errors import ConfigError
 from openworld.runtime.distributed import broadcast, gather_rows
 
-Network = TypeVar("Network", bound=nn.Module)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+class ModulesOf(nn.ModuleList, Generic[ModuleT]):
+    """A ``nn.ModuleList`` whose modules are all of one class."""
+
+    def __init__(self, modules: Iterable[ModuleT]) -> None:
+        super().__init__(modules)
+
+    def __iter__(self) -> Iterator[ModuleT]:
+        return cast(Iterator[ModuleT], super().__iter__())
+
+    def __getitem__(self, index: int) -> ModuleT:  # type: ignore[override]
+        return cast(ModuleT, super().__getitem__(index))
 
 
 class Teacher(nn.Module):
-    """A copy of a network that follows it slowly: t = m t + (1 - m) s over the parameters.
+    """A copy of networks that run one after the other, which follows them slowly: t = m t + (1 - m) s.
 
-    Buffers are the teacher's own: in training mode its batch norms see the teacher's activations and keep the
-    statistics of those, as in the code of MoCo and BYOL.
+    Only parameters follow. In training mode the teacher's batch norms see the teacher's activations and keep their
+    statistics, as in the code of MoCo and BYOL.
     """
 
-    def __init__(self, student: nn.Module) -> None:
+    def __init__(self, *students: nn.Module) -> None:
         super().__init__()
-        self.network = copy.deepcopy(student)
+        self.network = nn.Sequential(*copy.deepcopy(students))
         self.network.requires_grad_(False)
 
     @torch.no_grad()
-    def follow(self, student: nn.Module, momentum: float) -> None:
-        """One step t = m t + (1 - m) s, as t + (1 - m) (s - t): one pass over the memory, and t = s stays."""
+    def follow(self, *students: nn.Module, momentum: float) -> None:
+        """Move every parameter to m t + (1 - m) s, as t + (1 - m) (s - t): one pass over the memory, and t = s stays.
+
+        Args:
+            students: the networks that the teacher was made from, in the same order.
+            momentum: m, from 0 to 1.
+        """
         mine: list[Tensor] = list(self.network.parameters())
-        theirs: list[Tensor] = list(student.parameters())
+        theirs: list[Tensor] = [parameter for student in students for parameter in student.parameters()]
         torch._foreach_lerp_(mine, theirs, 1 - momentum)
 
     @torch.no_grad()

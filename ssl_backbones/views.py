@@ -7,6 +7,7 @@ not on the number of workers, not on what ran before. The crop comes first, so t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -243,6 +244,11 @@ RECIPES: dict[str, tuple[ViewRecipe, ...]] = {
     "curl": (CURL, CURL),
     "distillation": (DISTILLATION,),
 }
+
+
+def recipes_with_kinds(kinds: Sequence[Literal["image", "patches", "frames"]]) -> list[str]:
+    """Names of the recipes whose large views are of these kinds, in this order."""
+    return [name for name in RECIPES if [recipe.kind for recipe in view_recipes(name, 0)] == list(kinds)]
 
 
 def view_recipes(name: str, local_views: int | None = None) -> tuple[ViewRecipe, ...]:

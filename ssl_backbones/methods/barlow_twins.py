@@ -21,6 +21,8 @@ class BarlowTwins(Method):
     weight decay and LARS, and learn at a rate of their own. Several processes standardise over the batch of all.
     """
 
+    exports_projector = True
+
     def __init__(self, options: PretrainOptions) -> None:
         super().__init__(options)
         hidden = options.barlow_twins.hidden_dim

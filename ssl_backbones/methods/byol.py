@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_backbones.heads import mlp
 from ssl_backbones.losses import byol_regression
@@ -21,12 +21,14 @@ class BYOL(Method):
     random numbers, which they found to make no difference). Biases and norms are spared weight decay and LARS.
     """
 
+    exports_projector = True
+
     def __init__(self, options: PretrainOptions) -> None:
         super().__init__(options)
         hidden, out = options.byol.hidden_dim, options.projection_dim
         self.projector = mlp([self.encoder.dim, hidden, out], hidden_norm=True, last_bias=False)
         self.predictor = mlp([out, hidden, out], hidden_norm=True, last_bias=False)
-        self.teacher = Teacher(nn.Sequential(self.encoder, self.projector))
+        self.teacher = Teacher(self.encoder, self.projector)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Regression of the teacher's projections, both directions summed: 4 at the start, 0 at best."""
@@ -40,4 +42,4 @@ class BYOL(Method):
     def after_step(self, step: int, steps: int) -> None:
         """The teacher follows the student."""
         momentum = cosine_momentum(step, steps=steps, base=self.options.teacher_momentum)
-        self.teacher.follow(nn.Sequential(self.encoder, self.projector), momentum)
+        self.teacher.follow(self.encoder, self.projector, momentum=momentum)

@@ -7,9 +7,6 @@ dimensions to predict.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +16,7 @@ from ssl_backbones.contexts import ColumnGRU, MaskedConvolutions
 from ssl_backbones.losses.numerics import cross_entropy_or_zero, full_precision
 from ssl_backbones.method import Batch, Method, spread
 from ssl_backbones.options import PretrainOptions
+from ssl_backbones.state import ModulesOf
 from ssl_backbones.views import RECIPES, cut_patches
 
 
@@ -37,6 +35,7 @@ class CPC(Method):
     """
 
     view_kinds = ("patches",)
+    exports_projector = True
 
     def __init__(self, options: PretrainOptions) -> None:
         """Raises ConfigError where the grid has no rows as far away as ``options.cpc`` asks for."""
@@ -51,10 +50,12 @@ class CPC(Method):
             )
         network = MaskedConvolutions if cpc.context == "pixelcnn" else ColumnGRU
         self.projector = nn.Linear(dim, options.projection_dim)
-        self.contexts = nn.ModuleList(network(dim, cpc) for _ in range(cpc.directions))
-        self.predictors = nn.ModuleList(
-            nn.ModuleList(nn.Linear(context.dim, options.projection_dim, bias=False) for _ in range(cpc.steps))
-            for context in cast(Iterable[MaskedConvolutions | ColumnGRU], self.contexts)
+        self.contexts: ModulesOf[MaskedConvolutions | ColumnGRU] = ModulesOf(
+            network(dim, cpc) for _ in range(cpc.directions)
+        )
+        self.predictors = ModulesOf(
+            ModulesOf(nn.Linear(context.dim, options.projection_dim, bias=False) for _ in range(cpc.steps))
+            for context in self.contexts
         )
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
@@ -67,7 +68,7 @@ class CPC(Method):
         for quarter, (context, predictors) in enumerate(zip(self.contexts, self.predictors, strict=True)):
             turned, targets = (grid.rot90(quarter, (1, 2)) for grid in (z_NGGD, targets_MGGP))
             c_NGGC = context(turned)
-            for k, predictor in enumerate(cast(nn.ModuleList, predictors), 1 + self.options.cpc.skipped_steps):
+            for k, predictor in enumerate(predictors, 1 + self.options.cpc.skipped_steps):
                 predicted = predictor(c_NGGC[:, :-k])
                 losses.append(predictive_info_nce(predicted, targets, self.options.temperature, first))
         return torch.stack(losses).mean(), {"spread": spread(targets_MGGP.flatten(0, 2))}

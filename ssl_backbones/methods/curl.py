@@ -29,6 +29,7 @@ class CURL(Method):
     """
 
     view_kinds = ("frames", "frames")
+    exports_projector = True
 
     def __init__(self, options: PretrainOptions) -> None:
         super().__init__(options)
@@ -38,12 +39,12 @@ class CURL(Method):
         stem.weight = nn.Parameter(stem.weight.new_empty(len(stem.weight), stem.in_channels, *stem.kernel_size))
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
         self.projector = nn.Sequential(nn.Linear(self.encoder.dim, out), nn.LayerNorm(out))
-        self.teacher = Teacher(nn.Sequential(self.encoder, self.projector))
+        self.teacher = Teacher(self.encoder, self.projector)
         self.similarity = nn.Parameter(torch.rand(out, out))
 
     def before_step(self, step: int, steps: int) -> None:
         """The teacher follows the student."""
-        self.teacher.follow(nn.Sequential(self.encoder, self.projector), self.options.teacher_momentum)
+        self.teacher.follow(self.encoder, self.projector, momentum=self.options.teacher_momentum)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """InfoNCE of the first crops against the teacher's codes of the second ones; ln N at random."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from openworld.runtime.seeding import derive_seed
@@ -14,7 +13,7 @@ from ssl_backbones.heads import mlp
 from ssl_backbones.kmeans import kmeans
 from ssl_backbones.method import Batch, Method, encode_views, spread
 from ssl_backbones.options import PretrainOptions
-from ssl_backbones.state import Bank, Clusters
+from ssl_backbones.state import Bank, Clusters, ModulesOf
 
 
 class DeepClusterV2(Method):
@@ -30,6 +29,7 @@ class DeepClusterV2(Method):
 
     decays_norm_and_bias = True
     takes_small_views = True
+    exports_projector = True
 
     def __init__(self, options: PretrainOptions) -> None:
         super().__init__(options)
@@ -42,8 +42,8 @@ class DeepClusterV2(Method):
     def allocate(self, images: int) -> None:
         """Banks and assignments: a row an image."""
         dim, counts = self.options.projection_dim, self.cluster_counts()
-        self.banks = cast(Sequence[Bank], nn.ModuleList(Bank(images, dim) for _ in range(2)))
-        self.heads = cast(Sequence[Clusters], nn.ModuleList(Clusters(count, dim, images) for count in counts))
+        self.banks = ModulesOf(Bank(images, dim) for _ in range(2))
+        self.heads = ModulesOf(Clusters(count, dim, images) for count in counts)
 
     @torch.no_grad()
     def before_epoch(self, epoch: int, eval_batches: Callable[[], Iterable[Batch]]) -> None:

@@ -31,7 +31,7 @@ class DINO(Method):
     def __init__(self, options: PretrainOptions) -> None:
         super().__init__(options)
         self.head = DinoHead(self.encoder.dim, options.projection_dim, options.dino)
-        self.teacher = Teacher(nn.Sequential(self.encoder, self.head))
+        self.teacher = Teacher(self.encoder, self.head)
         self.center = Center(options.dino.outputs, options.dino.center_momentum)
 
     def before_step(self, step: int, steps: int) -> None:
@@ -61,11 +61,11 @@ class DINO(Method):
     def after_step(self, step: int, steps: int) -> None:
         """The teacher follows the student."""
         momentum = cosine_momentum(step, steps=steps, base=self.options.teacher_momentum)
-        self.teacher.follow(nn.Sequential(self.encoder, self.head), momentum)
+        self.teacher.follow(self.encoder, self.head, momentum=momentum)
 
     def backbone(self) -> Backbone:
         """The teacher's encoder."""
-        encoder = self.teacher.network.get_submodule("0")
+        encoder = self.teacher.network[0]
         assert isinstance(encoder, Backbone)
         return encoder
 

@@ -46,7 +46,7 @@ class Distillation(Method):
         if own.targets == "classes":
             classifier = read_classifier(Path(own.classifier or own.teacher), network.dim)
             self.head: nn.Module = nn.Linear(dim, classifier.out_features)
-            self.teacher = Teacher(nn.Sequential(network, classifier))
+            self.teacher = Teacher(network, classifier)
         else:
             self.head = mlp([dim, dim, network.dim], hidden_norm=False)
             self.teacher = Teacher(network)

@@ -90,6 +90,7 @@ class InstDisc(Method):
 
     decays_norm_and_bias = True
     view_kinds = ("image",)
+    exports_projector = True
 
     def __init__(self, options: PretrainOptions) -> None:
         super().__init__(options)

@@ -40,11 +40,12 @@ class MoCoV1(Method):
     """
 
     decays_norm_and_bias = True
+    exports_projector = True
 
     def __init__(self, options: PretrainOptions) -> None:
         super().__init__(options)
         self.projector = self.head(self.encoder.dim, options.projection_dim)
-        self.teacher = Teacher(nn.Sequential(self.encoder, self.projector))
+        self.teacher = Teacher(self.encoder, self.projector)
         self.queue = Queue(options.queue_size, options.projection_dim)
 
     def head(self, dim: int, out: int) -> nn.Module:
@@ -53,7 +54,7 @@ class MoCoV1(Method):
 
     def before_step(self, step: int, steps: int) -> None:
         """The teacher follows the student."""
-        self.teacher.follow(nn.Sequential(self.encoder, self.projector), self.options.teacher_momentum)
+        self.teacher.follow(self.encoder, self.projector, momentum=self.options.teacher_momentum)
 
     def queries_and_keys(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(N, D) projections of the first views, and the teacher's of the second ones."""
@@ -93,17 +94,19 @@ class MoCoV3(Method):
     and norms are spared weight decay and LARS.
     """
 
+    exports_projector = True
+
     def __init__(self, options: PretrainOptions) -> None:
         super().__init__(options)
         hidden, out = options.moco_v3.hidden_dim, options.projection_dim
         self.projector = mlp([self.encoder.dim, hidden, out], hidden_norm=True, last_norm="plain", bias=False)
         self.predictor = mlp([out, hidden, out], hidden_norm=True, bias=False)
-        self.teacher = Teacher(nn.Sequential(self.encoder, self.projector))
+        self.teacher = Teacher(self.encoder, self.projector)
 
     def before_step(self, step: int, steps: int) -> None:
         """The teacher follows the student."""
         momentum = cosine_momentum(step, steps=steps, base=self.options.teacher_momentum)
-        self.teacher.follow(nn.Sequential(self.encoder, self.projector), momentum)
+        self.teacher.follow(self.encoder, self.projector, momentum=momentum)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """InfoNCE of each view's queries against the other view's keys, summed, times twice the temperature."""

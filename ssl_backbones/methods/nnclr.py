@@ -21,6 +21,8 @@ class NNCLR(Method):
     is the smallest distance. Biases and norms are spared weight decay.
     """
 
+    exports_projector = True
+
     def __init__(self, options: PretrainOptions) -> None:
         super().__init__(options)
         dim, hidden, out = self.encoder.dim, options.nnclr.hidden_dim, options.projection_dim

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +10,12 @@ from torch.nn import functional as F
 
 from openworld.runtime.distributed import gather_rows
 from openworld.runtime.seeding import derive_seed
+from ssl_backbones.heads import mlp
 from ssl_backbones.kmeans import kmeans
 from ssl_backbones.losses import info_nce, proto_nce
 from ssl_backbones.method import Batch, spread
-from ssl_backbones.methods.moco import MoCoV1, MoCoV2
-from ssl_backbones.state import Clusters
+from ssl_backbones.methods.moco import MoCoV1
+from ssl_backbones.state import Clusters, ModulesOf
 
 
 class PCLV1(MoCoV1):
@@ -32,7 +32,7 @@ class PCLV1(MoCoV1):
     def allocate(self, images: int) -> None:
         """M clusterings of the set."""
         counts, dim = self.options.pcl.clusters, self.options.projection_dim
-        self.clusterings = cast(Sequence[Clusters], nn.ModuleList(Clusters(count, dim, images) for count in counts))
+        self.clusterings = ModulesOf(Clusters(count, dim, images) for count in counts)
 
     @torch.no_grad()
     def before_epoch(self, epoch: int, eval_batches: Callable[[], Iterable[Batch]]) -> None:
@@ -81,9 +81,11 @@ class PCLV1(MoCoV1):
 
 
 class PCLV2(PCLV1):
-    """PCL with the head of MoCo v2. (Its views and its cosine are in the recipe.)"""
+    """PCL with the head of MoCo v2. Its views and its cosine schedule are in the recipe."""
 
-    head = MoCoV2.head
+    def head(self, dim: int, out: int) -> nn.Module:
+        """Make the projector."""
+        return mlp([dim, dim, out], hidden_norm=False)
 
 
 def concentration(distances_N: Tensor, assignments_N: Tensor, clusters: int, temperature: float) -> Tensor:
@@ -102,7 +104,8 @@ def concentration(distances_N: Tensor, assignments_N: Tensor, clusters: int, tem
     counts_K = assignments_N.bincount(minlength=clusters)
     sums_K = torch.zeros(clusters, device=distances_N.device).index_add_(0, assignments_N, distances_N.float())
     phi_K = sums_K / (counts_K * (counts_K + 10.0).log()).clamp(min=1)
-    phi_K = torch.where(counts_K > 1, phi_K, torch.where(counts_K > 1, phi_K, 0).max())
+    several_K = counts_K > 1
+    phi_K = phi_K.where(several_K, phi_K.masked_fill(~several_K, 0).max())
     low, high = phi_K.quantile(torch.tensor([0.1, 0.9], device=phi_K.device)).unbind()
     phi_K = phi_K.clamp(low, high)
     mean = phi_K.mean()

@@ -21,6 +21,7 @@ class PIRL(Method):
 
     decays_norm_and_bias = True
     view_kinds = ("image", "patches")
+    exports_projector = True
 
     def __init__(self, options: PretrainOptions) -> None:
         super().__init__(options)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_backbones.losses import sinkhorn_labels
 from ssl_backbones.methods.deepcluster_v2 import DeepClusterV2
 from ssl_backbones.options import PretrainOptions
-from ssl_backbones.state import Prototypes
+from ssl_backbones.state import ModulesOf, Prototypes
 
 
 class SeLaV2(DeepClusterV2):
@@ -24,8 +23,7 @@ class SeLaV2(DeepClusterV2):
 
     def __init__(self, options: PretrainOptions) -> None:
         super().__init__(options)
-        prototypes = nn.ModuleList(Prototypes(count, options.projection_dim) for count in self.cluster_counts())
-        self.prototypes = cast(Sequence[Prototypes], prototypes)
+        self.prototypes = ModulesOf(Prototypes(count, options.projection_dim) for count in self.cluster_counts())
 
     def cluster_counts(self) -> Sequence[int]:
         """K of each head."""

@@ -19,6 +19,8 @@ class SimCLR(Method):
     Biases and norms are spared weight decay.
     """
 
+    exports_projector = True
+
     def __init__(self, options: PretrainOptions) -> None:
         super().__init__(options)
         dim = self.encoder.dim

@@ -22,6 +22,7 @@ class SimSiam(Method):
     """
 
     decays_norm_and_bias = True
+    exports_projector = True
 
     def __init__(self, options: PretrainOptions) -> None:
         super().__init__(options)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from openworld.runtime.distributed import rows_of_others
@@ -14,7 +11,7 @@ from ssl_backbones.heads import mlp
 from ssl_backbones.losses import swapped_prediction
 from ssl_backbones.method import Batch, Method, encode_views, spread
 from ssl_backbones.options import PretrainOptions
-from ssl_backbones.state import Prototypes, Queue
+from ssl_backbones.state import ModulesOf, Prototypes, Queue
 
 ASSIGNED = (0, 1)
 """The large views: they are assigned to prototypes, all views predict the assignments."""
@@ -31,14 +28,14 @@ class SwAV(Method):
 
     decays_norm_and_bias = True
     takes_small_views = True
+    exports_projector = True
 
     def __init__(self, options: PretrainOptions) -> None:
         super().__init__(options)
         dim, out, own = self.encoder.dim, options.projection_dim, options.swav
         self.projector = mlp([dim, dim, out], hidden_norm=True)
         self.prototypes = Prototypes(own.prototypes, out)
-        queues = nn.ModuleList(Queue(own.queue_length, out) for _ in ASSIGNED if own.queue_length)
-        self.queues = cast(Sequence[Queue], queues)
+        self.queues = ModulesOf(Queue(own.queue_length, out) for _ in ASSIGNED if own.queue_length)
 
     def before_step(self, step: int, steps: int) -> None:
         """Whether the queues move in this step."""

@@ -42,7 +42,7 @@ def knn_predict(
         similarity = queries[start : start + QUERIES] @ bank.T
         if leave_one_out:
             similarity.diagonal(offset=start).fill_(-torch.inf)
-        nearest, rows = similarity.topk(min(k, len(bank) - leave_one_out), dim=1)
+        nearest, rows = similarity.topk(min(k, len(bank) - 1 if leave_one_out else len(bank)), dim=1)
         weights = ((nearest - 1) / temperature).exp()  # the same factor for every vote, and no overflow at small T
         votes = weights.new_zeros(len(similarity), classes)
         votes.scatter_add_(1, labels_N[rows], weights)

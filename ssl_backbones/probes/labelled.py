@@ -125,13 +125,16 @@ def classes_of(folder: Path, paths: Sequence[Path]) -> list[str] | None:
 
 
 def hold_out(labels_N: Tensor) -> tuple[list[int], list[int]]:
-    """Positions to learn from, and every fifth of each class to test on."""
+    """Split into positions to learn from, and every fifth of each class to test on."""
     seen: Counter[int] = Counter()
-    parts: tuple[list[int], list[int]] = [], []
+    train, test = [], []
     for position, label in enumerate(labels_N.tolist()):
         seen[label] += 1
-        parts[seen[label] % EVERY == 0].append(position)
-    return parts
+        if seen[label] % EVERY == 0:
+            test.append(position)
+        else:
+            train.append(position)
+    return train, test
 
 
 def _as_tensor(image: Tensor | np.ndarray[Any, Any]) -> Tensor:

@@ -76,12 +76,13 @@ class Probes:
         data = self.labelled
         trained, untrained = self._features(network, data), self._features(self.control, data)
         samples = len(data.known) if data.leave_one_out else len(data.train)
+        voters = samples - 1 if data.leave_one_out else samples
         asked = data.labels[data.known if data.leave_one_out else data.test]
         tables["knn"] = {
             "trained": self._knn(data, trained),
             "untrained": self._knn(data, untrained),
             "chance": majority_share(asked),
-            "k": min(self.options.knn_k, samples - data.leave_one_out),
+            "k": min(self.options.knn_k, voters),
             "samples": samples,
             "test_samples": len(asked),
             "leave_one_out": data.leave_one_out,

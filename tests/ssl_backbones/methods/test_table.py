@@ -45,6 +45,9 @@ def test_loss_has_a_gradient_and_backbone_is_the_student(name: str) -> None:
     assert loss.ndim == 0 and loss.isfinite() and 0 < numbers["spread"] < 1.5
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
     assert (method.backbone() is method.encoder) == (name not in ("dino", "cmc"))
+    head = method.projection()
+    assert (head is None) == (name == "dino")
+    assert head is None or len(head.eval()(torch.rand(2, method.backbone().dim))) == 2
 
 
 def test_simclr_spares_norms_and_biases() -> None:
