@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from openworld.errors import ConfigError, DataError
+from ssl_backbones.methods.options import CaptionOptions
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.text import Tokenizer, tokenizer, tokens_of
 
@@ -45,11 +46,11 @@ def captions_of(options: PretrainOptions, images: Sequence[Path]) -> Captions:
         ConfigError: no file of captions, or no folder of images, is named.
         DataError: the file is damaged, or none of its captions is of one of the images.
     """
-    own = options.clip
-    if own.captions is None or options.images is None:
+    own = options.method
+    if not isinstance(own, CaptionOptions) or own.captions is None or options.images is None:
         raise ConfigError(
-            f"{options.method} learns from images with captions",
-            remedy="name a folder of images (images) and a file of their captions (clip.captions)",
+            f"{own.name} learns from images with captions",
+            remedy="name a folder of images (images) and a file of their captions (method.captions)",
         )
     found = read_captions(Path(own.captions), Path(options.images))
     by_image = {path: found[path] for path in images if path in found}

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ssl_backbones.options import CpcOptions
-
 
 class MaskedConvolutions(nn.Module):
     """Five residual blocks of convolutions that see their own row and those above (CPC v2, pseudo-code).
@@ -16,9 +14,9 @@ class MaskedConvolutions(nn.Module):
     (N, G, G, D) features -> (N, G, G, D) contexts: that of a row depends on the rows down to it.
     """
 
-    def __init__(self, dim: int, options: CpcOptions) -> None:
+    def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.dim, hidden = dim, options.context_dim
+        self.dim = dim
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(dim, hidden, 1),
@@ -46,9 +44,9 @@ class ColumnGRU(nn.Module):
     (N, G, G, D) features -> (N, G, G, C) contexts: that of a patch depends on those above it and on itself.
     """
 
-    def __init__(self, dim: int, options: CpcOptions) -> None:
+    def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.dim = options.context_dim
+        self.dim = hidden
         self.gru = nn.GRU(dim, self.dim, batch_first=True)
 
     def forward(self, z_NGGD: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from openworld.errors import ConfigError
 from ssl_backbones.backbones.base import Backbone, spared_by_decay
 from ssl_backbones.dense_conv import densify
+from ssl_backbones.methods.options import MethodOptions
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.views import recipes_with_kinds
 
@@ -62,8 +63,6 @@ class Method(nn.Module, ABC):
     """Whether weight decay (and the layer-wise rates of LARS) applies to one-dimensional parameters too."""
     needs_labels: ClassVar[bool] = False
     """Whether batches must carry labels."""
-    needs_text: ClassVar[bool] = False
-    """Whether batches must carry captions."""
     view_kinds: ClassVar[tuple[Literal["image", "patches", "frames"], ...]] = ("image", "image")
     """Kinds of the views that a batch holds, the small ones aside, see ViewRecipe.kind."""
     takes_small_views: ClassVar[bool] = False
@@ -74,17 +73,20 @@ class Method(nn.Module, ABC):
     projector: nn.Module
     """The head g, of a method that ``exports_projector``."""
 
-    def __init__(self, options: PretrainOptions) -> None:
-        """Raises ConfigError where the views of ``options`` are not those that the method takes."""
+    options: MethodOptions
+    """The method's own options. A subclass narrows the type to that of its options."""
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        """Raises ConfigError where the views of ``pretraining`` are not those that the method takes."""
         super().__init__()
         fitting = recipes_with_kinds(self.view_kinds)
-        if options.views not in fitting:
+        if pretraining.views not in fitting:
             raise ConfigError(
-                f"views {options.views} are not what {type(self).__name__} learns from",
+                f"views is {pretraining.views}, which is not what {type(self).__name__} learns from",
                 remedy=f"set views to one of {', '.join(fitting)}",
             )
-        self.options = options
-        self.encoder: Backbone = options.arch.build()
+        self.options = pretraining.method
+        self.encoder: Backbone = pretraining.arch.build()
         densify(self.encoder)
 
     def allocate(self, images: int) -> None:
@@ -93,6 +95,11 @@ class Method(nn.Module, ABC):
         Args:
             images: number of images in the set; ``Batch.index`` counts them.
         """
+
+    @property
+    def frames(self) -> int:
+        """Frames of a stack, where the views are of the kind ``frames``."""
+        return 1
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:

@@ -7,6 +7,7 @@ from torch import Tensor
 from ssl_backbones.heads import mlp
 from ssl_backbones.losses import byol_regression
 from ssl_backbones.method import Batch, Method, spread
+from ssl_backbones.methods.byol_options import BYOLOptions
 from ssl_backbones.optim import cosine_momentum
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.state import Teacher
@@ -23,9 +24,11 @@ class BYOL(Method):
 
     exports_projector = True
 
-    def __init__(self, options: PretrainOptions) -> None:
-        super().__init__(options)
-        hidden, out = options.byol.hidden_dim, options.projection_dim
+    options: BYOLOptions
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        super().__init__(pretraining)
+        hidden, out = self.options.hidden_dim, self.options.projection_dim
         self.projector = mlp([self.encoder.dim, hidden, out], hidden_norm=True, last_bias=False)
         self.predictor = mlp([out, hidden, out], hidden_norm=True, last_bias=False)
         self.teacher = Teacher(self.encoder, self.projector)

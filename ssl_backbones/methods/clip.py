@@ -13,6 +13,7 @@ from openworld.runtime.distributed import gather_rows_with_gradient
 from ssl_backbones.backbones import BackboneOptions
 from ssl_backbones.losses import info_nce_batch
 from ssl_backbones.method import Batch, Method, spread
+from ssl_backbones.methods.clip_options import CLIPOptions
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.text import TextTransformer, tokenizer
 
@@ -22,26 +23,27 @@ class CLIP(Method):
 
     The image tower is the backbone with an attention pool over its last stage (the authors' ResNet-50 has a stem of its
     own too: ``arch.stem`` ``clip``); the text tower is a Transformer. Both are compared on the sphere, at a temperature
-    that is learnt: the parameter is the logarithm of the factor 1 / temperature, held at most ``clip.largest_scale``
+    that is learnt: the parameter is the logarithm of the factor 1 / temperature, held at most ``largest_scale``
     after each step. Weights are decayed, gains, biases and that factor are not. The exported network is the image tower
     without its pool.
     """
 
-    needs_text = True
     view_kinds = ("image",)
 
-    def __init__(self, options: PretrainOptions) -> None:
-        super().__init__(options)
-        own, dim, out = options.clip, self.encoder.dim, options.projection_dim
+    options: CLIPOptions
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        super().__init__(pretraining)
+        own, dim, out = self.options, self.encoder.dim, self.options.projection_dim
         attention = own.pooling == "attention"
         self.pool: nn.Module = (
-            AttentionPool(dim, out, _cells(options.arch, options.view_size)) if attention else _Mean(dim, out)
+            AttentionPool(dim, out, _cells(pretraining.arch, pretraining.view_size)) if attention else _Mean(dim, out)
         )
         words = tokenizer(own.vocabulary)
         self.text = TextTransformer(
             words.size, own.context_length, own.text_width, layers=own.text_layers, heads=own.text_heads, out=out
         )
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(options.temperature)))
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(own.temperature)))
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """InfoNCE of images against captions and of captions against images, the mean; ln N at random.
@@ -60,7 +62,7 @@ class CLIP(Method):
     @torch.no_grad()
     def after_step(self, step: int, steps: int) -> None:
         """Hold the learnt factor below its largest value."""
-        self.log_scale.clamp_(max=math.log(self.options.clip.largest_scale))
+        self.log_scale.clamp_(max=math.log(self.options.largest_scale))
 
 
 class AttentionPool(nn.Module):

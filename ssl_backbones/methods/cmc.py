@@ -10,6 +10,7 @@ from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.backbones.resnet import ResNet
 from ssl_backbones.backbones.twin_resnet import TwinResNet
 from ssl_backbones.method import Batch, Method, spread
+from ssl_backbones.methods.cmc_options import CMCOptions
 from ssl_backbones.methods.instdisc import ContrastBank, generators_of
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.views import RECIPES
@@ -37,24 +38,23 @@ class CMC(Method):
     decays_norm_and_bias = True
     view_kinds = ("image",)
 
-    def __init__(self, options: PretrainOptions) -> None:
-        super().__init__(options)
-        if not isinstance(options.arch, ResNetOptions):
+    options: CMCOptions
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        super().__init__(pretraining)
+        if not isinstance(pretraining.arch, ResNetOptions):
             raise ConfigError(
-                f"arch.name is {options.arch.name!r}, and CMC's two encoders are halves of a ResNet",
+                f"arch.name is {pretraining.arch.name!r}, and CMC's two encoders are halves of a ResNet",
                 remedy=f"choose one of {', '.join(ResNetOptions.names())}",
             )
-        rgb = RECIPES[options.views][0].order == "RGB"
-        self.encoder: TwinResNet = TwinResNet(options.arch, YDBDR_FROM_RGB if rgb else LAB_FROM_LAB)
-        half, dim = self.encoder.dim // 2, options.projection_dim
+        rgb = RECIPES[pretraining.views][0].order == "RGB"
+        self.encoder: TwinResNet = TwinResNet(pretraining.arch, YDBDR_FROM_RGB if rgb else LAB_FROM_LAB)
+        half, dim = self.encoder.dim // 2, self.options.projection_dim
         self.luminance_projector, self.colour_projector = nn.Linear(half, dim), nn.Linear(half, dim)
 
     def allocate(self, images: int) -> None:
         """Two banks: a row an image in each."""
-        options = self.options
-        self.luminance_bank, self.colour_bank = (
-            ContrastBank(images, options.projection_dim, options.cmc, options.temperature) for _ in range(2)
-        )
+        self.luminance_bank, self.colour_bank = (ContrastBank(images, self.options) for _ in range(2))
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """NCE of luminance against the bank of colours plus the reverse, with the same images drawn."""

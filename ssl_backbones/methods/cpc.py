@@ -15,6 +15,7 @@ from openworld.runtime.distributed import first_row, gather_rows_with_gradient
 from ssl_backbones.contexts import ColumnGRU, MaskedConvolutions
 from ssl_backbones.losses.numerics import cross_entropy_or_zero, full_precision
 from ssl_backbones.method import Batch, Method, spread
+from ssl_backbones.methods.cpc_options import CPCOptions
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.state import ModulesOf
 from ssl_backbones.views import RECIPES, cut_patches
@@ -29,7 +30,7 @@ class CPC(Method):
     the paper; CPC v2's factor 0.1 is a temperature of 10). With several processes the patches of all are candidates.
 
     CPC v2 is: ``arch.norm: layer`` (batch norm lets patches see each other through its statistics), ``directions: 4``
-    (the grid is also read from the other three sides, each with networks of its own), ``skipped_steps: 2``, and the
+    (the grid is also read from the other three sides, each with networks of its own), ``skipped_rows: 2``, and the
     views ``cpc_v2`` with changes to each patch by itself. Its pseudo-code (appendix) is all the code there is; it gives
     the predictions a bias too, which W_k of CPC has not, nor this one.
     """
@@ -37,24 +38,27 @@ class CPC(Method):
     view_kinds = ("patches",)
     exports_projector = True
 
-    def __init__(self, options: PretrainOptions) -> None:
-        """Raises ConfigError where the grid has no rows as far away as ``options.cpc`` asks for."""
-        super().__init__(options)
-        grid = RECIPES[options.views][0].patches
+    options: CPCOptions
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        """Raises ConfigError where the grid has fewer rows than the options ask for."""
+        super().__init__(pretraining)
+        grid = RECIPES[pretraining.views][0].patches
         assert grid is not None  # view_kinds
-        cpc, dim, self.count = options.cpc, self.encoder.dim, grid.count
-        if cpc.skipped_steps + cpc.steps >= self.count:
+        own, dim, self.count = self.options, self.encoder.dim, grid.count
+        if own.skipped_rows + own.predicted_rows >= self.count:
             raise ConfigError(
-                f"cpc.skipped_steps {cpc.skipped_steps} and cpc.steps {cpc.steps} of a grid of {self.count} rows",
+                f"method.skipped_rows is {own.skipped_rows} and method.predicted_rows {own.predicted_rows}, "
+                f"of a grid of {self.count} rows",
                 remedy=f"choose at most {self.count - 1} together",
             )
-        network = MaskedConvolutions if cpc.context == "pixelcnn" else ColumnGRU
-        self.projector = nn.Linear(dim, options.projection_dim)
+        network = MaskedConvolutions if own.context == "pixelcnn" else ColumnGRU
+        self.projector = nn.Linear(dim, own.projection_dim)
         self.contexts: ModulesOf[MaskedConvolutions | ColumnGRU] = ModulesOf(
-            network(dim, cpc) for _ in range(cpc.directions)
+            network(dim, own.context_dim) for _ in range(own.directions)
         )
         self.predictors = ModulesOf(
-            ModulesOf(nn.Linear(context.dim, options.projection_dim, bias=False) for _ in range(cpc.steps))
+            ModulesOf(nn.Linear(context.dim, own.projection_dim, bias=False) for _ in range(own.predicted_rows))
             for context in self.contexts
         )
 
@@ -68,7 +72,7 @@ class CPC(Method):
         for quarter, (context, predictors) in enumerate(zip(self.contexts, self.predictors, strict=True)):
             turned, targets = (grid.rot90(quarter, (1, 2)) for grid in (z_NGGD, targets_MGGP))
             c_NGGC = context(turned)
-            for k, predictor in enumerate(predictors, 1 + self.options.cpc.skipped_steps):
+            for k, predictor in enumerate(predictors, 1 + self.options.skipped_rows):
                 predicted = predictor(c_NGGC[:, :-k])
                 losses.append(predictive_info_nce(predicted, targets, self.options.temperature, first))
         return torch.stack(losses).mean(), {"spread": spread(targets_MGGP.flatten(0, 2))}

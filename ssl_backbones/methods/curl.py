@@ -11,6 +11,7 @@ from openworld.runtime.distributed import gather_rows, gather_rows_with_gradient
 from ssl_backbones.backbones.base import Backbone
 from ssl_backbones.losses import curl_bilinear
 from ssl_backbones.method import Batch, Method, spread
+from ssl_backbones.methods.curl_options import CURLOptions
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.state import Teacher
 
@@ -31,16 +32,23 @@ class CURL(Method):
     view_kinds = ("frames", "frames")
     exports_projector = True
 
-    def __init__(self, options: PretrainOptions) -> None:
-        super().__init__(options)
-        out = options.projection_dim
+    options: CURLOptions
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        super().__init__(pretraining)
+        out = self.options.projection_dim
         stem = self.encoder.first_convolution
-        stem.in_channels = 3 * options.curl.frames
+        stem.in_channels = 3 * self.options.frames
         stem.weight = nn.Parameter(stem.weight.new_empty(len(stem.weight), stem.in_channels, *stem.kernel_size))
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
         self.projector = nn.Sequential(nn.Linear(self.encoder.dim, out), nn.LayerNorm(out))
         self.teacher = Teacher(self.encoder, self.projector)
         self.similarity = nn.Parameter(torch.rand(out, out))
+
+    @property
+    def frames(self) -> int:
+        """Frames of a stack."""
+        return self.options.frames
 
     def before_step(self, step: int, steps: int) -> None:
         """The teacher follows the student."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from openworld.runtime.seeding import derive_seed
 from ssl_backbones.heads import mlp
 from ssl_backbones.kmeans import kmeans
 from ssl_backbones.method import Batch, Method, encode_views, spread
+from ssl_backbones.methods.deepcluster_v2_options import DeepClusterV2Options
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.state import Bank, Clusters, ModulesOf
 
@@ -31,17 +32,15 @@ class DeepClusterV2(Method):
     takes_small_views = True
     exports_projector = True
 
-    def __init__(self, options: PretrainOptions) -> None:
-        super().__init__(options)
-        self.projector = mlp([self.encoder.dim, self.encoder.dim, options.projection_dim], hidden_norm=True)
+    options: DeepClusterV2Options
 
-    def cluster_counts(self) -> Sequence[int]:
-        """K of each head."""
-        return self.options.deepcluster_v2.clusters
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        super().__init__(pretraining)
+        self.projector = mlp([self.encoder.dim, self.encoder.dim, self.options.projection_dim], hidden_norm=True)
 
     def allocate(self, images: int) -> None:
         """Banks and assignments: a row an image."""
-        dim, counts = self.options.projection_dim, self.cluster_counts()
+        dim, counts = self.options.projection_dim, self.options.clusters
         self.banks = ModulesOf(Bank(images, dim) for _ in range(2))
         self.heads = ModulesOf(Clusters(count, dim, images) for count in counts)
 
@@ -59,9 +58,9 @@ class DeepClusterV2(Method):
         """Clusters (N,) of the features of one head, and their directions (K, D)."""
         found = kmeans(
             features_ND,
-            self.cluster_counts()[head],
+            self.options.clusters[head],
             seed=derive_seed("deepcluster_v2", epoch, head),
-            iterations=self.options.deepcluster_v2.iterations,
+            iterations=self.options.iterations,
             spherical=True,
             relocate=False,
         )

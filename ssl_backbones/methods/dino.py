@@ -12,8 +12,9 @@ from torch.nn.utils.parametrizations import weight_norm
 from ssl_backbones.backbones.base import Backbone
 from ssl_backbones.losses import dino_cross_entropy
 from ssl_backbones.method import Batch, Method, encode_views, spread
+from ssl_backbones.methods.dino_options import DINOOptions
 from ssl_backbones.optim import cosine_momentum
-from ssl_backbones.options import DinoOptions, PretrainOptions
+from ssl_backbones.options import PretrainOptions
 from ssl_backbones.state import Center, Teacher
 
 
@@ -28,15 +29,17 @@ class DINO(Method):
 
     takes_small_views = True
 
-    def __init__(self, options: PretrainOptions) -> None:
-        super().__init__(options)
-        self.head = DinoHead(self.encoder.dim, options.projection_dim, options.dino)
+    options: DINOOptions
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        super().__init__(pretraining)
+        self.head = DINOHead(self.encoder.dim, self.options)
         self.teacher = Teacher(self.encoder, self.head)
-        self.center = Center(options.dino.outputs, options.dino.center_momentum)
+        self.center = Center(self.options.outputs, self.options.center_momentum)
 
     def before_step(self, step: int, steps: int) -> None:
         """The teacher's temperature of this step."""
-        self.teacher_temperature = teacher_temperature(step, self.options.dino)
+        self.teacher_temperature = teacher_temperature(step, self.options)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy of each view with each large view other than itself; ln K at random."""
@@ -50,11 +53,11 @@ class DINO(Method):
 
     def after_backward(self, step: int, steps: int) -> None:
         """Clip the gradients; hold the last layer in the first steps."""
-        if self.options.dino.clip_gradient:
+        if self.options.clip_gradient:
             for parameter in self.parameters():
                 if parameter.grad is not None:
-                    nn.utils.clip_grad_norm_(parameter, self.options.dino.clip_gradient)
-        if step < self.options.dino.frozen_steps:
+                    nn.utils.clip_grad_norm_(parameter, self.options.clip_gradient)
+        if step < self.options.frozen_steps:
             for parameter in self.head.last_layer.parameters():
                 parameter.grad = None
 
@@ -70,7 +73,7 @@ class DINO(Method):
         return encoder
 
 
-class DinoHead(nn.Module):
+class DINOHead(nn.Module):
     """D-D-D-B with GELU, onto the sphere, and a linear layer to K outputs whose rows are directions (appendix C).
 
     At D = 2048 it starts as in the authors' code, from weights of standard deviation 0.02; a narrower head starts from
@@ -78,8 +81,9 @@ class DinoHead(nn.Module):
     Keys of the last layer: ``original0`` holds the norms (K, 1), ``original1`` the directions (K, B).
     """
 
-    def __init__(self, dim: int, bottleneck: int, options: DinoOptions) -> None:
+    def __init__(self, dim: int, options: DINOOptions) -> None:
         super().__init__()
+        bottleneck = options.projection_dim
         layers: list[nn.Module] = []
         for _ in range(2):
             layers.append(nn.Linear(dim, dim))
@@ -101,7 +105,7 @@ class DinoHead(nn.Module):
         return outputs
 
 
-def teacher_temperature(step: int, options: DinoOptions) -> float:
+def teacher_temperature(step: int, options: DINOOptions) -> float:
     """Temperature of step ``step`` (from 0): linear over the warm-up, then constant (the authors: by epochs)."""
     start, end = options.teacher_temperature_start, options.teacher_temperature
     if step >= options.teacher_temperature_warmup:

@@ -15,6 +15,7 @@ from ssl_backbones.handover.read import load_backbone_file
 from ssl_backbones.heads import mlp
 from ssl_backbones.losses import distillation
 from ssl_backbones.method import Batch, Method, spread
+from ssl_backbones.methods.distillation_options import DistillationOptions
 from ssl_backbones.options import Preprocess, PretrainOptions
 from ssl_backbones.state import Queue, Teacher
 from ssl_backbones.views import RECIPES
@@ -32,16 +33,20 @@ class Distillation(Method):
 
     view_kinds = ("image",)
 
-    def __init__(self, options: PretrainOptions) -> None:
+    options: DistillationOptions
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
         """Raises ConfigError without a teacher or for views that are no RGB, CheckpointError for an unfit file."""
-        super().__init__(options)
-        own, dim = options.distillation, self.encoder.dim
+        super().__init__(pretraining)
+        own, dim = self.options, self.encoder.dim
         if own.teacher is None:
-            raise ConfigError("there is no teacher to distil", remedy="name its file in distillation.teacher")
+            raise ConfigError("method.teacher is not given", remedy="name the file of the teacher")
         file = load_backbone_file(Path(own.teacher))
-        self.given, self.wanted = RECIPES[options.views][0].preprocess(), file.preprocess
+        self.given, self.wanted = RECIPES[pretraining.views][0].preprocess(), file.preprocess
         if "LAB" in (self.given["order"], self.wanted["order"]):
-            raise ConfigError(f"views {options.views} and the teacher are not both RGB", remedy="choose other views")
+            raise ConfigError(
+                f"views {pretraining.views} and the teacher are not both RGB", remedy="choose other views"
+            )
         network = file.network()
         if own.targets == "classes":
             classifier = read_classifier(Path(own.classifier or own.teacher), network.dim)
@@ -50,7 +55,7 @@ class Distillation(Method):
         else:
             self.head = mlp([dim, dim, network.dim], hidden_norm=False)
             self.teacher = Teacher(network)
-            self.queue = Queue(options.queue_size, network.dim)
+            self.queue = Queue(own.queue_size, network.dim)
 
     def train(self, mode: bool = True) -> Self:
         """All but the teacher, which is finished."""
@@ -63,7 +68,7 @@ class Distillation(Method):
         (view,) = batch.views
         student = self.head(self.encoder(view))
         teacher = self.teacher(converted(view, self.given, self.wanted))  # no gradient
-        own, temperature = self.options.distillation, self.options.temperature
+        own, temperature = self.options, self.options.temperature
         if own.targets == "classes":
             return distillation(student, teacher, temperature), {"spread": spread(student)}
         earlier = self.queue.negatives()

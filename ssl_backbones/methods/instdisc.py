@@ -14,7 +14,8 @@ from openworld.runtime.seeding import generator
 from ssl_backbones.losses import info_nce, nce, nce_log_normaliser
 from ssl_backbones.losses.numerics import cross_entropy_or_zero
 from ssl_backbones.method import Batch, Method, spread
-from ssl_backbones.options import BankOptions, PretrainOptions
+from ssl_backbones.methods.instdisc_options import BankOptions, InstDiscOptions
+from ssl_backbones.options import PretrainOptions
 from ssl_backbones.state import Bank
 
 
@@ -27,9 +28,9 @@ class ContrastBank(Bank):
 
     log_normaliser: Tensor
 
-    def __init__(self, images: int, dim: int, options: BankOptions, temperature: float) -> None:
-        super().__init__(images, dim, momentum=options.bank_momentum)
-        self.options, self.temperature = options, temperature
+    def __init__(self, images: int, options: BankOptions) -> None:
+        super().__init__(images, options.projection_dim, momentum=options.bank_momentum)
+        self.options, self.temperature = options, options.temperature
         self.register_buffer("log_normaliser", torch.tensor(torch.inf))
 
     def draw(self, generators: Sequence[torch.Generator]) -> Tensor:
@@ -92,20 +93,21 @@ class InstDisc(Method):
     view_kinds = ("image",)
     exports_projector = True
 
-    def __init__(self, options: PretrainOptions) -> None:
-        super().__init__(options)
-        self.projector = nn.Linear(self.encoder.dim, options.projection_dim)
+    options: InstDiscOptions
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        super().__init__(pretraining)
+        self.projector = nn.Linear(self.encoder.dim, self.options.projection_dim)
 
     def allocate(self, images: int) -> None:
         """The bank: a row an image."""
-        options = self.options
-        self.bank = ContrastBank(images, options.projection_dim, options.instdisc, options.temperature)
+        self.bank = ContrastBank(images, self.options)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """NCE against the bank (equation 7), with the proximal term of equation 10 where asked for."""
         (view,) = batch.views
         z = self.projector(self.encoder(view))
         drawn = self.bank.draw(generators_of(batch.index))
-        loss = self.bank.contrast(z, batch.index, drawn, self.options.instdisc.proximal_weight)
+        loss = self.bank.contrast(z, batch.index, drawn, self.options.proximal_weight)
         self.bank.write(batch.index, z)
         return loss, {"spread": spread(z)}

@@ -18,6 +18,7 @@ from openworld.runtime.distributed import (
 from ssl_backbones.heads import mlp
 from ssl_backbones.losses import info_nce, info_nce_batch
 from ssl_backbones.method import Batch, Method, spread
+from ssl_backbones.methods.moco_options import MoCoV1Options, MoCoV3Options
 from ssl_backbones.optim import cosine_momentum
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.state import Queue, Teacher
@@ -42,11 +43,13 @@ class MoCoV1(Method):
     decays_norm_and_bias = True
     exports_projector = True
 
-    def __init__(self, options: PretrainOptions) -> None:
-        super().__init__(options)
-        self.projector = self.head(self.encoder.dim, options.projection_dim)
+    options: MoCoV1Options
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        super().__init__(pretraining)
+        self.projector = self.head(self.encoder.dim, self.options.projection_dim)
         self.teacher = Teacher(self.encoder, self.projector)
-        self.queue = Queue(options.queue_size, options.projection_dim)
+        self.queue = Queue(self.options.queue_size, self.options.projection_dim)
 
     def head(self, dim: int, out: int) -> nn.Module:
         """The projector."""
@@ -96,9 +99,11 @@ class MoCoV3(Method):
 
     exports_projector = True
 
-    def __init__(self, options: PretrainOptions) -> None:
-        super().__init__(options)
-        hidden, out = options.moco_v3.hidden_dim, options.projection_dim
+    options: MoCoV3Options
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        super().__init__(pretraining)
+        hidden, out = self.options.hidden_dim, self.options.projection_dim
         self.projector = mlp([self.encoder.dim, hidden, out], hidden_norm=True, last_norm="plain", bias=False)
         self.predictor = mlp([out, hidden, out], hidden_norm=True, bias=False)
         self.teacher = Teacher(self.encoder, self.projector)

@@ -15,6 +15,7 @@ from ssl_backbones.kmeans import kmeans
 from ssl_backbones.losses import info_nce, proto_nce
 from ssl_backbones.method import Batch, spread
 from ssl_backbones.methods.moco import MoCoV1
+from ssl_backbones.methods.pcl_options import PCLV1Options
 from ssl_backbones.state import Clusters, ModulesOf
 
 
@@ -29,15 +30,17 @@ class PCLV1(MoCoV1):
     draws its own.
     """
 
+    options: PCLV1Options
+
     def allocate(self, images: int) -> None:
         """M clusterings of the set."""
-        counts, dim = self.options.pcl.clusters, self.options.projection_dim
+        counts, dim = self.options.clusters, self.options.projection_dim
         self.clusterings = ModulesOf(Clusters(count, dim, images) for count in counts)
 
     @torch.no_grad()
     def before_epoch(self, epoch: int, eval_batches: Callable[[], Iterable[Batch]]) -> None:
         """E-step."""
-        options = self.options.pcl
+        options = self.options
         if epoch < options.warmup_epochs:
             return
         device = self.queue.features.device
@@ -73,8 +76,8 @@ class PCLV1(MoCoV1):
                 [clusters.centroids for clusters in self.clusterings],
                 [clusters.assignments[batch.index] for clusters in self.clusterings],
                 [clusters.concentrations for clusters in self.clusterings],
-                negatives=self.options.pcl.negatives,
-                candidates=self.options.pcl.candidates,
+                negatives=self.options.negatives,
+                candidates=self.options.candidates,
             )
             loss, numbers["proto_nce"] = loss + proto, proto.item()
         return loss, numbers

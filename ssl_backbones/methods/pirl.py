@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ssl_backbones.method import Batch, Method, spread
 from ssl_backbones.methods.instdisc import ContrastBank, generators_of
+from ssl_backbones.methods.pirl_options import PIRLOptions
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.views import RECIPES, cut_patches
 
@@ -23,19 +24,20 @@ class PIRL(Method):
     view_kinds = ("image", "patches")
     exports_projector = True
 
-    def __init__(self, options: PretrainOptions) -> None:
-        super().__init__(options)
-        grid = RECIPES[options.views][1].patches
+    options: PIRLOptions
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        super().__init__(pretraining)
+        grid = RECIPES[pretraining.views][1].patches
         assert grid is not None  # view_kinds
-        dim, self.count = options.projection_dim, grid.count
+        dim, self.count = self.options.projection_dim, grid.count
         self.projector = nn.Linear(self.encoder.dim, dim)
         self.patch_projector = nn.Linear(self.encoder.dim, dim)
         self.jigsaw_projector = nn.Linear(self.count**2 * dim, dim)
 
     def allocate(self, images: int) -> None:
         """The bank: a row an image."""
-        options = self.options
-        self.bank = ContrastBank(images, options.projection_dim, options.pirl, options.temperature)
+        self.bank = ContrastBank(images, self.options)
 
     def project_jigsaws(self, jigsaws: Tensor, order_N9: Tensor) -> Tensor:
         """g: (N, 3, 3 * P, 3 * P) pictures of patches -> (N, D). ``order_N9``: which patch is laid where."""
@@ -49,7 +51,7 @@ class PIRL(Method):
         """A convex combination of the jigsaws' and the images' NCE, against the same negatives."""
         images, jigsaws = batch.views
         sources = generators_of(batch.index)
-        drawn, weight = self.bank.draw(sources), self.options.pirl.jigsaw_weight
+        drawn, weight = self.bank.draw(sources), self.options.jigsaw_weight
         order = torch.stack([torch.randperm(self.count**2, generator=source) for source in sources]).to(drawn.device)
         f, g = self.projector(self.encoder(images)), self.project_jigsaws(jigsaws, order)
         of_jigsaws = self.bank.contrast(g, batch.index, drawn)

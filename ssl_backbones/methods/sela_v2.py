@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from ssl_backbones.losses import sinkhorn_labels
 from ssl_backbones.methods.deepcluster_v2 import DeepClusterV2
+from ssl_backbones.methods.sela_v2_options import SeLaV2Options
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.state import ModulesOf, Prototypes
 
@@ -21,17 +20,16 @@ class SeLaV2(DeepClusterV2):
     are DeepCluster-v2's, as the paper compares them.
     """
 
-    def __init__(self, options: PretrainOptions) -> None:
-        super().__init__(options)
-        self.prototypes = ModulesOf(Prototypes(count, options.projection_dim) for count in self.cluster_counts())
+    options: SeLaV2Options
 
-    def cluster_counts(self) -> Sequence[int]:
-        """K of each head."""
-        return self.options.sela_v2.clusters
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        super().__init__(pretraining)
+        counts, dim = self.options.clusters, self.options.projection_dim
+        self.prototypes = ModulesOf(Prototypes(count, dim) for count in counts)
 
     def cluster(self, features_ND: Tensor, head: int, epoch: int) -> tuple[Tensor, Tensor]:
         """Prototype (N,) of each feature of one head, and the prototypes (K, D) as they are now."""
-        own, directions = self.options.sela_v2, self.prototypes[head].weight.detach()
+        own, directions = self.options, self.prototypes[head].weight.detach()
         return sinkhorn_labels(features_ND, directions, own.epsilon, own.iterations), directions
 
     def classifier(self, head: int) -> Tensor:

@@ -9,6 +9,7 @@ from openworld.runtime.distributed import gather_rows_with_gradient
 from ssl_backbones.heads import mlp
 from ssl_backbones.losses import nt_xent
 from ssl_backbones.method import Batch, Method, spread
+from ssl_backbones.methods.simclr_options import SimCLROptions
 from ssl_backbones.options import PretrainOptions
 
 
@@ -21,10 +22,12 @@ class SimCLR(Method):
 
     exports_projector = True
 
-    def __init__(self, options: PretrainOptions) -> None:
-        super().__init__(options)
+    options: SimCLROptions
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        super().__init__(pretraining)
         dim = self.encoder.dim
-        self.projector = mlp([dim, dim, options.projection_dim], hidden_norm=True, last_norm="scale", bias=False)
+        self.projector = mlp([dim, dim, self.options.projection_dim], hidden_norm=True, last_norm="scale", bias=False)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """NT-Xent of the two views. One forward pass over both: they share batch-norm statistics (reference code)."""

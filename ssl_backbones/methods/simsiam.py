@@ -9,6 +9,7 @@ from torch import Tensor
 from ssl_backbones.heads import mlp
 from ssl_backbones.losses import negative_cosine
 from ssl_backbones.method import Batch, Method, spread
+from ssl_backbones.methods.simsiam_options import SimSiamOptions
 from ssl_backbones.options import PretrainOptions
 
 
@@ -24,11 +25,13 @@ class SimSiam(Method):
     decays_norm_and_bias = True
     exports_projector = True
 
-    def __init__(self, options: PretrainOptions) -> None:
-        super().__init__(options)
-        dim, out = self.encoder.dim, options.projection_dim
+    options: SimSiamOptions
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        super().__init__(pretraining)
+        dim, out = self.encoder.dim, self.options.projection_dim
         self.projector = mlp([dim, dim, dim, out], hidden_norm=True, last_norm="plain", bias=False)
-        self.predictor = mlp([out, options.simsiam.predictor_dim, out], hidden_norm=True, bias=False, last_bias=True)
+        self.predictor = mlp([out, self.options.predictor_dim, out], hidden_norm=True, bias=False, last_bias=True)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Negative cosine, mean of both directions: 0 at the start, -1 at best. Each view has its own statistics."""
@@ -47,6 +50,6 @@ class SimSiam(Method):
                 "params": list(self.predictor.parameters()),
                 "weight_decay": weight_decay,
                 "adapt": True,
-                "constant_lr": not self.options.simsiam.predictor_lr_decays,
+                "constant_lr": not self.options.predictor_lr_decays,
             },
         ]

@@ -10,6 +10,7 @@ from openworld.runtime.distributed import gather_rows, gather_rows_with_gradient
 from ssl_backbones.heads import mlp
 from ssl_backbones.losses import sup_con
 from ssl_backbones.method import Batch, Method, spread
+from ssl_backbones.methods.sup_con_options import SupConOptions
 from ssl_backbones.options import PretrainOptions
 
 
@@ -24,10 +25,12 @@ class SupCon(Method):
     needs_labels = True
     exports_projector = True
 
-    def __init__(self, options: PretrainOptions) -> None:
-        super().__init__(options)
+    options: SupConOptions
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        super().__init__(pretraining)
         dim = self.encoder.dim
-        self.projector = mlp([dim, dim, options.projection_dim], hidden_norm=False)
+        self.projector = mlp([dim, dim, self.options.projection_dim], hidden_norm=False)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Supervised contrast (equation 2) over the views of the batch, times temperature / base temperature.
@@ -43,4 +46,4 @@ class SupCon(Method):
         labels = gather_rows(batch.labels.repeat(len(batch.views)))
         temperature = self.options.temperature
         loss = sup_con(z, labels, temperature)
-        return loss * (temperature / self.options.sup_con.base_temperature), {"spread": spread(z)}
+        return loss * (temperature / self.options.base_temperature), {"spread": spread(z)}

@@ -10,6 +10,7 @@ from openworld.runtime.distributed import rows_of_others
 from ssl_backbones.heads import mlp
 from ssl_backbones.losses import swapped_prediction
 from ssl_backbones.method import Batch, Method, encode_views, spread
+from ssl_backbones.methods.swav_options import SwAVOptions
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.state import ModulesOf, Prototypes, Queue
 
@@ -30,20 +31,22 @@ class SwAV(Method):
     takes_small_views = True
     exports_projector = True
 
-    def __init__(self, options: PretrainOptions) -> None:
-        super().__init__(options)
-        dim, out, own = self.encoder.dim, options.projection_dim, options.swav
+    options: SwAVOptions
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        super().__init__(pretraining)
+        dim, out, own = self.encoder.dim, self.options.projection_dim, self.options
         self.projector = mlp([dim, dim, out], hidden_norm=True)
         self.prototypes = Prototypes(own.prototypes, out)
         self.queues = ModulesOf(Queue(own.queue_length, out) for _ in ASSIGNED if own.queue_length)
 
     def before_step(self, step: int, steps: int) -> None:
         """Whether the queues move in this step."""
-        self.queueing = bool(self.queues) and step >= self.options.swav.queue_start
+        self.queueing = bool(self.queues) and step >= self.options.queue_start
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Swapped prediction: ln K where nothing is learned. Then the features enter the queues."""
-        own, views = self.options.swav, len(batch.views)
+        own, views = self.options, len(batch.views)
         z = F.normalize(self.projector(encode_views(self.encoder, batch.views)), dim=1)
         scores = self.prototypes(z).chunk(views)
         beside = [rows_of_others(scores[view]) for view in ASSIGNED]
@@ -59,7 +62,7 @@ class SwAV(Method):
 
     def after_backward(self, step: int, steps: int) -> None:
         """Hold the prototypes in the first steps."""
-        if step < self.options.swav.frozen_steps:
+        if step < self.options.frozen_steps:
             self.prototypes.weight.grad = None
 
     def after_step(self, step: int, steps: int) -> None:

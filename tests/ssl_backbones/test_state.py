@@ -46,10 +46,10 @@ def test_teachers_buffers_are_its_own() -> None:
     teacher = Teacher(student)
     student(torch.randn(8, 2) + 5)
     teacher.follow(student, momentum=0.0)
-    assert torch.equal(teacher.network[0].running_mean, torch.zeros(2))  # type: ignore[index]
+    assert torch.equal(teacher.network[0].running_mean, torch.zeros(2))  # type: ignore[arg-type, index, union-attr]
     out = teacher(torch.full((4, 2), 3.0))
     assert not out.requires_grad
-    assert torch.allclose(teacher.network[0].running_mean, torch.full((2,), 0.3))  # type: ignore[index]
+    assert torch.allclose(teacher.network[0].running_mean, torch.full((2,), 0.3))  # type: ignore[arg-type, index, union-attr]
 
 
 def test_queue_wraps_around() -> None:
