@@ -12,12 +12,13 @@ import torch
 
 from openworld.errors import ConfigError, DataError
 from ssl_backbones.captions import captions_of, read_captions
-from ssl_backbones.options import ClipOptions, PretrainOptions
+from ssl_backbones.methods.clip_options import CLIPOptions
+from ssl_backbones.options import PretrainOptions
 
 
 def options(file: Path | None, images: str | None = "images") -> PretrainOptions:
-    clip = ClipOptions(captions=None if file is None else str(file), context_length=8)
-    return PretrainOptions(method="clip", views="clip", images=images, clip=clip)
+    own = CLIPOptions(captions=None if file is None else str(file), context_length=8)
+    return PretrainOptions(method=own, views="clip", images=images)
 
 
 def lines(folder: Path, *records: Any) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -13,18 +14,23 @@ from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.method import Batch, spread
 from ssl_backbones.methods import METHODS
 from ssl_backbones.methods.moco import MoCoV2, grouped
+from ssl_backbones.methods.options import MethodOptions
 from ssl_backbones.methods.simclr import SimCLR
-from ssl_backbones.options import DeepClusterV2Options, PclOptions, PretrainOptions, SelaV2Options
+from ssl_backbones.options import PretrainOptions
 from ssl_backbones.views import RECIPES
 
+CLUSTERED = ("pcl_v1", "pcl_v2", "deepcluster_v2", "sela_v2")
 
-def options(**changes: object) -> PretrainOptions:
-    clusters = {
-        "pcl": PclOptions(clusters=[2, 3]),
-        "deepcluster_v2": DeepClusterV2Options(clusters=[2, 3]),
-        "sela_v2": SelaV2Options(clusters=[2, 3]),
-    }
-    return PretrainOptions(arch=ResNetOptions(width=0.125), view_size=32, queue_size=12, **{**clusters, **changes})  # type: ignore[arg-type]
+
+def options(name: str, **own: Any) -> PretrainOptions:
+    views: Any = name if name in RECIPES else "moco_v2"
+    own |= {"clusters": [2, 3]} if name in CLUSTERED else {}
+    method = MethodOptions.named(name)(**own)
+    return PretrainOptions(method=method, arch=ResNetOptions(width=0.125), views=views, view_size=32)
+
+
+def moco(**own: Any) -> MoCoV2:
+    return MoCoV2(options("moco_v2", queue_size=12, **own)).train()
 
 
 def batch(count: int = 4, kinds: Sequence[str] = ("image", "image")) -> Batch:
@@ -36,7 +42,8 @@ def batch(count: int = 4, kinds: Sequence[str] = ("image", "image")) -> Batch:
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("clip", "curl", "distillation")])
 def test_loss_has_a_gradient_and_backbone_is_the_student(name: str) -> None:
     torch.manual_seed(0)
-    method = METHODS[name](options(views=name if name in RECIPES else "moco_v2")).train()
+    chosen = options(name)
+    method = chosen.method.implementation()(chosen).train()
     method.allocate(4)
     method.before_epoch(0, lambda: [batch()])
     method.before_step(0, 1)
@@ -51,13 +58,13 @@ def test_loss_has_a_gradient_and_backbone_is_the_student(name: str) -> None:
 
 
 def test_simclr_spares_norms_and_biases() -> None:
-    decayed, free = SimCLR(options()).param_groups(0.1)
+    decayed, free = SimCLR(options("simclr")).param_groups(0.1)
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
     assert {p.ndim for p in decayed["params"]} == {2, 4} and {p.ndim for p in free["params"]} == {1}
 
 
 def test_moco_decays_everything_but_its_teacher() -> None:
-    method = MoCoV2(options())
+    method = moco()
     (group,) = method.param_groups(0.1)
     teachers = {id(p) for p in method.teacher.parameters()}
     assert not teachers & {id(p) for p in group["params"]}
@@ -66,7 +73,7 @@ def test_moco_decays_everything_but_its_teacher() -> None:
 
 def test_moco_enqueues_after_the_logits() -> None:
     torch.manual_seed(0)
-    method = MoCoV2(options(temperature=1e6)).train()  # all logits equal: ln(K + 1) with the K of before
+    method = moco(temperature=1e6)  # all logits equal: ln(K + 1) with the K of before
     before = method.queue.negatives()
     loss, _ = method.loss(batch())
     assert loss.item() == pytest.approx(math.log(13), rel=1e-4)
@@ -81,7 +88,7 @@ def test_groups_normalise_separately() -> None:
 
 def test_shuffled_keys_come_back_in_order_and_by_groups() -> None:
     """By hand: two groups of two along the permutation that the generator draws."""
-    method = MoCoV2(options(shuffle_groups=2)).train()
+    method = moco(shuffle_groups=2)
     given = batch()
     torch.manual_seed(7)
     order = torch.randperm(4)
