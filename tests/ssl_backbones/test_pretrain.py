@@ -187,7 +187,7 @@ def test_a_fresh_start_over_a_finished_run_can_be_resumed(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda there, state: there.pop("queue_size"), "with queue_size None, now it is 10"),
+        (lambda there, state: there.pop("knn_k"), "with knn_k None, now it is 3"),
         (lambda there, state: there["arch"].update(colour=3), r"with arch\.colour 3, now it is None"),
         (lambda there, state: there["arch"].update(width=0.5), r"with arch\.width 0\.5, now it is 0\.125"),
         (lambda there, state: state.pop("meter"), "entry 'meter' is missing"),
