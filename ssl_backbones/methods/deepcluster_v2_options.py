@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
-from openworld.runtime.options import Above, AtLeast
+from openworld.runtime.options import Above, AtLeast, Items
 from ssl_backbones.methods.options import MethodOptions
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class DeepClusterV2Options(MethodOptions):
     """Temperature of the predictions (paper: 0.1)."""
     projection_dim: Annotated[int, AtLeast(1)] = 128
     """Dimensions of the space that is clustered (paper: 128)."""
-    clusters: list[Annotated[int, AtLeast(2)]] = field(default_factory=lambda: [32, 32, 32])
+    clusters: Annotated[list[Annotated[int, AtLeast(2)]], Items(1)] = field(default_factory=lambda: [32, 32, 32])
     """Numbers of clusters, one head each (paper: three times 3000)."""
     iterations: Annotated[int, AtLeast(0)] = 10
     """Updates of k-means before each epoch (reference code)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from openworld.runtime.options import AtLeast
+from openworld.runtime.options import AtLeast, Items
 from ssl_backbones.methods.moco_options import MoCoV1Options
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ class PCLV1Options(MoCoV1Options):
     """Prototypical contrast (Li et al. 2021), on MoCo v1."""
 
     name: str = "pcl_v1"
-    clusters: list[Annotated[int, AtLeast(2)]] = field(default_factory=lambda: [8, 16, 32])
+    clusters: Annotated[list[Annotated[int, AtLeast(2)]], Items(1)] = field(default_factory=lambda: [8, 16, 32])
     """Numbers of clusters, one clustering each (paper: 25000, 50000 and 100000 of 1.28 million images)."""
     warmup_epochs: Annotated[int, AtLeast(0)] = 1
     """Epochs of InfoNCE alone before the first clustering (paper: 20)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
-from openworld.runtime.options import Above, AtLeast
+from openworld.runtime.options import Above, AtLeast, Items
 from ssl_backbones.methods.deepcluster_v2_options import DeepClusterV2Options
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ class SeLaV2Options(DeepClusterV2Options):
     the appendix gives it SwAV's hyperparameters."""
 
     name: str = "sela_v2"
-    clusters: list[Annotated[int, AtLeast(2)]] = field(default_factory=lambda: [32, 32, 32])
+    clusters: Annotated[list[Annotated[int, AtLeast(2)]], Items(1)] = field(default_factory=lambda: [32, 32, 32])
     """Numbers of prototypes, one head each (SwAV's paper: three times 3000)."""
     iterations: Annotated[int, AtLeast(1)] = 20
     """Rounds of Sinkhorn-Knopp over the whole set (our choice; SeLa's code iterates until the scales converge)."""

@@ -1,15 +1,20 @@
-"""SimCLR and MoCo v2: heads, what moves, what is decayed."""
+"""The table of methods, and SimCLR and MoCo v2: heads, what moves, what is decayed."""
 
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict, fields
+from typing import Any, get_type_hints
 
 import pytest
 import torch
 from torch import nn
 
+from openworld.config import RunConfig
+from openworld.errors import ConfigError
 from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.method import Batch, spread
 from ssl_backbones.methods import METHODS
@@ -37,6 +42,41 @@ def batch(count: int = 4, kinds: Sequence[str] = ("image", "image")) -> Batch:
     """Noise; pictures of patches have a side that 3 and 7 divide."""
     views = [torch.rand(count, 3, 32, 32) if kind == "image" else torch.rand(count, 3, 168, 168) for kind in kinds]
     return Batch(views, torch.arange(count), torch.arange(count) % 2)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_line_of_the_table_is_a_method(name: str) -> None:
+    kind = MethodOptions.named(name)
+    assert kind().name == name and kind.__doc__  # type: ignore[call-arg]
+    assert issubclass(kind, get_type_hints(kind.implementation())["options"])
+
+
+def test_options_wait_for_no_torch() -> None:
+    """A configuration is read, and --help printed, without it."""
+    program = (
+        "import sys, openworld.config\n"
+        "from ssl_backbones.methods import METHODS\n"
+        "from ssl_backbones.methods.options import MethodOptions\n"
+        "print(len([MethodOptions.named(name)() for name in METHODS]), 'torch' in sys.modules)"
+    )
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert printed.split() == [str(len(METHODS)), "False"]
+
+
+def test_a_detectors_configuration_lists_the_options_of_one_method() -> None:
+    config = asdict(RunConfig())["pretrain"]
+    assert config["method"] == {"name": "simclr", "temperature": 0.2, "projection_dim": 128}
+    top = {field.name for field in fields(PretrainOptions)} - {"steps"}
+    for name in METHODS:
+        own = {field.name for field in fields(MethodOptions.named(name))}
+        assert not own & top, name
+
+
+def test_unknown_methods_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)no such method.*choose from simclr, moco_v1"):
+        MethodOptions.named("vicreg")
+    with pytest.raises(ConfigError, match=r"is not a subclass of ssl_backbones\.methods\.options\.MethodOptions"):
+        MethodOptions.named("collections:OrderedDict")
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("clip", "curl", "distillation")])
