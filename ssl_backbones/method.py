@@ -1,7 +1,7 @@
-"""What every method is: views in, loss out, and what it does around a step and before an epoch.
+"""The contract of a method: views in, loss out, and hooks around a step and before an epoch.
 
-A method composes the same few nouns: an encoder E(view) -> h, a projector P(h) -> z, perhaps a predictor, a teacher
-and a store (ssl_backbones/state.py), with normalisation and temperature visible in its loss line.
+Methods are composed of the same few parts: an encoder E(view) -> h, a projector P(h) -> z, perhaps a predictor, a
+teacher and a store (ssl_backbones/state.py). Normalisation and temperature are visible in the line of the loss.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Batch:
     """Views of N images.
 
     Attributes:
-        views: one (N, 3, S, S) float32 tensor a view, preprocessed; S may differ between views (multi-crop), and a
+        views: one (N, 3, S, S) float32 tensor per view, preprocessed; S may differ between views (multi-crop), and a
             stack of F frames has 3 F channels.
-        index: (N,) int64 position of each image in the set, for methods that keep something an image.
+        index: (N,) int64 position of each image in the set, for methods that keep something for each image.
         labels: (N,) int64 class of each image, where the method needs labels; otherwise None.
         text: (N, L) int64 tokens of a caption of each image, where the method needs captions; otherwise None.
     """
@@ -42,7 +42,7 @@ class Batch:
     text: Tensor | None = None
 
     def to(self, device: torch.device, *, channels_last: bool = False) -> Batch:
-        """The same batch on a device."""
+        """Copy the batch to a device."""
         layout = torch.channels_last if channels_last else torch.contiguous_format
         views = [view.to(device, memory_format=layout, non_blocking=True) for view in self.views]
         labels, text = (
@@ -51,7 +51,7 @@ class Batch:
         return Batch(views, self.index.to(device, non_blocking=True), labels, text)
 
     def pin_memory(self) -> Batch:
-        """The same batch in memory that a GPU can fetch while the CPU goes on."""
+        """Copy the batch to pinned memory, from which a GPU can read while the CPU continues."""
         labels, text = (None if extra is None else extra.pin_memory() for extra in (self.labels, self.text))
         return Batch([view.pin_memory() for view in self.views], self.index.pin_memory(), labels, text)
 
@@ -90,10 +90,10 @@ class Method(nn.Module, ABC):
         densify(self.encoder)
 
     def allocate(self, images: int) -> None:
-        """Called once, before the first step and before a checkpoint is read: make what is kept for each image.
+        """Make what is kept for each image. Called once, before the first step and before a checkpoint is read.
 
         Args:
-            images: number of images in the set; ``Batch.index`` counts them.
+            images: number of images in the set, which ``Batch.index`` counts.
         """
 
     @property
@@ -103,28 +103,29 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Loss of a batch (scalar with gradient) and numbers for the log. Stores may move on in here."""
+        """Compute the loss of a batch (scalar with gradient) and numbers for the log. Stores may change."""
 
     def before_epoch(self, epoch: int, eval_batches: Callable[[], Iterable[Batch]]) -> None:
-        """Called before the first step of each pass over the images (k-means of the clustering methods).
+        """Prepare an epoch, such as by clustering. Called before the first step of each pass over the images.
 
         Args:
             epoch: from 0.
-            eval_batches: makes an iterable over the whole set in order, one undistorted view an image. With several
-                processes each may go through a share of it, and what they find is gathered by ``Batch.index``.
+            eval_batches: makes an iterable over the whole set in order, with one undistorted view per image. With
+            several
+                processes each may iterate over a share of it, and results are gathered by ``Batch.index``.
         """
 
     def before_step(self, step: int, steps: int) -> None:
-        """Called before the loss of step ``step`` (from 0) of ``steps``."""
+        """Prepare step ``step`` (from 0) of ``steps``. Called before its loss."""
 
     def after_backward(self, step: int, steps: int) -> None:
-        """Called between the backward pass and the optimiser: clip gradients, or drop those of what is frozen."""
+        """Clip gradients, or drop those of frozen parameters. Called between the backward pass and the optimiser."""
 
     def after_step(self, step: int, steps: int) -> None:
-        """Called after the optimiser has moved the parameters."""
+        """Update what follows the parameters. Called after the optimiser has moved them."""
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Groups for the optimiser: what is decayed and adapted, and what is not.
+        """Group the parameters for the optimiser: those that are decayed and adapted, and those that are not.
 
         A group may also say ``constant_lr`` and ``lr_scale``, see :func:`ssl_backbones.optim.set_learning_rates`.
         """
@@ -152,9 +153,9 @@ class Method(nn.Module, ABC):
 
 
 def encode_views(encoder: nn.Module, views: Sequence[Tensor]) -> Tensor:
-    """Features of views of several sizes (multi-crop, SwAV, section 3.2).
+    """Encode views of several sizes (multi-crop, SwAV, section 3.2).
 
-    Neighbours of the same size share one forward pass, and so their batch-norm statistics (reference code).
+    Consecutive views of the same size share a forward pass and its batch-norm statistics (reference code).
 
     Args:
         views: V tensors (N, 3, S, S); S may differ between them.
@@ -168,6 +169,6 @@ def encode_views(encoder: nn.Module, views: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def spread(z_ND: Tensor) -> float:
-    """Collapse meter (SimSiam, section 4.1): std of normalised features times sqrt(D). 1 isotropic, 0 collapsed."""
+    """Measure collapse (SimSiam, section 4.1): std of normalised features times sqrt(D); 1 isotropic, 0 collapsed."""
     z = F.normalize(z_ND.float(), dim=1)
     return float(z.std(dim=0, correction=0).mean() * z.shape[1] ** 0.5)

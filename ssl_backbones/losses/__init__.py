@@ -1,8 +1,8 @@
-"""Losses as pure functions of projected features, one family a file.
+"""Losses as pure functions of projected features, one file per family.
 
-All of them are computed in fp32 (float64 stays float64), also under autocast; normalise what their definition
-normalises, visibly; detach nothing but the assignments of Sinkhorn; return a scalar mean unless they say otherwise;
-and give 0 with a gradient path for an empty batch. With several processes, give them gathered features.
+They are computed in fp32 (float64 stays float64), also under autocast; normalise what their definition normalises,
+visibly; detach nothing but the assignments of Sinkhorn; return a scalar mean unless their docstring says otherwise;
+and return 0 with a gradient path for an empty batch. With several processes, give them gathered features.
 """
 
 from ssl_backbones.losses.agreement import (

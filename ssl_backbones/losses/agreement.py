@@ -1,6 +1,6 @@
-"""Losses without negatives: two views, or a student and a teacher, come to agree.
+"""Losses without negatives, by which two views, or a student and a teacher, come to agree.
 
-Shapes: N images, D dimensions or classes. Nothing is detached here: the caller stops gradients, visibly.
+Shapes: N images, D dimensions or classes. Nothing is detached here; the caller stops gradients, visibly.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def barlow_twins(z1_ND: Tensor, z2_ND: Tensor, offdiagonal_weight: float = 0.005
     """Redundancy reduction (Barlow Twins, Zbontar et al. 2021, eq. 1): the cross-correlation becomes the identity.
 
     Each dimension is standardised over the batch, as the authors' batch norm without parameters does (biased variance,
-    eps 1e-5). With several processes the batch is that of all of them: gather first. Standardising each process's part
-    alone is another loss.
+    eps 1e-5). With several processes gather the batch of all of them first; standardising each part alone is
+    another loss.
 
     Args:
         z1_ND: (N, D) projections of the first views, any float dtype.
@@ -80,7 +80,7 @@ def dino_cross_entropy(
 ) -> Tensor:
     """Cross entropy of teacher and student over different views (DINO, Caron et al. 2021, eq. 3 and algorithm 1).
 
-    The centre moves after the loss, and that is the caller's.
+    The caller moves the centre after the loss.
 
     Args:
         student: logits (N, K) of each view, the teacher's views first and in the teacher's order; any float dtype.

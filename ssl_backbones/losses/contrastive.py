@@ -44,7 +44,7 @@ def info_nce(q_ND: Tensor, k_ND: Tensor, negatives_KD: Tensor, temperature: floa
 
     Args:
         q_ND: (N, D) queries, any float dtype, not normalised.
-        k_ND: (N, D) positive keys; detached by the caller where no gradient shall reach them.
+        k_ND: (N, D) positive keys; detached by the caller where no gradient should reach them.
         negatives_KD: (K, D) negatives shared by all queries, or (N, K, D) of each query. K may be 0.
 
     Returns:
@@ -70,8 +70,8 @@ def info_nce_batch(q_ND: Tensor, k_ND: Tensor, temperature: float | Tensor) -> T
 
     Args:
         q_ND: (N, D) queries, any float dtype, not normalised.
-        k_ND: (N, D) keys; row i is the positive of query i. Detached by the caller where no gradient shall reach them.
-        temperature: a number, or a scalar tensor that is learnt (CLIP).
+        k_ND: (N, D) keys; row i is the positive of query i. Detached by the caller where no gradient should reach them.
+        temperature: a number, or a scalar tensor that is learned (CLIP).
 
     Returns:
         Scalar. ln N where all similarities are equal; 0 for an empty batch.
@@ -84,7 +84,7 @@ def info_nce_batch(q_ND: Tensor, k_ND: Tensor, temperature: float | Tensor) -> T
 def sup_con(z_ND: Tensor, labels_N: Tensor, temperature: float) -> Tensor:
     """Supervised contrastive loss (Khosla et al. 2020, eq. 2, L_out: the mean over positives is outside the log).
 
-    An anchor without a positive is left out of the mean. The authors' code counts it as 0, and multiplies the whole by
+    An anchor without a positive is left out of the mean. The authors' code counts it as 0, and multiplies the loss by
     temperature / 0.07. Where each label occurs twice this is :func:`nt_xent`.
 
     Args:
@@ -120,8 +120,8 @@ def nce(
     Each of K + 1 bank rows is told apart from uniform noise: h = P / (P + K / n) with P = exp(z . v / temperature) / Z,
     and the loss of an anchor is -log h(positive) - sum over negatives of log(1 - h). Computed as log-sigmoids, without
     the 1e-7 that the released code adds to the denominators. The proximal term of eq. 10 is in the paper only; the
-    code has a bank that moves slowly in its place. A row of the bank changes when its own image is seen, once an epoch,
-    and it holds an embedding, not a view.
+    code has a slowly moving bank instead. A row of the bank changes when its image is seen, once per epoch, and holds
+    an embedding, not a view.
 
     Args:
         z_ND: (N, D) embeddings, any float dtype, not normalised.
@@ -164,7 +164,7 @@ def nce_log_normaliser(
 
 @full_precision
 def curl_bilinear(q_ND: Tensor, weight_DD: Tensor, k_ND: Tensor) -> Tensor:
-    """InfoNCE with a learnt bilinear similarity (CURL, Laskin et al. 2020): CE(q W k^T, diagonal).
+    """InfoNCE with a learned bilinear similarity (CURL, Laskin et al. 2020): CE(q W k^T, diagonal).
 
     Nothing is normalised and there is no temperature, as in the authors' code. Its subtraction of the row's largest
     logit changes no value; the cross entropy here does that itself.

@@ -16,7 +16,7 @@ from ssl_backbones.losses.numerics import full_precision, mean_or_zero
 
 @full_precision
 def alignment(x_ND: Tensor, y_ND: Tensor, alpha: float = 2.0) -> Tensor:
-    """How near positives lie on the sphere (Wang and Isola 2020, section 4.1): mean ||x - y||^alpha.
+    """Measure how near positives lie on the sphere (Wang and Isola 2020, section 4.1): mean ||x - y||^alpha.
 
     Args:
         x_ND: (N, D) features of the first views, any float dtype, not normalised.
@@ -33,7 +33,9 @@ def alignment(x_ND: Tensor, y_ND: Tensor, alpha: float = 2.0) -> Tensor:
 
 @full_precision
 def uniformity(x_ND: Tensor, t: float = 2.0) -> Tensor:
-    """How evenly features cover the sphere (Wang and Isola 2020, section 4.1): log mean_{i<j} exp(-t ||x_i - x_j||^2).
+    """Measure how evenly features cover the sphere (Wang and Isola 2020, section 4.1).
+
+    The value is log mean_{i<j} exp(-t ||x_i - x_j||^2).
 
     Args:
         x_ND: (N, D) features, any float dtype, not normalised. Memory grows with N^2.

@@ -22,17 +22,18 @@ from ssl_backbones.views import RECIPES, cut_patches
 
 
 class CPC(Method):
-    """What was read of a grid of patches, row after row, predicts the patches below, among all patches of the batch.
+    """The rows of a grid of patches read so far predict the patches below, among all patches of the batch.
 
     The encoder sees one patch at a time; it is an ordinary backbone, and what is exported. A context network sums up
     the rows read so far, and a matrix W_k for each distance k predicts. The bilinear score of the paper, z W_k c, goes
     through a projection of z to ``projection_dim`` dimensions, as in CPC v2, and is divided by ``temperature`` (1 in
-    the paper; CPC v2's factor 0.1 is a temperature of 10). With several processes the patches of all are candidates.
+    the paper; CPC v2's factor 0.1 is a temperature of 10). With several processes the patches of all of them are
+    candidates.
 
     CPC v2 is: ``arch.norm: layer`` (batch norm lets patches see each other through its statistics), ``directions: 4``
-    (the grid is also read from the other three sides, each with networks of its own), ``skipped_rows: 2``, and the
-    views ``cpc_v2`` with changes to each patch by itself. Its pseudo-code (appendix) is all the code there is; it gives
-    the predictions a bias too, which W_k of CPC has not, nor this one.
+    (the grid is also read from the other three sides, with their own networks), ``skipped_rows: 2``, and the
+    views ``cpc_v2`` with changes to each patch by itself. Its pseudo-code (appendix) is the only code; there
+    the predictions also have a bias, which W_k of CPC and this one do not have.
     """
 
     view_kinds = ("patches",)
@@ -63,7 +64,7 @@ class CPC(Method):
         )
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """InfoNCE (equation 4) of each direction and distance, mean of all."""
+        """Compute InfoNCE (equation 4), the mean over directions and distances."""
         (pictures,) = batch.views
         patches = self.encoder(cut_patches(pictures, self.count))
         z_NGGD = patches.unflatten(0, (-1, self.count, self.count))
@@ -80,12 +81,12 @@ class CPC(Method):
 
 @full_precision
 def predictive_info_nce(predicted_NRGP: Tensor, targets_MGGP: Tensor, temperature: float, first: int = 0) -> Tensor:
-    """InfoNCE of predicted patches among all patches of all images (CPC, equation 4; CPC v2, pseudo-code).
+    """Compute InfoNCE of predicted patches among all patches of all images (CPC, equation 4; CPC v2, pseudo-code).
 
     Args:
         predicted_NRGP: (N, R, G, P) predictions of the last R rows, any float dtype. Nothing is normalised.
         targets_MGGP: (M, G, G, P) projections of all patches of M images, with their gradient.
-        first: where among them the N images are.
+        first: position of the first of the N images among the M.
 
     Returns:
         Scalar, mean over N * R * G predictions. ln(M * G * G) where all scores are equal; 0 for an empty batch.

@@ -19,12 +19,12 @@ from ssl_backbones.state import Center, Teacher
 
 
 class DINO(Method):
-    """The student sees all views and matches what a slow teacher makes of the two large ones.
+    """The student sees all views and matches the outputs of a slow teacher for the two large ones.
 
     The teacher's outputs are centred, which alone would collapse to uniform, and sharpened by a small temperature,
     which alone would collapse to one dimension. Order of the authors' code: loss, centre, gradient clipping (each
-    parameter by itself), last layer held in the first steps, optimiser, teacher. Both networks run in training mode.
-    Biases and norms are spared weight decay. The exported network is the teacher, which is the better one.
+    parameter by itself), last layer frozen in the first steps, optimiser, teacher. Both networks run in training mode.
+    Biases and norms are spared weight decay. The exported network is the teacher, which is better.
     """
 
     takes_small_views = True
@@ -38,11 +38,11 @@ class DINO(Method):
         self.center = Center(self.options.outputs, self.options.center_momentum)
 
     def before_step(self, step: int, steps: int) -> None:
-        """The teacher's temperature of this step."""
+        """Set the teacher's temperature of this step."""
         self.teacher_temperature = teacher_temperature(step, self.options)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Cross-entropy of each view with each large view other than itself; ln K at random."""
+        """Compute the cross-entropy of each view with each large view other than itself; ln K at random."""
         student = self.head(encode_views(self.encoder, batch.views)).chunk(len(batch.views))
         teacher = self.teacher(torch.cat(batch.views[:2])).chunk(2)  # no gradient
         loss = dino_cross_entropy(
@@ -52,7 +52,7 @@ class DINO(Method):
         return loss, {"spread": spread(student[0])}
 
     def after_backward(self, step: int, steps: int) -> None:
-        """Clip the gradients; hold the last layer in the first steps."""
+        """Clip the gradients; freeze the last layer in the first steps."""
         if self.options.clip_gradient:
             for parameter in self.parameters():
                 if parameter.grad is not None:
@@ -62,7 +62,7 @@ class DINO(Method):
                 parameter.grad = None
 
     def after_step(self, step: int, steps: int) -> None:
-        """The teacher follows the student."""
+        """Let the teacher follow the student."""
         momentum = cosine_momentum(step, steps=steps, base=self.options.teacher_momentum)
         self.teacher.follow(self.encoder, self.head, momentum=momentum)
 
@@ -76,8 +76,8 @@ class DINO(Method):
 class DINOHead(nn.Module):
     """D-D-D-B with GELU, onto the sphere, and a linear layer to K outputs whose rows are directions (appendix C).
 
-    At D = 2048 it starts as in the authors' code, from weights of standard deviation 0.02; a narrower head starts from
-    larger ones, which keep the size of its activations: from tiny ones the first steps would collapse it.
+    At D = 2048 weights start with standard deviation 0.02, as in the authors' code; those of a narrower head start
+    larger, which keeps the size of its activations: from tiny ones the first steps would collapse it.
     Keys of the last layer: ``original0`` holds the norms (K, 1), ``original1`` the directions (K, B).
     """
 

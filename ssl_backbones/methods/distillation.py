@@ -22,13 +22,13 @@ from ssl_backbones.views import RECIPES
 
 
 class Distillation(Method):
-    """A student of any depth and width learns what a larger, finished network says of the same view.
+    """A student of any depth and width learns the outputs of a trained network for the same view.
 
-    ``classes`` is SimCLR v2: the teacher has a classifier, the student gets one of its own, and their softmax at one
-    temperature are compared. ``similarities`` is for a teacher that no label was ever shown to (SEED): the softmax run
-    over the cosines of the view with the teacher's features of earlier images, those of the view itself included, at a
-    temperature each; the student's head D-D-D_teacher makes its features comparable. The teacher is in evaluation mode
-    and sees each view after the preprocessing that its file tells of. It is in the checkpoints, not in the backbone.
+    ``classes`` is SimCLR v2: teacher and student each have a classifier, and the two softmaxes, at one temperature, are
+    compared. ``similarities`` is for a teacher trained without labels (SEED): the softmaxes are over the cosines of the
+    view with the teacher's features of earlier images and of the view itself, each at its own temperature; the
+    student's head D-D-D_teacher makes its features comparable. The teacher is in evaluation mode and sees each view
+    with the preprocessing of its file. It is in the checkpoints, not in the backbone.
     """
 
     view_kinds = ("image",)
@@ -36,7 +36,7 @@ class Distillation(Method):
     options: DistillationOptions
 
     def __init__(self, pretraining: PretrainOptions) -> None:
-        """Raises ConfigError without a teacher or for views that are no RGB, CheckpointError for an unfit file."""
+        """Raises ConfigError without a teacher or for views that are not RGB, CheckpointError for an unfit file."""
         super().__init__(pretraining)
         own, dim = self.options, self.encoder.dim
         if own.teacher is None:
@@ -58,13 +58,13 @@ class Distillation(Method):
             self.queue = Queue(own.queue_size, network.dim)
 
     def train(self, mode: bool = True) -> Self:
-        """All but the teacher, which is finished."""
+        """Set the mode of all but the teacher, which stays in evaluation mode."""
         super().train(mode)
         self.teacher.eval()
         return self
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Cross-entropy of the student with the teacher; with ``similarities``, its features then enter the queue."""
+        """Compute the cross-entropy of student and teacher; ``similarities`` then enqueue the teacher's features."""
         (view,) = batch.views
         student = self.head(self.encoder(view))
         teacher = self.teacher(converted(view, self.given, self.wanted))  # no gradient
@@ -81,14 +81,14 @@ class Distillation(Method):
 
 
 def similarities(z_ND: Tensor, same_ND: Tensor, others_KD: Tensor) -> Tensor:
-    """(N, 1 + K) float32 cosines of each row with its own of ``same_ND`` and with all of ``others_KD``."""
+    """Cosines (N, 1 + K), float32, of each row with its own of ``same_ND`` and with all of ``others_KD``."""
     with torch.autocast(z_ND.device.type, enabled=False):
         z, same, others = (F.normalize(x.float(), dim=1) for x in (z_ND, same_ND, others_KD))
         return torch.cat([(z * same).sum(dim=1, keepdim=True), z @ others.T], dim=1)
 
 
 def converted(views: Tensor, given: Preprocess, wanted: Preprocess) -> Tensor:
-    """(N, 3, S, S) views after one preprocessing, as they would be after another one; both are of RGB or BGR."""
+    """Convert (N, 3, S, S) views from one preprocessing to another; both are of RGB or BGR."""
 
     def column(values: list[float]) -> Tensor:
         return views.new_tensor(values)[:, None, None]

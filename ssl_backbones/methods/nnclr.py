@@ -34,7 +34,7 @@ class NNCLR(Method):
         self.support = Queue(self.options.queue_size, out)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """InfoNCE of the neighbours against the other view's predictions, mean of both directions; then enqueue."""
+        """Compute InfoNCE of neighbours against predictions of the other view, both directions; then enqueue."""
         view1, view2 = batch.views
         z1, z2 = self.projector(self.encoder(view1)), self.projector(self.encoder(view2))
         p1, p2 = (gather_rows_with_gradient(self.predictor(z)) for z in (z1, z2))

@@ -23,7 +23,7 @@ class PCLV1(MoCoV1):
     """Expectation-maximisation around MoCo: an image finds the key of its other view and the prototype of its cluster.
 
     E-step, before each epoch after the warm-up: the teacher's features of the whole set, undistorted, are clustered
-    M times, each time into another number of clusters; a concentration for each cluster. M-step: ProtoNCE. (The
+    M times, with different numbers of clusters, and each cluster gets a concentration. M-step: ProtoNCE. (The
     authors cluster centre crops, and use one r as the length of the queue and the number of negative prototypes.)
     Networks, queue, shuffle-BN and weight decay are MoCo v1's. The exported network is the query encoder. Several
     processes give the loss of one where ``candidates`` is ``paper`` and all prototypes are negatives; otherwise each
@@ -33,13 +33,13 @@ class PCLV1(MoCoV1):
     options: PCLV1Options
 
     def allocate(self, images: int) -> None:
-        """M clusterings of the set."""
+        """Make M clusterings of the set."""
         counts, dim = self.options.clusters, self.options.projection_dim
         self.clusterings = ModulesOf(Clusters(count, dim, images) for count in counts)
 
     @torch.no_grad()
     def before_epoch(self, epoch: int, eval_batches: Callable[[], Iterable[Batch]]) -> None:
-        """E-step."""
+        """Cluster the set (E-step)."""
         options = self.options
         if epoch < options.warmup_epochs:
             return
@@ -65,7 +65,7 @@ class PCLV1(MoCoV1):
             clusters.assign(everything, found.assignments, F.normalize(found.centroids, dim=1), phi)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """InfoNCE of the queries against their keys and the queue; with clusters, the mean over them of ProtoNCE."""
+        """Compute InfoNCE against keys and queue plus, once there are clusters, the mean of ProtoNCE over them."""
         q, k = self.queries_and_keys(batch)
         loss = info_nce(q, k, self.queue.negatives(), self.options.temperature)
         self.queue.enqueue(k)
@@ -92,10 +92,10 @@ class PCLV2(PCLV1):
 
 
 def concentration(distances_N: Tensor, assignments_N: Tensor, clusters: int, temperature: float) -> Tensor:
-    """How loose each cluster is (equation 12 with alpha = 10): phi = sum of distances / (n log(n + alpha)).
+    """Compute how loose each cluster is (equation 12 with alpha = 10): phi = sum of distances / (n log(n + alpha)).
 
-    As the authors' code goes on: a cluster of one image or none gets the largest phi, all are clipped to the 10th and
-    90th percentile, and then scaled so that their mean is the temperature.
+    Then, as in the authors' code: a cluster of fewer than two images gets the largest phi, all are clipped to the 10th
+    and 90th percentile, and scaled so that their mean is the temperature.
 
     Args:
         distances_N: (N,) Euclidean distance of each image's feature to its centroid.

@@ -13,11 +13,11 @@ from ssl_backbones.views import RECIPES, cut_patches
 
 
 class PIRL(Method):
-    """An image and a jigsaw of its patches both find the image's row in a bank.
+    """An image and a jigsaw of its patches both find the row of the image in a bank.
 
-    Heads as in VISSL: f is one linear layer; g is one linear layer on each of the nine patches, whose outputs are laid
-    end to end in a random order, and a second one on that. Only f writes to the bank. Z of NCE is one constant, set by
-    the jigsaws of the first batch, which VISSL scores first. Weight decay applies to every parameter.
+    Heads as in VISSL: f is one linear layer; g is one linear layer on each of the nine patches, whose outputs are
+    concatenated in a random order, and a second one on that. Only f writes to the bank. Z of NCE is one constant, set
+    by the jigsaws of the first batch, which VISSL scores first. Weight decay applies to every parameter.
     """
 
     decays_norm_and_bias = True
@@ -36,11 +36,11 @@ class PIRL(Method):
         self.jigsaw_projector = nn.Linear(self.count**2 * dim, dim)
 
     def allocate(self, images: int) -> None:
-        """The bank: a row an image."""
+        """Make the bank, with a row per image."""
         self.bank = ContrastBank(images, self.options)
 
     def project_jigsaws(self, jigsaws: Tensor, order_N9: Tensor) -> Tensor:
-        """g: (N, 3, 3 * P, 3 * P) pictures of patches -> (N, D). ``order_N9``: which patch is laid where."""
+        """Project jigsaws by g: (N, 3, 3 * P, 3 * P) -> (N, D). ``order_N9`` is the patch at each place."""
         patches = self.patch_projector(self.encoder(cut_patches(jigsaws, self.count)))
         patches = patches.unflatten(0, order_N9.shape)
         shuffled = patches.gather(1, order_N9[:, :, None].expand_as(patches))
@@ -48,7 +48,7 @@ class PIRL(Method):
         return projected
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """A convex combination of the jigsaws' and the images' NCE, against the same negatives."""
+        """Compute a convex combination of the NCE of jigsaws and of images, against the same negatives."""
         images, jigsaws = batch.views
         sources = generators_of(batch.index)
         drawn, weight = self.bank.draw(sources), self.options.jigsaw_weight

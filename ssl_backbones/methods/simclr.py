@@ -30,6 +30,6 @@ class SimCLR(Method):
         self.projector = mlp([dim, dim, self.options.projection_dim], hidden_norm=True, last_norm="scale", bias=False)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """NT-Xent of the two views. One forward pass over both: they share batch-norm statistics (reference code)."""
+        """Compute NT-Xent of the two views, which share a forward pass and batch-norm statistics (reference code)."""
         z1, z2 = map(gather_rows_with_gradient, self.projector(self.encoder(torch.cat(batch.views))).chunk(2))
         return nt_xent(z1, z2, self.options.temperature), {"spread": spread(z1)}

@@ -14,7 +14,7 @@ from ssl_backbones.options import PretrainOptions
 
 
 class SimSiam(Method):
-    """Each view predicts the other one's projection, which is held still: no negatives, no teacher.
+    """Each view predicts the projection of the other one, without a gradient to that: no negatives, no teacher.
 
     Heads as in the authors' code: projector D-D-D-2048 with batch norm after every layer, the last one without
     parameters; predictor 2048-512-2048 with batch norm on the hidden layer only, since one on its output makes
@@ -34,7 +34,7 @@ class SimSiam(Method):
         self.predictor = mlp([out, self.options.predictor_dim, out], hidden_norm=True, bias=False, last_bias=True)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Negative cosine, mean of both directions: 0 at the start, -1 at best. Each view has its own statistics."""
+        """Compute the mean negative cosine of both directions: 0 at the start, -1 at best. Statistics are per view."""
         view1, view2 = batch.views
         z1, z2 = self.projector(self.encoder(view1)), self.projector(self.encoder(view2))
         p1, p2 = self.predictor(z1), self.predictor(z2)
@@ -42,7 +42,7 @@ class SimSiam(Method):
         return loss, {"spread": spread(z1)}
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Encoder and projector, and the predictor, whose learning rate does not decay (``--fix-pred-lr``)."""
+        """Group encoder and projector, and the predictor, whose learning rate does not decay (``--fix-pred-lr``)."""
         followers = [*self.encoder.parameters(), *self.projector.parameters()]
         return [
             {"params": [p for p in followers if p.requires_grad], "weight_decay": weight_decay, "adapt": True},

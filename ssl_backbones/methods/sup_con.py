@@ -15,7 +15,7 @@ from ssl_backbones.options import PretrainOptions
 
 
 class SupCon(Method):
-    """All views of all images of a class attract, those of other classes repel.
+    """Views of all images of a class attract, those of other classes repel.
 
     The head is the authors' code: D-ReLU-128 without batch norm, both views in one forward pass. Weight decay applies
     to every parameter. Labels are the names of the folders that the images lie in.
@@ -33,7 +33,7 @@ class SupCon(Method):
         self.projector = mlp([dim, dim, self.options.projection_dim], hidden_norm=False)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Supervised contrast (equation 2) over the views of the batch, times temperature / base temperature.
+        """Compute supervised contrast (equation 2) over the views of the batch, times temperature / base temperature.
 
         Raises:
             DataError: the batch has no labels.

@@ -15,16 +15,16 @@ from ssl_backbones.options import PretrainOptions
 from ssl_backbones.state import ModulesOf, Prototypes, Queue
 
 ASSIGNED = (0, 1)
-"""The large views: they are assigned to prototypes, all views predict the assignments."""
+"""The large views, which are assigned to prototypes; all views predict the assignments."""
 
 
 class SwAV(Method):
-    """Views predict each other's assignment to prototypes, which Sinkhorn-Knopp spreads evenly over a batch.
+    """Views predict each other's assignment to prototypes, which Sinkhorn-Knopp balances over a batch.
 
     Head D-D-128 with batch norm on the hidden layer, onto the sphere, then prototypes without bias. The prototypes
-    are normalised after each step and held in the first ones. All parameters are decayed and adapted by LARS, as the
+    are normalised after each step and frozen in the first ones. All parameters are decayed and adapted by LARS, as the
     authors do with LARC, whose rule differs by the place of the weight decay alone. The batches of all processes are
-    assigned together; with a queue, together with earlier features of the same large view too, once the queue is full.
+    assigned together, and with a queue, once it is full, also with earlier features of the same large view.
     """
 
     decays_norm_and_bias = True
@@ -41,11 +41,11 @@ class SwAV(Method):
         self.queues = ModulesOf(Queue(own.queue_length, out) for _ in ASSIGNED if own.queue_length)
 
     def before_step(self, step: int, steps: int) -> None:
-        """Whether the queues move in this step."""
+        """Decide whether the queues are filled in this step."""
         self.queueing = bool(self.queues) and step >= self.options.queue_start
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Swapped prediction: ln K where nothing is learned. Then the features enter the queues."""
+        """Compute the swapped prediction, ln K where nothing is learned; then enqueue the features."""
         own, views = self.options, len(batch.views)
         z = F.normalize(self.projector(encode_views(self.encoder, batch.views)), dim=1)
         scores = self.prototypes(z).chunk(views)
@@ -61,10 +61,10 @@ class SwAV(Method):
         return loss, {"spread": spread(z.chunk(views)[0])}
 
     def after_backward(self, step: int, steps: int) -> None:
-        """Hold the prototypes in the first steps."""
+        """Freeze the prototypes in the first steps."""
         if step < self.options.frozen_steps:
             self.prototypes.weight.grad = None
 
     def after_step(self, step: int, steps: int) -> None:
-        """Prototypes back onto the sphere."""
+        """Project the prototypes onto the sphere."""
         self.prototypes.normalise()

@@ -37,10 +37,10 @@ class LinearClassifier:
 def fit_ridge(
     features_ND: Tensor, labels_N: Tensor, classes: int, *, penalties: Sequence[float] = PENALTIES
 ) -> LinearClassifier:
-    """Ridge regression of standardised features on one-hot labels: no learning rate, no seed, no epochs.
+    """Fit a ridge regression of standardised features on one-hot labels: no learning rate, no seed, no epochs.
 
     Minimises mean ||y - W x - b||^2 + penalty ||W||^2, b free. Of several penalties the one with the best leave-one-out
-    accuracy is taken, the largest among equals; the test set has no part in it.
+    accuracy is taken, the largest among equals, without the test set.
 
     Args:
         features_ND: (N, D), any float dtype; N >= 2. Dimensions that never change get the weight 0.
@@ -109,7 +109,7 @@ class SgdProtocol:
     lr: float = 30.0
     """Learning rate at ``batch_size``."""
     batch_size: int = 256
-    """Samples a step; a smaller set is used whole. ``lr`` stays what it is."""
+    """Samples per step; a smaller set is used whole, with the same ``lr``."""
     epochs: int = 100
     """Passes over the samples."""
     milestones: tuple[int, ...] | None = (60, 80)
@@ -142,12 +142,13 @@ PROTOCOLS: dict[str, SgdProtocol] = {
 def fit_sgd(
     features_ND: Tensor, labels_N: Tensor, classes: int, *, protocol: SgdProtocol, generator: torch.Generator
 ) -> LinearClassifier:
-    """Softmax regression by a published protocol, on features that were computed once.
+    """Fit a softmax regression by a published protocol, on features that were computed once.
 
-    The papers crop and flip the training images anew in each epoch; features of one view each are a little less.
+    The papers crop and flip the training images anew in each epoch; one view per image is slightly worse.
 
     Args:
-        features_ND: (N, D), any float dtype; N >= 1. Taken as they are: the protocols' rates go with raw features.
+        features_ND: (N, D), any float dtype; N >= 1. They are not standardised: the protocols' rates are for raw
+        features.
         labels_N: (N,) int64 from 0 to ``classes`` - 1.
         generator: of the initial weights and the order of the samples, on the CPU.
 
@@ -193,7 +194,7 @@ def _rate(protocol: SgdProtocol, epoch: int, batch: int, batches: int) -> float:
 
 
 def topk_accuracy(logits_MC: Tensor, labels_M: Tensor, k: int) -> float:
-    """Share of M >= 1 samples whose class is among the k largest logits; 1 where there are no more than k classes."""
+    """Share of M >= 1 samples whose class is among the k largest logits; 1 with at most k classes."""
     best_MK = logits_MC.topk(min(k, logits_MC.shape[1]), dim=1).indices
     return float((best_MK == labels_M[:, None]).any(dim=1).double().mean())
 
@@ -206,7 +207,7 @@ class LinearRow(TypedDict):
 
 
 class LinearTable(TypedDict):
-    """A row of the network, one of the same network before training, and the share of the commonest test class."""
+    """Results of the network and of the same network before training, and the share of the most frequent test class."""
 
     trained: LinearRow
     untrained: LinearRow
@@ -226,7 +227,7 @@ def linear_table(
     *,
     fit: Fit = fit_ridge,
 ) -> LinearTable:
-    """The probe of a network with the control that says what the architecture and the input give alone.
+    """Probe a network and a control, which shows what architecture and input give without training.
 
     Args:
         trained: features (N, D) of the training and (M, D) of the test samples, both N, M >= 1.
