@@ -39,9 +39,12 @@ from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.images import ImagePool, read_image
 from ssl_backbones.losses import byol_regression, info_nce, nt_xent
 from ssl_backbones.method import Batch
-from ssl_backbones.methods import METHODS
+from ssl_backbones.methods.byol_options import BYOLOptions
+from ssl_backbones.methods.moco_options import MoCoV2Options
+from ssl_backbones.methods.options import MethodOptions
+from ssl_backbones.methods.simclr_options import SimCLROptions
 from ssl_backbones.optim import build_optimizer, set_learning_rates
-from ssl_backbones.options import ByolOptions, PretrainOptions
+from ssl_backbones.options import PretrainOptions
 from ssl_backbones.views import sample_view, view_recipes
 
 QUEUE = 4096
@@ -131,20 +134,22 @@ def peer_step(method: str, views: list[Tensor], device: torch.device) -> Callabl
 # -- ours --------------------------------------------------------------------------------------------------------------
 
 
+METHODS: dict[str, MethodOptions] = {
+    "simclr": SimCLROptions(temperature=TEMPERATURE, projection_dim=128),
+    "moco_v2": MoCoV2Options(temperature=TEMPERATURE, projection_dim=128, queue_size=QUEUE, teacher_momentum=MOMENTUM),
+    "byol": BYOLOptions(projection_dim=256, hidden_dim=1024, teacher_momentum=MOMENTUM),
+}
+
+
 def options_of(method: str, size: int, **more: Any) -> PretrainOptions:
     return PretrainOptions(
-        method=method,  # type: ignore[arg-type]
+        method=METHODS[method],
         views=method,  # type: ignore[arg-type]
         arch=ResNetOptions(name="resnet18", width=1.0),
         view_size=size,
         steps=10**6,
         warmup=0,
         lr=LR,
-        temperature=TEMPERATURE,
-        projection_dim=256 if method == "byol" else 128,
-        queue_size=QUEUE,
-        teacher_momentum=MOMENTUM,
-        byol=ByolOptions(hidden_dim=1024),
         **more,
     )
 
@@ -155,7 +160,7 @@ def our_step(
     """The body of pretrain()'s loop, without log and checkpoints."""
     torch.manual_seed(0)
     options = options_of(method, size, precision=precision, channels_last=channels_last)
-    model = METHODS[method](options)
+    model = options.method.implementation()(options)
     model.allocate(len(views[0]))
     model = model.to(device).train()
     model = model.to(memory_format=torch.channels_last) if channels_last else model
@@ -292,9 +297,7 @@ def show(title: str, table: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--methods", nargs="+", default=["simclr", "moco_v2", "byol"], choices=["simclr", "moco_v2", "byol"]
-    )
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--batch", type=int, default=64, help="images a step")
     parser.add_argument("--size", type=int, default=64, help="side of a view in pixels")
     parser.add_argument("--steps", type=int, default=5, help="timed together in a round")

@@ -1,7 +1,7 @@
 """Captions of images, from a file: JSON lines, or the captions of COCO.
 
-JSON lines hold ``{"image": "a/b.jpg", "caption": "…"}``, one a line, several of an image where it has several captions.
-A file with ``images`` and ``annotations`` is COCO's. Image paths are relative to the folder of images.
+JSON lines hold ``{"image": "a/b.jpg", "caption": "…"}``, one per line; an image with several captions has several
+lines. A file with ``images`` and ``annotations`` is COCO's. Image paths are relative to the folder of images.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from openworld.errors import ConfigError, DataError
+from ssl_backbones.methods.options import CaptionOptions
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.text import Tokenizer, tokenizer, tokens_of
 
@@ -25,39 +26,39 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Captions:
-    """Captions of images, by path, and how they become tokens. It can be pickled, for the processes that make views."""
+    """Captions of images, by path, and their tokenizer. Can be pickled, for the processes that make views."""
 
     by_image: Mapping[Path, Sequence[str]]
     words: Tokenizer
     length: int
 
     def draw(self, image: Path, generator: torch.Generator) -> Tensor:
-        """(L,) int64 tokens of one of the image's captions."""
+        """Draw one of the image's captions: (L,) int64 tokens."""
         captions = self.by_image[image]
         chosen = int(torch.randint(len(captions), (), generator=generator))
         return tokens_of(captions[chosen], self.words, self.length)
 
 
 def captions_of(options: PretrainOptions, images: Sequence[Path]) -> Captions:
-    """The captions of those images that have any, in the order of ``images``.
+    """Captions of the images that have any, in the order of ``images``.
 
     Raises:
-        ConfigError: no file of captions, or no folder of images, is named.
-        DataError: the file is damaged, or none of its captions is of one of the images.
+        ConfigError: the options name no file of captions, or no folder of images.
+        DataError: the file is damaged, or none of its captions belongs to one of the images.
     """
-    own = options.clip
-    if own.captions is None or options.images is None:
+    own = options.method
+    if not isinstance(own, CaptionOptions) or own.captions is None or options.images is None:
         raise ConfigError(
-            f"{options.method} learns from images with captions",
-            remedy="name a folder of images (images) and a file of their captions (clip.captions)",
+            f"{own.name} learns from images with captions",
+            remedy="name a folder of images (images) and a file of their captions (method.captions)",
         )
     found = read_captions(Path(own.captions), Path(options.images))
     by_image = {path: found[path] for path in images if path in found}
     if not by_image:
         raise DataError(
-            f"none of its {len(found)} images is among the {len(images)} images in {options.images}",
+            f"none of its {len(found)} images is one of the {len(images)} images in {options.images}",
             where=own.captions,
-            remedy="give the paths of images relative to that folder",
+            remedy="give image paths relative to that folder",
         )
     if len(by_image) < max(len(images), len(found)):
         logger.warning(
@@ -71,10 +72,10 @@ def captions_of(options: PretrainOptions, images: Sequence[Path]) -> Captions:
 
 
 def read_captions(path: Path, folder: Path) -> dict[Path, list[str]]:
-    """The captions of a file by the paths of their images, ``folder`` in front; see the head of this module.
+    """Read captions by the paths of their images, below ``folder``; formats as above.
 
     Raises:
-        DataError: the file is missing, or what line or annotation is no caption of an image.
+        DataError: the file cannot be read, or a line or an annotation (named) is not a caption of an image.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -104,7 +105,7 @@ def _lines(text: str, path: Path) -> list[tuple[str, Any, Any]]:
                 records.append((f"line {number}", record.get("image"), record.get("caption")))
             except (ValueError, AttributeError) as error:
                 raise DataError(
-                    f"line {number} is no JSON object ({error})",
+                    f"line {number} is not a JSON object ({error})",
                     where=str(path),
                     remedy='write {"image": "…", "caption": "…"} in each line',
                 ) from error
@@ -119,7 +120,7 @@ def _coco(whole: dict[str, Any], path: Path) -> list[tuple[str, Any, Any]]:
         ]
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"is not like COCO's captions ({type(error).__name__}: {error})",
+            f"is not in the format of COCO's captions ({type(error).__name__}: {error})",
             where=str(path),
             remedy="each image has id and file_name, each annotation image_id and caption",
         ) from error

@@ -17,7 +17,6 @@ from openworld.runtime.files import sha256_of, write_atomic, write_json
 from ssl_backbones.backbones.base import Backbone
 from ssl_backbones.checkpoints import identity, must_agree
 from ssl_backbones.handover.projector import PROJECTOR_FILE, write_projector
-from ssl_backbones.methods import METHODS
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.views import RECIPES
 
@@ -56,12 +55,12 @@ def write_backbone(
         write_projector(output / PROJECTOR_FILE, projector, backbone_sha256=sha256)
         head = {"file": PROJECTOR_FILE, "sha256": sha256_of(output / PROJECTOR_FILE)}
     card = {
-        "method": options.method,
+        "method": options.method.name,
         "arch": dataclasses.asdict(options.arch),
         "data": {
             "images": images,
             "source": options.images or "the training images",
-            "labels": "names of folders" if METHODS[options.method].needs_labels else None,
+            "labels": "names of folders" if options.method.implementation().needs_labels else None,
         },
         "steps": options.steps,
         "seed": seed,

@@ -1,4 +1,4 @@
-"""Context networks of CPC: what sums up the rows of a grid of patches that were read so far.
+"""Context networks of CPC: they sum up the rows of a grid of patches that were read so far.
 
 Shapes: N images, G x G patches of each, D features and C context dimensions of a patch.
 """
@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ssl_backbones.options import CpcOptions
-
 
 class MaskedConvolutions(nn.Module):
     """Five residual blocks of convolutions that see their own row and those above (CPC v2, pseudo-code).
 
-    (N, G, G, D) features -> (N, G, G, D) contexts: that of a row depends on the rows down to it.
+    (N, G, G, D) features -> (N, G, G, D) contexts; the context of a row depends on this row and those above.
     """
 
-    def __init__(self, dim: int, options: CpcOptions) -> None:
+    def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.dim, hidden = dim, options.context_dim
+        self.dim = dim
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(dim, hidden, 1),
@@ -33,7 +31,7 @@ class MaskedConvolutions(nn.Module):
         )
 
     def forward(self, z_NGGD: Tensor) -> Tensor:
-        """The contexts."""
+        """Compute the contexts."""
         x = z_NGGD.permute(0, 3, 1, 2)
         for block in self.blocks:
             x = x + block(x)
@@ -43,16 +41,16 @@ class MaskedConvolutions(nn.Module):
 class ColumnGRU(nn.Module):
     """A GRU that reads each column of the grid downwards.
 
-    (N, G, G, D) features -> (N, G, G, C) contexts: that of a patch depends on those above it and on itself.
+    (N, G, G, D) features -> (N, G, G, C) contexts; the context of a patch depends on it and on those above.
     """
 
-    def __init__(self, dim: int, options: CpcOptions) -> None:
+    def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.dim = options.context_dim
+        self.dim = hidden
         self.gru = nn.GRU(dim, self.dim, batch_first=True)
 
     def forward(self, z_NGGD: Tensor) -> Tensor:
-        """The contexts."""
+        """Compute the contexts."""
         columns = z_NGGD.transpose(1, 2)
         states, _ = self.gru(columns.flatten(0, 1))
         contexts: Tensor = states.unflatten(0, columns.shape[:2])

@@ -1,4 +1,4 @@
-"""Collapse meters: whether the features of a batch still differ, from what the loop has computed anyway.
+"""Collapse meters: whether the features of a batch still differ. They need no forward pass of their own.
 
 Shapes: N features, D dimensions.
 """
@@ -20,22 +20,22 @@ from ssl_backbones.method import spread
 logger = logging.getLogger(__name__)
 
 ROWS = 256
-"""Most features of a step that are looked at: the cost does not grow with the batch."""
+"""Features measured per step, at most: the cost does not grow with the batch."""
 LEAST_SHARE = 1 / 6
-"""Features count as collapsed where they fill less than this share of the directions that they filled at first,
-whatever the images are. SimSiam without its stop-gradient falls from 45 to 6 directions in 100 steps of 32 images; with
-it 28 remain. Methods that learn well fall to a fifth or more (docs/pretraining.md)."""
+"""Features count as collapsed where they fill less than this share of the directions that they filled at first. SimSiam
+without its stop-gradient falls from 45 to 6 directions in 100 steps of 32 images; with it 28 remain. Methods that learn
+well fall to a fifth or more (docs/pretraining.md)."""
 LEAST_RANK = 1.2
-"""... or next to one direction only, whatever they filled before."""
+"""Features count as collapsed below this effective rank, whatever it was at first."""
 LEAST_SPREAD = 0.01
-"""... or where they, or a method's own outputs, hardly differ (1 isotropic, 0 constant)."""
+"""Features, or a method's own outputs, count as collapsed below this spread (1 isotropic, 0 constant)."""
 PATIENCE = 3
-"""Looks in a row that must agree."""
+"""Consecutive measurements that must agree."""
 
 
 @torch.no_grad()
 def effective_rank(features_ND: Tensor) -> float:
-    """exp of the entropy of the singular values' shares: how many directions the features fill.
+    """Measure how many directions the features fill: exp of the entropy of the singular values' shares.
 
     Roy and Vetterli (2007), definition 1; as a meter of self-supervised features RankMe (Garrido et al. 2023), whose
     1e-7 inside the logarithm is not needed here. Features are neither centred nor normalised, so constant ones have 1.
@@ -54,7 +54,7 @@ def effective_rank(features_ND: Tensor) -> float:
 
 @contextmanager
 def watched(network: nn.Module, *, on: bool = True) -> Iterator[list[Tensor]]:
-    """Collects what ``network`` returns inside the block, detached: features (N, D), one tensor a call."""
+    """Collect what ``network`` returns inside the block, detached: features (N, D), one tensor per call."""
     seen: list[Tensor] = []
     if not on:
         yield seen
@@ -76,13 +76,13 @@ class CollapseMeter:
 
     Attributes:
         last: ``feature_std`` (standard deviation of normalised features times sqrt(D): 1 where they point everywhere
-            alike, 0 where all are the same) and ``effective_rank``, of the last look; empty before.
-        first_rank: effective rank at the first look, or None.
+            alike, 0 where all are the same) and ``effective_rank``, of the last measurement; empty before.
+        first_rank: effective rank at the first measurement, or None.
         collapsed_at: step at which the features were found collapsed, or None.
     """
 
     def __init__(self, *, judging: bool = True) -> None:
-        """``judging``: whether a collapse is looked for; features that are taught classes may fill few directions."""
+        """``judging``: whether to detect collapse; features that are taught classes may fill few directions."""
         self.judging = judging
         self.last: dict[str, float] = {}
         self.first_rank: float | None = None
@@ -90,10 +90,10 @@ class CollapseMeter:
         self._suspect = 0
 
     def measure(self, features: Sequence[Tensor]) -> dict[str, float]:
-        """The numbers of one step. Collective: with several processes the features of all are looked at.
+        """Measure one step. Collective: with several processes, over the features of all.
 
         Args:
-            features: (N, D) each, in the order of the forward passes. None at all gives no numbers.
+            features: (N, D) each, in the order of the forward passes. Without any, no numbers are returned.
         """
         rows: list[Tensor] = []
         for part in features:
@@ -108,7 +108,7 @@ class CollapseMeter:
         return dict(self.last)
 
     def judge(self, step: int, numbers: Mapping[str, float]) -> bool:
-        """Whether the features are found collapsed now; once, and then it is in the log of the program, too.
+        """Tell whether the features are found collapsed now. True once, with a warning in the log of the program.
 
         Args:
             step: steps done.

@@ -1,7 +1,7 @@
-"""What every method is: views in, loss out, and what it does around a step and before an epoch.
+"""The contract of a method: views in, loss out, and hooks around a step and before an epoch.
 
-A method composes the same few nouns: an encoder E(view) -> h, a projector P(h) -> z, perhaps a predictor, a teacher
-and a store (ssl_backbones/state.py), with normalisation and temperature visible in its loss line.
+Methods are composed of the same few parts: an encoder E(view) -> h, a projector P(h) -> z, perhaps a predictor, a
+teacher and a store (ssl_backbones/state.py). Normalisation and temperature are visible in the line of the loss.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from openworld.errors import ConfigError
 from ssl_backbones.backbones.base import Backbone, spared_by_decay
 from ssl_backbones.dense_conv import densify
+from ssl_backbones.methods.options import MethodOptions
 from ssl_backbones.options import PretrainOptions
-from ssl_backbones.views import RECIPES
+from ssl_backbones.views import recipes_with_kinds
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class Batch:
     """Views of N images.
 
     Attributes:
-        views: one (N, 3, S, S) float32 tensor a view, preprocessed; S may differ between views (multi-crop), and a
+        views: one (N, 3, S, S) float32 tensor per view, preprocessed; S may differ between views (multi-crop), and a
             stack of F frames has 3 F channels.
-        index: (N,) int64 position of each image in the set, for methods that keep something an image.
+        index: (N,) int64 position of each image in the set, for methods that keep something for each image.
         labels: (N,) int64 class of each image, where the method needs labels; otherwise None.
         text: (N, L) int64 tokens of a caption of each image, where the method needs captions; otherwise None.
     """
@@ -41,7 +42,7 @@ class Batch:
     text: Tensor | None = None
 
     def to(self, device: torch.device, *, channels_last: bool = False) -> Batch:
-        """The same batch on a device."""
+        """Copy the batch to a device."""
         layout = torch.channels_last if channels_last else torch.contiguous_format
         views = [view.to(device, memory_format=layout, non_blocking=True) for view in self.views]
         labels, text = (
@@ -50,7 +51,7 @@ class Batch:
         return Batch(views, self.index.to(device, non_blocking=True), labels, text)
 
     def pin_memory(self) -> Batch:
-        """The same batch in memory that a GPU can fetch while the CPU goes on."""
+        """Copy the batch to pinned memory, from which a GPU can read while the CPU continues."""
         labels, text = (None if extra is None else extra.pin_memory() for extra in (self.labels, self.text))
         return Batch([view.pin_memory() for view in self.views], self.index.pin_memory(), labels, text)
 
@@ -62,57 +63,69 @@ class Method(nn.Module, ABC):
     """Whether weight decay (and the layer-wise rates of LARS) applies to one-dimensional parameters too."""
     needs_labels: ClassVar[bool] = False
     """Whether batches must carry labels."""
-    needs_text: ClassVar[bool] = False
-    """Whether batches must carry captions."""
     view_kinds: ClassVar[tuple[Literal["image", "patches", "frames"], ...]] = ("image", "image")
     """Kinds of the views that a batch holds, the small ones aside, see ViewRecipe.kind."""
     takes_small_views: ClassVar[bool] = False
     """Whether a batch may hold small views after its two large ones (multi-crop)."""
+    exports_projector: ClassVar[bool] = False
+    """Whether the method has a ``projector`` of linear layers, norms and ReLUs on the features of :meth:`backbone`."""
 
-    def __init__(self, options: PretrainOptions) -> None:
-        """Raises ConfigError where the views of ``options`` are not those that the method takes."""
+    projector: nn.Module
+    """The head g, of a method that ``exports_projector``."""
+
+    options: MethodOptions
+    """The method's own options. A subclass narrows the type to that of its options."""
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        """Raises ConfigError where the views of ``pretraining`` are not those that the method takes."""
         super().__init__()
-        fitting = [name for name in RECIPES if _kinds_of_large_views(name) == self.view_kinds]
-        if options.views not in fitting:
+        fitting = recipes_with_kinds(self.view_kinds)
+        if pretraining.views not in fitting:
             raise ConfigError(
-                f"views {options.views} are not what {type(self).__name__} learns from",
+                f"views is {pretraining.views}, which is not what {type(self).__name__} learns from",
                 remedy=f"set views to one of {', '.join(fitting)}",
             )
-        self.options = options
-        self.encoder: Backbone = options.arch.build()
+        self.options = pretraining.method
+        self.encoder: Backbone = pretraining.arch.build()
         densify(self.encoder)
 
     def allocate(self, images: int) -> None:
-        """Called once, before the first step and before a checkpoint is read: make what is kept for each image.
+        """Make what is kept for each image. Called once, before the first step and before a checkpoint is read.
 
         Args:
-            images: number of images in the set; ``Batch.index`` counts them.
+            images: number of images in the set, which ``Batch.index`` counts.
         """
+
+    @property
+    def frames(self) -> int:
+        """Frames of a stack, where the views are of the kind ``frames``."""
+        return 1
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Loss of a batch (scalar with gradient) and numbers for the log. Stores may move on in here."""
+        """Compute the loss of a batch (scalar with gradient) and numbers for the log. Stores may change."""
 
     def before_epoch(self, epoch: int, eval_batches: Callable[[], Iterable[Batch]]) -> None:
-        """Called before the first step of each pass over the images (k-means of the clustering methods).
+        """Prepare an epoch, such as by clustering. Called before the first step of each pass over the images.
 
         Args:
             epoch: from 0.
-            eval_batches: makes an iterable over the whole set in order, one undistorted view an image. With several
-                processes each may go through a share of it, and what they find is gathered by ``Batch.index``.
+            eval_batches: makes an iterable over the whole set in order, with one undistorted view per image. With
+            several
+                processes each may iterate over a share of it, and results are gathered by ``Batch.index``.
         """
 
     def before_step(self, step: int, steps: int) -> None:
-        """Called before the loss of step ``step`` (from 0) of ``steps``."""
+        """Prepare step ``step`` (from 0) of ``steps``. Called before its loss."""
 
     def after_backward(self, step: int, steps: int) -> None:
-        """Called between the backward pass and the optimiser: clip gradients, or drop those of what is frozen."""
+        """Clip gradients, or drop those of frozen parameters. Called between the backward pass and the optimiser."""
 
     def after_step(self, step: int, steps: int) -> None:
-        """Called after the optimiser has moved the parameters."""
+        """Update what follows the parameters. Called after the optimiser has moved them."""
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Groups for the optimiser: what is decayed and adapted, and what is not.
+        """Group the parameters for the optimiser: those that are decayed and adapted, and those that are not.
 
         A group may also say ``constant_lr`` and ``lr_scale``, see :func:`ssl_backbones.optim.set_learning_rates`.
         """
@@ -131,23 +144,18 @@ class Method(nn.Module, ABC):
         return self.encoder
 
     def projection(self) -> nn.Module | None:
-        """The head g on the features of :meth:`backbone`: linear layers, norms and ReLUs, one after the other.
+        """The head to export beside :meth:`backbone`: linear layers, norms and ReLUs, one after the other.
 
         None where a method has no such head: DINO's has GELUs and normalises in between, CLIP pools a map, and a
         distilled student has that of its teacher's features or classes.
         """
-        head = getattr(self, "projector", None)
-        return head if isinstance(head, nn.Linear | nn.Sequential) else None
-
-
-def _kinds_of_large_views(name: str) -> tuple[Literal["image", "patches", "frames"], ...]:
-    return tuple(recipe.kind for recipe in RECIPES[name] if not recipe.local)
+        return self.projector if self.exports_projector else None
 
 
 def encode_views(encoder: nn.Module, views: Sequence[Tensor]) -> Tensor:
-    """Features of views of several sizes (multi-crop, SwAV, section 3.2).
+    """Encode views of several sizes (multi-crop, SwAV, section 3.2).
 
-    Neighbours of the same size share one forward pass, and so their batch-norm statistics (reference code).
+    Consecutive views of the same size share a forward pass and its batch-norm statistics (reference code).
 
     Args:
         views: V tensors (N, 3, S, S); S may differ between them.
@@ -161,6 +169,6 @@ def encode_views(encoder: nn.Module, views: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def spread(z_ND: Tensor) -> float:
-    """Collapse meter (SimSiam, section 4.1): std of normalised features times sqrt(D). 1 isotropic, 0 collapsed."""
+    """Measure collapse (SimSiam, section 4.1): std of normalised features times sqrt(D); 1 isotropic, 0 collapsed."""
     z = F.normalize(z_ND.float(), dim=1)
     return float(z.std(dim=0, correction=0).mean() * z.shape[1] ** 0.5)

@@ -36,7 +36,7 @@ from ssl_backbones.checkpoints import Checkpoints
 from ssl_backbones.images import BatchPlan, ImagePool, eval_batches, labels_of, view_batches
 from ssl_backbones.meters import CollapseMeter, watched
 from ssl_backbones.method import Batch, Method
-from ssl_backbones.methods import METHODS
+from ssl_backbones.methods.options import CaptionOptions
 from ssl_backbones.optim import build_optimizer, set_learning_rates
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.probes.labelled import LabelledCrops, LabelledSet, classes_of, from_crops, from_folder, from_pool
@@ -133,7 +133,7 @@ class Pretraining:
             workers=options.workers,
             local_size=options.local_view_size,
             captions=self.captions,
-            frames=options.curl.frames,
+            frames=self.method.frames,
             pin_memory=self.device.type == "cuda",
         )
         return iter(loader)
@@ -155,7 +155,7 @@ def open_pretraining(
     Args and errors as :func:`pretrain`.
     """
     recipes = _recipes(options)
-    captions = captions_of(options, image_paths) if METHODS[options.method].needs_text else None
+    captions = captions_of(options, image_paths) if isinstance(options.method, CaptionOptions) else None
     image_paths = list(captions.by_image) if captions else image_paths
     labels = _labels(options, image_paths)
     side = 2 * options.view_size
@@ -164,7 +164,7 @@ def open_pretraining(
         len(pool), options.batch_size, seed, accumulate=options.accumulate, rank=rank(), ranks=world_size()
     )
     seed_everything(seed, "pretrain")
-    method = METHODS[options.method](options)
+    method = options.method.implementation()(options)
     method.allocate(len(pool))
     method = method.to(device)
     method = method.to(memory_format=torch.channels_last) if options.channels_last else method
@@ -205,7 +205,7 @@ def train(run: Pretraining) -> None:
     """
     options, method, optimizer = run.options, run.method, run.optimizer
     console = None if is_first() else Console(quiet=True)
-    title = f"pretrain {options.method}"
+    title = f"pretrain {options.method.name}"
     if run.start == 0 and 0 < options.probe_every <= options.steps and run.probes:
         _log_probe(run, 0, run.probes.control)
     batches = run.batches()
@@ -304,9 +304,9 @@ def write_results(run: Pretraining, neighbours_of: int) -> PretrainResult:
 def _recipes(options: PretrainOptions) -> tuple[ViewRecipe, ...]:
     """Recipes of the views of an image: two, and small ones for the methods that take them."""
     recipes = view_recipes(options.views, options.local_views)
-    if any(recipe.local for recipe in recipes) and not METHODS[options.method].takes_small_views:
+    if any(recipe.local for recipe in recipes) and not options.method.implementation().takes_small_views:
         raise ConfigError(
-            f"views {options.views} makes {len(recipes)} views of an image, and {options.method} takes two",
+            f"views {options.views} makes {len(recipes)} views of an image, and {options.method.name} takes two",
             remedy="set local_views to 0, or choose other views",
         )
     return recipes
@@ -317,10 +317,10 @@ def _labels(options: PretrainOptions, image_paths: Sequence[Path]) -> list[int] 
 
     Only a folder that the options name has labels. Those of a detector's training set would give away later classes.
     """
-    if METHODS[options.method].needs_labels:
+    if options.method.implementation().needs_labels:
         if options.images is None:
             raise ConfigError(
-                f"{options.method} learns from labels, and the images that a detector trains on come without",
+                f"{options.method.name} learns from labels, and the images that a detector trains on come without",
                 remedy="name a folder with one folder of images per class (images), or choose another method",
             )
         return labels_of(image_paths)
@@ -336,7 +336,7 @@ def _labelled(options: PretrainOptions, pool: ImagePool, crops: LabelledCrops | 
         return from_folder(Path(options.labelled), side=side, cache_megabytes=options.cache_megabytes)
     if crops is not None:
         return from_crops(crops)
-    if pool.labels is None or METHODS[options.method].needs_labels:
+    if pool.labels is None or options.method.implementation().needs_labels:
         return None
     return from_pool(pool, str(options.images))
 

@@ -1,13 +1,14 @@
-"""What a method remembers between steps, as modules whose state is in ``state_dict`` and so in every checkpoint.
+"""What a method keeps between steps, as modules whose state is in ``state_dict`` and so in every checkpoint.
 
-Each module owns its collectives: with several processes, what one writes is gathered from all, in the order of the
-ranks, so that the state is equal on every rank.
+Each module owns its collectives: with several processes, what is written is gathered from all of them, in the order of
+the ranks, so that the state is equal on every rank.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import TypeVar, cast
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,42 +17,60 @@ from torch.nn import functional as F
 from openworld.errors import ConfigError
 from openworld.runtime.distributed import broadcast, gather_rows
 
-Network = TypeVar("Network", bound=nn.Module)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+class ModulesOf(nn.ModuleList, Generic[ModuleT]):
+    """A ``nn.ModuleList`` whose modules are all of one class."""
+
+    def __init__(self, modules: Iterable[ModuleT]) -> None:
+        super().__init__(modules)
+
+    def __iter__(self) -> Iterator[ModuleT]:
+        return cast(Iterator[ModuleT], super().__iter__())
+
+    def __getitem__(self, index: int) -> ModuleT:  # type: ignore[override]
+        return cast(ModuleT, super().__getitem__(index))
 
 
 class Teacher(nn.Module):
-    """A copy of a network that follows it slowly: t = m t + (1 - m) s over the parameters.
+    """A copy of networks that run one after the other, which follows them slowly: t = m t + (1 - m) s.
 
-    Buffers are the teacher's own: in training mode its batch norms see the teacher's activations and keep the
-    statistics of those, as in the code of MoCo and BYOL.
+    Only parameters follow. In training mode the teacher's batch norms see the teacher's activations and keep their
+    statistics, as in the code of MoCo and BYOL.
     """
 
-    def __init__(self, student: nn.Module) -> None:
+    def __init__(self, *students: nn.Module) -> None:
         super().__init__()
-        self.network = copy.deepcopy(student)
+        self.network = nn.Sequential(*copy.deepcopy(students))
         self.network.requires_grad_(False)
 
     @torch.no_grad()
-    def follow(self, student: nn.Module, momentum: float) -> None:
-        """One step t = m t + (1 - m) s, as t + (1 - m) (s - t): one pass over the memory, and t = s stays."""
+    def follow(self, *students: nn.Module, momentum: float) -> None:
+        """Move every parameter to m t + (1 - m) s, as t + (1 - m) (s - t): one pass over the memory, and t = s stays.
+
+        Args:
+            students: the networks that the teacher was made from, in the same order.
+            momentum: m, from 0 to 1.
+        """
         mine: list[Tensor] = list(self.network.parameters())
-        theirs: list[Tensor] = list(student.parameters())
+        theirs: list[Tensor] = [parameter for student in students for parameter in student.parameters()]
         torch._foreach_lerp_(mine, theirs, 1 - momentum)
 
     @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The network's output, without a gradient."""
+        """Run the networks without a gradient."""
         return cast(Tensor, self.network(*inputs))
 
 
 class Queue(nn.Module):
     """The K newest features, first in, first out (MoCo, section 3.2).
 
-    It starts with random unit vectors, as the authors' code does, so that a loss has K negatives from the first step.
+    It starts with random unit vectors, as in the authors' code, so that a loss has K negatives from the first step.
 
     Buffers:
         features: (K, D) float32, rows normalised.
-        pointer: scalar int64, row that the next feature goes to.
+        pointer: scalar int64, row of the next feature.
         filled: scalar int64, rows that hold real features, at most K.
     """
 
@@ -71,18 +90,18 @@ class Queue(nn.Module):
         return int(self.filled) == len(self.features)
 
     def negatives(self) -> Tensor:
-        """(K, D) snapshot: it stays what it is when the queue moves on before the backward pass."""
+        """(K, D) snapshot, which does not change when features are enqueued before the backward pass."""
         return self.features.clone()
 
     @torch.no_grad()
     def nearest(self, z_ND: Tensor) -> Tensor:
-        """(N, D) the row with the largest cosine to each of ``z_ND``, as a copy without a gradient."""
+        """Find the row with the largest cosine to each row of ``z_ND``: (N, D) copy without a gradient."""
         with torch.autocast(z_ND.device.type, enabled=False):
             return self.features[(F.normalize(z_ND.float(), dim=1) @ self.features.T).argmax(dim=1)]
 
     @torch.no_grad()
     def enqueue(self, keys_ND: Tensor) -> None:
-        """Overwrite the oldest rows by ``keys_ND``, normalised. N need not divide K; of more than K the last K stay."""
+        """Overwrite the oldest rows by ``keys_ND``, normalised. N need not divide K; if N > K, the last K are kept."""
         size = len(self.features)
         keys = F.normalize(gather_rows(keys_ND).float(), dim=1)
         start = self.pointer + max(0, len(keys) - size)
@@ -94,7 +113,7 @@ class Queue(nn.Module):
 
 
 class Bank(nn.Module):
-    """One feature an image, overwritten when the image is visited (InstDisc, Wu et al. 2018, section 3.1).
+    """One feature per image, overwritten when the image is visited (InstDisc, Wu et al. 2018, section 3.1).
 
     Buffers:
         features: (N, D) float32, rows normalised; random until they are written.
@@ -113,7 +132,7 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def write(self, index_N: Tensor, features_ND: Tensor) -> None:
-        """row = normalise(m row + (1 - m) normalise(feature)) for each of the images ``index_N``, all different."""
+        """Set row = normalise(m row + (1 - m) normalise(feature)) for the images ``index_N``, all different."""
         index, new = gather_rows(index_N), F.normalize(gather_rows(features_ND).float(), dim=1)
         self.features[index] = F.normalize(self.momentum * self.features[index] + (1 - self.momentum) * new, dim=1)
         self.filled[index] = True
@@ -133,7 +152,7 @@ class Prototypes(nn.Module):
 
     @torch.no_grad()
     def normalise(self) -> None:
-        """Put the prototypes back on the unit sphere, after an optimiser moved them."""
+        """Project the prototypes onto the unit sphere, after the optimiser has moved them."""
         self.weight.copy_(F.normalize(self.weight, dim=1))
 
     def forward(self, z_ND: Tensor) -> Tensor:
@@ -158,7 +177,7 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def update(self, outputs_NK: Tensor) -> None:
-        """mean = m mean + (1 - m) (mean of the rows). No rows change nothing."""
+        """Set mean = m mean + (1 - m) (mean of the rows); without rows it does not change."""
         count = gather_rows(torch.tensor([len(outputs_NK)], device=self.mean.device)).sum()
         total_K = gather_rows(outputs_NK.float().sum(dim=0, keepdim=True)).sum(dim=0)
         if count:
@@ -170,7 +189,7 @@ class Clusters(nn.Module):
 
     Buffers:
         centroids: (K, D) float32, unit rows; zero before the first clustering.
-        concentrations: (K,) float32, temperature of each cluster (PCL); one where a method has none.
+        concentrations: (K,) float32, temperature of each cluster (PCL); 1 where a method has none.
         assignments: (N,) int64, cluster of each image; ``UNASSIGNED`` where it has none.
     """
 
@@ -181,7 +200,7 @@ class Clusters(nn.Module):
     assignments: Tensor
 
     def __init__(self, count: int, dim: int, images: int) -> None:
-        """Raises ConfigError where there are more clusters than images: now, not after the warm-up."""
+        """Raises ConfigError where there are more clusters than images, before and not after the warm-up."""
         super().__init__()
         if count > images:
             raise ConfigError(f"{count} clusters of {images} images", remedy="choose fewer clusters, or more images")
@@ -193,7 +212,7 @@ class Clusters(nn.Module):
     def assign(
         self, index_N: Tensor, assignments_N: Tensor, centroids_KD: Tensor, concentrations_K: Tensor | None = None
     ) -> None:
-        """Take up a clustering of the images ``index_N``; that of rank 0, should rounding have told the ranks apart."""
+        """Store a clustering of the images ``index_N``: that of rank 0, since rounding may differ between ranks."""
         self.assignments[index_N] = broadcast(assignments_N)
         self.centroids.copy_(broadcast(centroids_KD))
         if concentrations_K is not None:
@@ -201,5 +220,5 @@ class Clusters(nn.Module):
 
     @property
     def fitted(self) -> bool:
-        """Whether there was a clustering already."""
+        """Whether a clustering is stored."""
         return bool((self.assignments != self.UNASSIGNED).any())

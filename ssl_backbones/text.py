@@ -22,36 +22,36 @@ from openworld.errors import DataError
 
 _SUFFIXES = re.compile(r"'(?:s|t|re|ve|m|ll|d)")
 _MERGES = 49152 - 256 - 2
-"""Lines of CLIP's file that its vocabulary takes; there are more in it."""
+"""Lines of CLIP's file that are in its vocabulary; the file has more."""
 
 
 class Tokenizer(Protocol):
-    """From a caption to numbers below ``size - 2``; ``size - 2`` begins a caption and ``size - 1`` ends it."""
+    """Turns a caption into numbers below ``size - 2``; ``size - 2`` begins a caption and ``size - 1`` ends it."""
 
     size: int
 
     def encode(self, caption: str) -> list[int]:
-        """The tokens of a caption, without its beginning and its end."""
+        """Tokens of a caption, without those of its beginning and its end."""
 
 
 class Bytes:
-    """A token a byte of the caption in UTF-8, lower case: it needs no vocabulary, and four times the length."""
+    """One token per byte of the caption in UTF-8, lower case: no vocabulary, and four times as many tokens."""
 
     size = 258
 
     def encode(self, caption: str) -> list[int]:
-        """Bytes, white space as single blanks."""
+        """Bytes of the caption, with white space as single blanks."""
         return list(_clean(caption).encode())
 
 
 class BytePairs:
     """CLIP's byte pair encoding: the bytes of each word are merged in the order of its file of merges.
 
-    Two things differ from the authors' code: garbled encodings are not repaired (they use ftfy), and a letter or a
-    number is what Python's unicodedata calls one.
+    Two differences from the authors' code: garbled encodings are not repaired (they use ftfy), and letters and numbers
+    are those of Python's unicodedata.
 
     Raises:
-        DataError: the file is missing, damaged, or none of merges.
+        DataError: the file is missing, damaged, or not a file of merges.
     """
 
     def __init__(self, path: Path) -> None:
@@ -60,7 +60,7 @@ class BytePairs:
 
     @cached_property
     def _ranks(self) -> dict[tuple[str, str], int]:
-        """Place of each pair in the file, which opens with a line of its version."""
+        """Place of each pair in the file, whose first line is its version."""
         try:
             raw = self.path.read_bytes()
             text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode()
@@ -85,7 +85,7 @@ class BytePairs:
         return {token: number for number, token in enumerate([*letters, *(f"{x}</w>" for x in letters), *merged])}
 
     def encode(self, caption: str) -> list[int]:
-        """The tokens of the words."""
+        """Tokens of the words."""
         return [
             self._tokens[token]
             for word in _words(_clean(html.unescape(html.unescape(caption))))
@@ -93,7 +93,7 @@ class BytePairs:
         ]
 
     def _merge(self, word: str) -> list[str]:
-        """Merge the pair of the lowest rank, everywhere in the word, until there is none."""
+        """Merge the pair of the lowest rank, everywhere in the word, until no pair has a rank."""
         shown = _printable()
         parts = [shown[byte] for byte in word.encode()]
         parts[-1] += "</w>"
@@ -112,18 +112,18 @@ class BytePairs:
 
 
 def tokenizer(vocabulary: str | None) -> Tokenizer:
-    """Byte pairs of a file, or bytes."""
+    """Make the tokenizer of a file of merges, or that of bytes for None."""
     return Bytes() if vocabulary is None else BytePairs(Path(vocabulary))
 
 
 def tokens_of(caption: str, words: Tokenizer, length: int) -> Tensor:
-    """(length,) int64: beginning, tokens, end, then zeros; what is too long loses its last tokens, not the end."""
+    """Tokenize to (length,) int64: beginning, tokens, end, zeros. A caption that is too long loses its last tokens."""
     tokens = [words.size - 2, *words.encode(caption)[: length - 2], words.size - 1]
     return torch.tensor([*tokens, *[0] * (length - len(tokens))])
 
 
 class TextTransformer(nn.Module):
-    """Causal Transformer; the feature of a caption is its end's, normalised over the width and projected.
+    """Causal Transformer; the feature of a caption is that of its end, normalised over the width and projected.
 
     Initial values as in the authors' code.
     """
@@ -172,7 +172,7 @@ def _clean(caption: str) -> str:
 
 
 def _words(text: str) -> Iterator[str]:
-    """English suffixes, runs of letters, single numbers, and runs of everything else but blanks."""
+    """Split into English suffixes, runs of letters, single digits, and runs of everything else but blanks."""
     at = 0
     while at < len(text):
         suffix, kind = _SUFFIXES.match(text, at), _kind(text[at])
@@ -185,7 +185,7 @@ def _words(text: str) -> Iterator[str]:
 
 
 def _kind(character: str) -> str:
-    """L of a letter, N of a number, a blank of white space, O of all others."""
+    """Kind of a character: L for letters, N for numbers, a blank for white space, O for all others."""
     if character.isspace():
         return " "
     category = unicodedata.category(character)[0]
@@ -196,7 +196,7 @@ _SHOWN: dict[int, str] = {}
 
 
 def _printable() -> dict[int, str]:
-    """A printable character for each byte: itself where it is one in Latin 1, otherwise the next one from 256 on."""
+    """Printable character for each byte: itself if it is printable in Latin 1, otherwise the next one from 256 on."""
     if not _SHOWN:
         plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
         others = [byte for byte in range(256) if byte not in plain]

@@ -1,12 +1,13 @@
 """View recipes with the papers' magnitudes, and the sampling that makes each view reproducible.
 
-All random numbers of a view come from a generator of its own, so a view depends on (seed, step, position) alone:
-not on the number of workers, not on what ran before. The crop comes first, so that colour works on few pixels.
+Each view has its own generator, so it depends on (seed, step, position) alone: not on the number of workers, not on
+what ran before. The crop comes first, so that colour changes touch few pixels.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -27,7 +28,7 @@ XYZ_OF_WHITE_FROM_RGB = (
 
 @dataclass(frozen=True)
 class PatchGrid:
-    """Square patches of a picture, ``count`` in each of ``count`` rows.
+    """Square patches of an image, ``count`` in each of ``count`` rows.
 
     The numbers are pixels where the size of the view is ``view``; with another size they scale, rounded.
     """
@@ -35,15 +36,15 @@ class PatchGrid:
     view: int
     """Size of the view that the other numbers are for."""
     count: int
-    """Patches a row, and rows."""
+    """Patches per row, and number of rows."""
     cell: int
     """Side of a cell; neighbours overlap where it is larger than ``stride``."""
     stride: int
-    """From a cell to the next one."""
+    """Pixels from a cell to the next one."""
     crop: int
     """Side of the square that is cut out of each cell, at a random place."""
     patch: int
-    """Side of the patch; where it is larger than ``crop``, that is framed in zeros (of the preprocessed image)."""
+    """Side of the patch. A smaller ``crop`` is framed in zeros (of the preprocessed image)."""
     flip_p: float = 0.0
     """Probability that a patch is flipped by itself."""
     drop_p: float = 0.0
@@ -57,7 +58,7 @@ class PatchGrid:
 
     @property
     def side(self) -> int:
-        """Side of the picture that the grid covers."""
+        """Side of the square that the grid covers."""
         return (self.count - 1) * self.stride + self.cell
 
 
@@ -74,7 +75,7 @@ class ViewRecipe:
     mean: tuple[float, float, float]
     """Subtracted from the RGB values in [0, 1]."""
     std: tuple[float, float, float]
-    """What is left is divided by this."""
+    """The difference is divided by this."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width over height of the crop."""
     flip_p: float = 0.5
@@ -90,9 +91,9 @@ class ViewRecipe:
     solarize_p: float = 0.0
     """Probability that values of 0.5 and more are inverted."""
     local: bool = False
-    """A small view of a part of the image (multi-crop), with a side of its own. They come after the others."""
+    """Whether it is a small view (multi-crop), whose side is ``local_view_size``. Small views come after the others."""
     side: float | None = None
-    """Where given, the crop is a square of this share of the image's shorter side, not of ``scale`` and ``ratio``."""
+    """If given, the crop is a square of this share of the image's shorter side, and not by ``scale`` and ``ratio``."""
     frames: bool = False
     """The view is of a stack of successive frames, (3 F, H, W), all cropped alike. It cannot change colours."""
     patches: PatchGrid | None = None
@@ -103,13 +104,13 @@ class ViewRecipe:
 
     @property
     def kind(self) -> Literal["image", "patches", "frames"]:
-        """What the view is, see Method.view_kinds."""
+        """Kind of the view, see Method.view_kinds."""
         if self.frames:
             return "frames"
         return "image" if self.patches is None else "patches"
 
     def preprocess(self) -> Preprocess:
-        """What the network will have been trained with."""
+        """Preprocessing of a network that is trained with these views."""
         return {"order": self.order, "range": 1.0, "mean": list(self.mean), "std": list(self.std)}
 
 
@@ -245,24 +246,29 @@ RECIPES: dict[str, tuple[ViewRecipe, ...]] = {
 }
 
 
+def recipes_with_kinds(kinds: Sequence[Literal["image", "patches", "frames"]]) -> list[str]:
+    """Names of the recipes whose large views are of these kinds, in this order."""
+    return [name for name in RECIPES if [recipe.kind for recipe in view_recipes(name, 0)] == list(kinds)]
+
+
 def view_recipes(name: str, local_views: int | None = None) -> tuple[ViewRecipe, ...]:
-    """The recipes of one image's views, with only the first ``local_views`` of the small ones (None: all)."""
+    """Recipes of the views of an image, with the first ``local_views`` small ones only (None: all)."""
     large = [recipe for recipe in RECIPES[name] if not recipe.local]
     small = [recipe for recipe in RECIPES[name] if recipe.local]
     return (*large, *small[:local_views])
 
 
 def sample_view(image: Tensor, recipe: ViewRecipe, size: int, generator: torch.Generator) -> Tensor:
-    """One random view.
+    """Make one random view.
 
     Args:
         image: (3, H, W) uint8, RGB; for a recipe of ``frames`` (3 F, H, W), the oldest frame first.
         size: side of the view in pixels.
-        generator: source of all the randomness.
+        generator: source of all random numbers.
 
     Returns:
-        As many channels, (3, size, size) float32, preprocessed; of patches (3, count * patch, count * patch), see
-        :class:`PatchGrid`.
+        (3, size, size) float32, preprocessed, with as many channels as ``image``; of patches
+        (3, count * patch, count * patch), see :class:`PatchGrid`.
     """
     grid = None if recipe.patches is None else recipe.patches.scaled(size)
     side = size if grid is None else grid.side
@@ -281,13 +287,13 @@ def sample_view(image: Tensor, recipe: ViewRecipe, size: int, generator: torch.G
 
 
 def cut_patches(views: Tensor, count: int) -> Tensor:
-    """Take pictures of patches apart: (N, 3, count * P, count * P) -> (N * count ** 2, 3, P, P), row by row."""
+    """Cut images of patches: (N, 3, count * P, count * P) -> (N * count ** 2, 3, P, P), row by row."""
     cut: Tensor = views.unflatten(2, (count, -1)).unflatten(4, (count, -1))  # N, 3, row, P, column, P
     return cut.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
 def evaluation_view(image: Tensor, size: int, preprocess: Preprocess) -> Tensor:
-    """The whole image at ``size`` x ``size``, without randomness: (3, H, W) uint8 -> (3, size, size) float32."""
+    """Resize the whole image to ``size`` x ``size``, without randomness: (3, H, W) uint8 -> (3, size, size) float32."""
     view = T.resize_image(image, [size, size], interpolation=InterpolationMode.BILINEAR, antialias=True)
     return _normalise(view.float().div_(255), preprocess)
 
@@ -295,7 +301,7 @@ def evaluation_view(image: Tensor, size: int, preprocess: Preprocess) -> Tensor:
 def sample_crop(
     height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
 ) -> tuple[int, int, int, int]:
-    """Random resized crop (Szegedy et al. 2015): area uniform, ratio log-uniform, ten tries, then the centre.
+    """Draw a random resized crop (Szegedy et al. 2015): area uniform, ratio log-uniform, ten tries, then the centre.
 
     Returns:
         top, left, height, width in pixels, inside the image.
@@ -313,7 +319,7 @@ def sample_crop(
 
 
 def sample_square(height: int, width: int, side: float, generator: torch.Generator) -> tuple[int, int, int, int]:
-    """Square crop of ``side`` times the shorter side, every place as likely: top, left, height, width in pixels."""
+    """Draw a square crop of ``side`` times the shorter side, uniformly: top, left, height, width in pixels."""
     pixels = max(1, round(side * min(height, width)))
     y, x = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
     return int(y * (height - pixels + 1)), int(x * (width - pixels + 1)), pixels, pixels
@@ -325,9 +331,9 @@ def blur_kernel(size: int) -> int:
 
 
 def blur_matrix(size: int, kernel: int, sigma: float) -> Tensor:
-    """Gaussian blur of one axis as a (size, size) matrix, edges reflected.
+    """Make the (size, size) matrix of a Gaussian blur along one axis, with reflected edges.
 
-    ``B @ image @ B.T`` is torchvision's ``gaussian_blur``, in a fraction of its time on a small square image.
+    ``B @ image @ B.T`` equals torchvision's ``gaussian_blur``, and is much faster on a small square image.
     """
     offsets = torch.arange(kernel) - kernel // 2
     weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
@@ -337,10 +343,10 @@ def blur_matrix(size: int, kernel: int, sigma: float) -> Tensor:
 
 
 def shift_hue(image: Tensor, turns: float) -> Tensor:
-    """Rotate the hue of a (3, H, W) float image in [0, 1]; value and chroma stay.
+    """Rotate the hue of a (3, H, W) float image in [0, 1]; value and chroma do not change.
 
-    The same as torchvision's ``adjust_hue`` in a third of its time: chroma needs no division by the value, and the
-    way back from HSV is the closed form value - chroma * clamp(min(k, 4 - k), 0, 1), k = (n + 6 hue) mod 6.
+    Equals torchvision's ``adjust_hue`` in a third of its time: chroma needs no division by the value, and the
+    inverse of HSV is the closed form value - chroma * clamp(min(k, 4 - k), 0, 1), k = (n + 6 hue) mod 6.
     """
     red, green, blue = image.unbind(0)
     value = image.amax(dim=0)
@@ -356,7 +362,7 @@ def shift_hue(image: Tensor, turns: float) -> Tensor:
 
 
 def lab_from_rgb(image: Tensor) -> Tensor:
-    """CIE L*a*b* of sRGB colours under D65 (IEC 61966-2-1, CIE 15): (3, H, W) float in [0, 1] -> (3, H, W).
+    """Convert sRGB to CIE L*a*b* under D65 (IEC 61966-2-1, CIE 15): (3, H, W) float in [0, 1] -> (3, H, W).
 
     L* is from 0 to 100, a* from -86.2 to 98.3, b* from -107.9 to 94.5.
     """
@@ -368,7 +374,7 @@ def lab_from_rgb(image: Tensor) -> Tensor:
 
 
 def _distort(view: Tensor, recipe: ViewRecipe, generator: torch.Generator) -> Tensor:
-    """Colours and sharpness of a (3, S, S) image in [0, 1]."""
+    """Change colours and sharpness of a (3, S, S) image in [0, 1]."""
     size = view.shape[-1]
     if _chance(recipe.jitter_p, generator):
         view = _jitter(view, recipe.jitter, generator)
@@ -383,7 +389,7 @@ def _distort(view: Tensor, recipe: ViewRecipe, generator: torch.Generator) -> Te
 
 
 def _lay_patches(picture: Tensor, recipe: ViewRecipe, grid: PatchGrid, generator: torch.Generator) -> Tensor:
-    """Cut a picture up, change its patches one by one, and lay them side by side."""
+    """Cut an image into patches, change each by itself, and lay them side by side."""
     laid = torch.zeros(3, grid.count * grid.patch, grid.count * grid.patch)
     frame = (grid.patch - grid.crop) // 2
     for row in range(grid.count):
@@ -403,7 +409,7 @@ def _lay_patches(picture: Tensor, recipe: ViewRecipe, grid: PatchGrid, generator
 
 
 def _jitter(view: Tensor, strength: tuple[float, float, float, float], generator: torch.Generator) -> Tensor:
-    """Brightness, contrast, saturation and hue in random order."""
+    """Change brightness, contrast, saturation and hue, in random order."""
     operations = (T.adjust_brightness_image, T.adjust_contrast_image, T.adjust_saturation_image, shift_hue)
     draws = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
     for which in torch.randperm(4, generator=generator).tolist():

@@ -1,8 +1,8 @@
-"""Losses as pure functions of projected features, one family a file.
+"""Losses as pure functions of projected features, one file per family.
 
-All of them are computed in fp32 (float64 stays float64), also under autocast; normalise what their definition
-normalises, visibly; detach nothing but the assignments of Sinkhorn; return a scalar mean unless they say otherwise;
-and give 0 with a gradient path for an empty batch. With several processes, give them gathered features.
+They are computed in fp32 (float64 stays float64), also under autocast; normalise what their definition normalises,
+visibly; detach nothing but the assignments of Sinkhorn; return a scalar mean unless their docstring says otherwise;
+and return 0 with a gradient path for an empty batch. With several processes, give them gathered features.
 """
 
 from ssl_backbones.losses.agreement import (
@@ -22,8 +22,7 @@ from ssl_backbones.losses.contrastive import (
     nt_xent,
     sup_con,
 )
-from ssl_backbones.losses.distribution import alignment, generalised_contrastive, sliced_wasserstein, uniformity
-from ssl_backbones.losses.metric import margin_triplet, max_margin_contrastive, n_pair, nt_logistic, triplet
+from ssl_backbones.losses.distribution import alignment, uniformity
 
 __all__ = [
     "alignment",
@@ -32,23 +31,16 @@ __all__ = [
     "curl_bilinear",
     "dino_cross_entropy",
     "distillation",
-    "generalised_contrastive",
     "info_nce",
     "info_nce_batch",
-    "margin_triplet",
-    "max_margin_contrastive",
-    "n_pair",
     "nce",
     "nce_log_normaliser",
     "negative_cosine",
-    "nt_logistic",
     "nt_xent",
     "proto_nce",
     "sinkhorn",
     "sinkhorn_labels",
-    "sliced_wasserstein",
     "sup_con",
     "swapped_prediction",
-    "triplet",
     "uniformity",
 ]

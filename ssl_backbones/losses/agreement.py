@@ -1,6 +1,6 @@
-"""Losses without negatives: two views, or a student and a teacher, come to agree.
+"""Losses without negatives, by which two views, or a student and a teacher, come to agree.
 
-Shapes: N images, D dimensions or classes. Nothing is detached here: the caller stops gradients, visibly.
+Shapes: N images, D dimensions or classes. Nothing is detached here; the caller stops gradients, visibly.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_backbones.losses.numerics import full_precision, mean, soft_cross_entropy
+from ssl_backbones.losses.numerics import full_precision, mean_or_zero, soft_cross_entropy
 
 
 @full_precision
@@ -27,7 +27,7 @@ def negative_cosine(p_ND: Tensor, z_ND: Tensor) -> Tensor:
     Returns:
         Scalar from -1 to 1; 0 for an empty batch.
     """
-    return mean(-(F.normalize(p_ND, dim=1) * F.normalize(z_ND, dim=1)).sum(dim=1))
+    return mean_or_zero(-(F.normalize(p_ND, dim=1) * F.normalize(z_ND, dim=1)).sum(dim=1))
 
 
 @full_precision
@@ -43,7 +43,7 @@ def byol_regression(p_ND: Tensor, z_ND: Tensor) -> Tensor:
     Returns:
         Scalar from 0 to 4; 0 for an empty batch.
     """
-    return mean((F.normalize(p_ND, dim=1) - F.normalize(z_ND, dim=1)).square().sum(dim=1))
+    return mean_or_zero((F.normalize(p_ND, dim=1) - F.normalize(z_ND, dim=1)).square().sum(dim=1))
 
 
 @full_precision
@@ -51,8 +51,8 @@ def barlow_twins(z1_ND: Tensor, z2_ND: Tensor, offdiagonal_weight: float = 0.005
     """Redundancy reduction (Barlow Twins, Zbontar et al. 2021, eq. 1): the cross-correlation becomes the identity.
 
     Each dimension is standardised over the batch, as the authors' batch norm without parameters does (biased variance,
-    eps 1e-5). With several processes the batch is that of all of them: gather first. Standardising each process's part
-    alone is another loss.
+    eps 1e-5). With several processes gather the batch of all of them first; standardising each part alone is
+    another loss.
 
     Args:
         z1_ND: (N, D) projections of the first views, any float dtype.
@@ -80,7 +80,7 @@ def dino_cross_entropy(
 ) -> Tensor:
     """Cross entropy of teacher and student over different views (DINO, Caron et al. 2021, eq. 3 and algorithm 1).
 
-    The centre moves after the loss, and that is the caller's.
+    The caller moves the centre after the loss.
 
     Args:
         student: logits (N, K) of each view, the teacher's views first and in the teacher's order; any float dtype.

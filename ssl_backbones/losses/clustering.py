@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_backbones.losses.numerics import cross_entropy, full_precision, soft_cross_entropy
+from ssl_backbones.losses.numerics import cross_entropy_or_zero, full_precision, soft_cross_entropy
 
 
 @full_precision
@@ -32,14 +32,14 @@ def proto_nce(
 
     * ``paper``: for each anchor its own prototype and r others, drawn without replacement. (Eq. 11 sums from 0 to r;
       the positive is one of the r + 1.)
-    * ``reference``, as the released code: the prototypes of the whole batch, one column an anchor, and r of those that
-      nobody in the batch belongs to. Two anchors of one cluster are then a negative of each other.
+    * ``reference``, as the released code: the prototypes of the whole batch, one column per anchor, and r of those to
+      which no anchor belongs. Two anchors of one cluster are then a negative of each other.
 
     Args:
         z_ND: (N, D) projections, any float dtype, not normalised.
         prototypes: M tensors (K_m, D), not normalised.
         assignments: M tensors (N,) int64: row of ``prototypes[m]`` that each anchor belongs to.
-        concentrations: M tensors (K_m,), phi > 0 of each prototype; it stands where a temperature does.
+        concentrations: M tensors (K_m,), phi > 0 of each prototype, in place of a temperature.
         negatives: r; None, or more than there are, takes all.
         generator: of the draws, on the CPU; None is the global one.
 
@@ -56,7 +56,7 @@ def proto_nce(
         else:
             columns_NC, target_N = _batch_and_absent(own_N, len(centres_KD), negatives, generator)
         logits_NK = z @ F.normalize(centres_KD, dim=1).T / phi_K
-        total = total + cross_entropy(logits_NK.gather(1, columns_NC), target_N)
+        total = total + cross_entropy_or_zero(logits_NK.gather(1, columns_NC), target_N)
     return total / len(prototypes)
 
 
@@ -65,7 +65,7 @@ def proto_nce(
 def sinkhorn(scores_BK: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
     """Soft assignments of B samples to K prototypes that share the samples evenly (SwAV, Caron et al. 2020, eq. 3).
 
-    Q = exp(scores / epsilon), then in turns each prototype's mass becomes 1 / K and each sample's 1 / B, as in the
+    Q = exp(scores / epsilon), then alternately each prototype's mass becomes 1 / K and each sample's 1 / B, as in the
     authors' code; the result is B * Q. Computed with logarithms: exp(0.9 / 0.05) alone overflows fp16. After the last
     turn the samples' masses are exact and the prototypes' only nearly equal. With several processes, or a queue, give
     the scores of all and take your own rows.
@@ -90,17 +90,17 @@ def sinkhorn(scores_BK: Tensor, epsilon: float = 0.05, iterations: int = 3) -> T
 def sinkhorn_labels(
     features_ND: Tensor, prototypes_KD: Tensor, epsilon: float = 0.05, iterations: int = 20, block: int = 2**25
 ) -> Tensor:
-    """The prototype of each sample by :func:`sinkhorn` over a whole set, whose (N, K) scores need not fit in memory.
+    """Assign each sample of a whole set by :func:`sinkhorn`; the (N, K) scores need not fit in memory.
 
-    The optimal transport of SeLa (Asano et al. 2020, section 3.1), hard as there: the largest entry of each row. Of Q
-    only the K column potentials are kept; the scores are computed again, block by block, in every round.
+    The optimal transport of SeLa (Asano et al. 2020, section 3.1), hard as there: the largest entry of each row. Only
+    the K column potentials of Q are kept; the scores are computed again, block by block, in every round.
 
     Args:
         features_ND: (N, D), any float dtype, not normalised here; the scores are the dot products.
         prototypes_KD: (K, D).
         epsilon: smoothness.
         iterations: at least 1.
-        block: scores in memory at once.
+        block: number of scores in memory.
 
     Returns:
         (N,) int64, ``sinkhorn(features @ prototypes.T, epsilon, iterations).argmax(1)``.
@@ -156,7 +156,7 @@ def swapped_prediction(
 def _own_and_others(
     own_N: Tensor, count: int, negatives: int | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Columns (N, C) and where in them the own prototype is: with it r others, drawn for each anchor, or all."""
+    """Columns (N, C), the own prototype and r others drawn for each anchor, or all; and the place of the own one."""
     if negatives is None or negatives >= count - 1:
         return torch.arange(count, device=own_N.device).expand(len(own_N), -1), own_N
     priority_NK = torch.rand(len(own_N), count, generator=generator).to(own_N.device)
@@ -167,7 +167,7 @@ def _own_and_others(
 def _batch_and_absent(
     own_N: Tensor, count: int, negatives: int | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Columns (N, N + r) and targets: the prototypes of the whole batch, then r that nobody in it belongs to."""
+    """Columns (N, N + r) and targets: the prototypes of the whole batch, then r to which no anchor belongs."""
     absent = torch.ones(count, dtype=torch.bool, device=own_N.device).index_fill_(0, own_N, False).nonzero()[:, 0]
     drawn = absent[torch.randperm(len(absent), generator=generator).to(own_N.device)[:negatives]]
     return torch.cat([own_N, drawn]).expand(len(own_N), -1), torch.arange(len(own_N), device=own_N.device)

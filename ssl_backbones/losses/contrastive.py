@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_backbones.losses.numerics import cross_entropy, full_precision, mean
+from ssl_backbones.losses.numerics import cross_entropy_or_zero, full_precision, mean_or_zero
 
 
 @full_precision
@@ -30,12 +30,10 @@ def nt_xent(z1_ND: Tensor, z2_ND: Tensor, temperature: float) -> Tensor:
     """
     count = len(z1_ND)
     z = F.normalize(torch.cat([z1_ND, z2_ND]), dim=1)
-    if count == 0:
-        return z.sum()
     logits = z @ z.T / temperature
     logits.fill_diagonal_(-torch.inf)
     positive = torch.arange(2 * count, device=z.device).roll(count)
-    return F.cross_entropy(logits, positive)
+    return cross_entropy_or_zero(logits, positive)
 
 
 @full_precision
@@ -46,7 +44,7 @@ def info_nce(q_ND: Tensor, k_ND: Tensor, negatives_KD: Tensor, temperature: floa
 
     Args:
         q_ND: (N, D) queries, any float dtype, not normalised.
-        k_ND: (N, D) positive keys; detached by the caller where no gradient shall reach them.
+        k_ND: (N, D) positive keys; detached by the caller where no gradient should reach them.
         negatives_KD: (K, D) negatives shared by all queries, or (N, K, D) of each query. K may be 0.
 
     Returns:
@@ -57,7 +55,7 @@ def info_nce(q_ND: Tensor, k_ND: Tensor, negatives_KD: Tensor, temperature: floa
         logits = _bank_logits(q, k, negatives, temperature)
     else:
         logits = torch.cat([(q * k).sum(dim=1, keepdim=True), q @ negatives.T], dim=1) / temperature
-    return cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
+    return cross_entropy_or_zero(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
 
 @full_precision
@@ -72,21 +70,21 @@ def info_nce_batch(q_ND: Tensor, k_ND: Tensor, temperature: float | Tensor) -> T
 
     Args:
         q_ND: (N, D) queries, any float dtype, not normalised.
-        k_ND: (N, D) keys; row i is the positive of query i. Detached by the caller where no gradient shall reach them.
-        temperature: a number, or a scalar tensor that is learnt (CLIP).
+        k_ND: (N, D) keys; row i is the positive of query i. Detached by the caller where no gradient should reach them.
+        temperature: a number, or a scalar tensor that is learned (CLIP).
 
     Returns:
         Scalar. ln N where all similarities are equal; 0 for an empty batch.
     """
     logits = F.normalize(q_ND, dim=1) @ F.normalize(k_ND, dim=1).T / temperature
-    return cross_entropy(logits, torch.arange(len(q_ND), device=q_ND.device))
+    return cross_entropy_or_zero(logits, torch.arange(len(q_ND), device=q_ND.device))
 
 
 @full_precision
 def sup_con(z_ND: Tensor, labels_N: Tensor, temperature: float) -> Tensor:
     """Supervised contrastive loss (Khosla et al. 2020, eq. 2, L_out: the mean over positives is outside the log).
 
-    An anchor without a positive is left out of the mean. The authors' code counts it as 0, and multiplies the whole by
+    An anchor without a positive is left out of the mean. The authors' code counts it as 0, and multiplies the loss by
     temperature / 0.07. Where each label occurs twice this is :func:`nt_xent`.
 
     Args:
@@ -103,7 +101,7 @@ def sup_con(z_ND: Tensor, labels_N: Tensor, temperature: float) -> Tensor:
     log_p = F.log_softmax((z @ z.T / temperature).masked_fill(itself, -torch.inf), dim=1)
     positives = positive.sum(dim=1)
     per_anchor = -log_p.masked_fill(~positive, 0).sum(dim=1)[positives > 0] / positives[positives > 0]
-    return mean(per_anchor)
+    return mean_or_zero(per_anchor)
 
 
 @full_precision
@@ -122,8 +120,8 @@ def nce(
     Each of K + 1 bank rows is told apart from uniform noise: h = P / (P + K / n) with P = exp(z . v / temperature) / Z,
     and the loss of an anchor is -log h(positive) - sum over negatives of log(1 - h). Computed as log-sigmoids, without
     the 1e-7 that the released code adds to the denominators. The proximal term of eq. 10 is in the paper only; the
-    code has a bank that moves slowly in its place. A row of the bank changes when its own image is seen, once an epoch,
-    and it holds an embedding, not a view.
+    code has a slowly moving bank instead. A row of the bank changes when its image is seen, once per epoch, and holds
+    an embedding, not a view.
 
     Args:
         z_ND: (N, D) embeddings, any float dtype, not normalised.
@@ -142,7 +140,7 @@ def nce(
     if proximal_weight:
         moved = F.normalize(z_ND, dim=1) - F.normalize(positives_ND, dim=1)
         per_anchor = per_anchor + proximal_weight * moved.square().sum(dim=1)
-    return mean(per_anchor)
+    return mean_or_zero(per_anchor)
 
 
 @torch.no_grad()
@@ -166,7 +164,7 @@ def nce_log_normaliser(
 
 @full_precision
 def curl_bilinear(q_ND: Tensor, weight_DD: Tensor, k_ND: Tensor) -> Tensor:
-    """InfoNCE with a learnt bilinear similarity (CURL, Laskin et al. 2020): CE(q W k^T, diagonal).
+    """InfoNCE with a learned bilinear similarity (CURL, Laskin et al. 2020): CE(q W k^T, diagonal).
 
     Nothing is normalised and there is no temperature, as in the authors' code. Its subtraction of the row's largest
     logit changes no value; the cross entropy here does that itself.
@@ -179,7 +177,7 @@ def curl_bilinear(q_ND: Tensor, weight_DD: Tensor, k_ND: Tensor) -> Tensor:
     Returns:
         Scalar, mean over queries. ln N where all similarities are equal; 0 for an empty batch.
     """
-    return cross_entropy(q_ND @ weight_DD @ k_ND.T, torch.arange(len(q_ND), device=q_ND.device))
+    return cross_entropy_or_zero(q_ND @ weight_DD @ k_ND.T, torch.arange(len(q_ND), device=q_ND.device))
 
 
 def _bank_logits(z_ND: Tensor, positives_ND: Tensor, negatives_NKD: Tensor, temperature: float) -> Tensor:

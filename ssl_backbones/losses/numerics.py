@@ -1,4 +1,4 @@
-"""What all losses share: full precision, and means that an empty batch does not turn into NaN."""
+"""Helpers of all losses: full precision, and means that are 0 and not NaN for an empty batch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ R = TypeVar("R")
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a function of tensors outside autocast, with its half-precision tensors as fp32; float64 stays float64.
+    """Decorate a function of tensors to run outside autocast, with half-precision arguments as fp32.
 
     A softmax over thousands of similarities divided by a small temperature needs the digits, and exp(1 / 0.05) does
-    not fit into fp16. Tensors inside lists and tuples are converted too.
+    not fit into fp16. Tensors in lists and tuples are converted too; float64 stays float64.
     """
 
     @functools.wraps(function)
@@ -29,19 +29,19 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     return outside_autocast
 
 
-def mean(values: Tensor) -> Tensor:
-    """Mean of all elements; of none 0, with a gradient path."""
+def mean_or_zero(values: Tensor) -> Tensor:
+    """Mean of all elements; 0 with a gradient path if there are none."""
     return values.mean() if values.numel() else values.sum()
 
 
-def cross_entropy(logits_NC: Tensor, targets_N: Tensor) -> Tensor:
-    """Mean of -log softmax(logits)[target] over N; of no rows 0, with a gradient path."""
+def cross_entropy_or_zero(logits_NC: Tensor, targets_N: Tensor) -> Tensor:
+    """Mean of -log softmax(logits)[target] over N; 0 with a gradient path for no rows."""
     return F.cross_entropy(logits_NC, targets_N) if len(logits_NC) else logits_NC.sum()
 
 
 def soft_cross_entropy(logits_NC: Tensor, targets_NC: Tensor) -> Tensor:
-    """Mean over N of -sum_c targets log softmax(logits); of no rows 0, with a gradient path."""
-    return mean(-(targets_NC * F.log_softmax(logits_NC, dim=1)).sum(dim=1))
+    """Mean over N of -sum_c targets log softmax(logits); 0 with a gradient path for no rows."""
+    return mean_or_zero(-(targets_NC * F.log_softmax(logits_NC, dim=1)).sum(dim=1))
 
 
 def _full(value: Any) -> Any:
@@ -51,7 +51,7 @@ def _full(value: Any) -> Any:
 
 
 def _device_type(values: Any) -> str:
-    """Of the first tensor found."""
+    """Device type of the first tensor found."""
     for value in values:
         if isinstance(value, Tensor):
             return value.device.type

@@ -1,49 +1,32 @@
-"""The methods by name. A new one is one file here and one line in this table."""
+"""Self-supervised methods: one file each, its options in a file beside it, and a line in the table :data:`METHODS`.
+
+A method that lives elsewhere is named by the import path of its options. Importing this package imports no torch.
+"""
 
 from __future__ import annotations
 
-from ssl_backbones.method import Method
-from ssl_backbones.methods.barlow_twins import BarlowTwins
-from ssl_backbones.methods.byol import BYOL
-from ssl_backbones.methods.clip import CLIP
-from ssl_backbones.methods.cmc import CMC
-from ssl_backbones.methods.cpc import CPC
-from ssl_backbones.methods.curl import CURL
-from ssl_backbones.methods.deepcluster_v2 import DeepClusterV2
-from ssl_backbones.methods.dino import DINO
-from ssl_backbones.methods.distillation import Distillation
-from ssl_backbones.methods.instdisc import InstDisc
-from ssl_backbones.methods.moco import MoCoV1, MoCoV2, MoCoV3
-from ssl_backbones.methods.nnclr import NNCLR
-from ssl_backbones.methods.pcl import PCLV1, PCLV2
-from ssl_backbones.methods.pirl import PIRL
-from ssl_backbones.methods.sela_v2 import SeLaV2
-from ssl_backbones.methods.simclr import SimCLR
-from ssl_backbones.methods.simsiam import SimSiam
-from ssl_backbones.methods.sup_con import SupCon
-from ssl_backbones.methods.swav import SwAV
-
-METHODS: dict[str, type[Method]] = {
-    "simclr": SimCLR,
-    "moco_v1": MoCoV1,
-    "moco_v2": MoCoV2,
-    "moco_v3": MoCoV3,
-    "byol": BYOL,
-    "simsiam": SimSiam,
-    "barlow_twins": BarlowTwins,
-    "sup_con": SupCon,
-    "pcl_v1": PCLV1,
-    "pcl_v2": PCLV2,
-    "nnclr": NNCLR,
-    "swav": SwAV,
-    "deepcluster_v2": DeepClusterV2,
-    "dino": DINO,
-    "instdisc": InstDisc,
-    "cpc": CPC,
-    "cmc": CMC,
-    "pirl": PIRL,
-    "sela_v2": SeLaV2,
-    "clip": CLIP,
-    "curl": CURL,
-    "distillation": Distillation,
+METHODS: dict[str, str] = {
+    "simclr": "ssl_backbones.methods.simclr_options:SimCLROptions",
+    "moco_v1": "ssl_backbones.methods.moco_options:MoCoV1Options",
+    "moco_v2": "ssl_backbones.methods.moco_options:MoCoV2Options",
+    "moco_v3": "ssl_backbones.methods.moco_options:MoCoV3Options",
+    "byol": "ssl_backbones.methods.byol_options:BYOLOptions",
+    "simsiam": "ssl_backbones.methods.simsiam_options:SimSiamOptions",
+    "barlow_twins": "ssl_backbones.methods.barlow_twins_options:BarlowTwinsOptions",
+    "sup_con": "ssl_backbones.methods.sup_con_options:SupConOptions",
+    "pcl_v1": "ssl_backbones.methods.pcl_options:PCLV1Options",
+    "pcl_v2": "ssl_backbones.methods.pcl_options:PCLV2Options",
+    "nnclr": "ssl_backbones.methods.nnclr_options:NNCLROptions",
+    "swav": "ssl_backbones.methods.swav_options:SwAVOptions",
+    "deepcluster_v2": "ssl_backbones.methods.deepcluster_v2_options:DeepClusterV2Options",
+    "dino": "ssl_backbones.methods.dino_options:DINOOptions",
+    "instdisc": "ssl_backbones.methods.instdisc_options:InstDiscOptions",
+    "cpc": "ssl_backbones.methods.cpc_options:CPCOptions",
+    "cmc": "ssl_backbones.methods.cmc_options:CMCOptions",
+    "pirl": "ssl_backbones.methods.pirl_options:PIRLOptions",
+    "sela_v2": "ssl_backbones.methods.sela_v2_options:SeLaV2Options",
+    "clip": "ssl_backbones.methods.clip_options:CLIPOptions",
+    "curl": "ssl_backbones.methods.curl_options:CURLOptions",
+    "distillation": "ssl_backbones.methods.distillation_options:DistillationOptions",
 }
+"""Name → the options class of the method, as ``module:class``; its ``implementation`` is the method."""

@@ -13,38 +13,40 @@ from openworld.runtime.distributed import gather_rows_with_gradient
 from ssl_backbones.backbones import BackboneOptions
 from ssl_backbones.losses import info_nce_batch
 from ssl_backbones.method import Batch, Method, spread
+from ssl_backbones.methods.clip_options import CLIPOptions
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.text import TextTransformer, tokenizer
 
 
 class CLIP(Method):
-    """An image finds its caption among those of the batch, and a caption its image.
+    """Contrast each image with the captions of the batch, and each caption with its images.
 
     The image tower is the backbone with an attention pool over its last stage (the authors' ResNet-50 has a stem of its
     own too: ``arch.stem`` ``clip``); the text tower is a Transformer. Both are compared on the sphere, at a temperature
-    that is learnt: the parameter is the logarithm of the factor 1 / temperature, held at most ``clip.largest_scale``
+    that is learned: the parameter is the logarithm of the factor 1 / temperature, held at most ``largest_scale``
     after each step. Weights are decayed, gains, biases and that factor are not. The exported network is the image tower
     without its pool.
     """
 
-    needs_text = True
     view_kinds = ("image",)
 
-    def __init__(self, options: PretrainOptions) -> None:
-        super().__init__(options)
-        own, dim, out = options.clip, self.encoder.dim, options.projection_dim
+    options: CLIPOptions
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        super().__init__(pretraining)
+        own, dim, out = self.options, self.encoder.dim, self.options.projection_dim
         attention = own.pooling == "attention"
         self.pool: nn.Module = (
-            AttentionPool(dim, out, _cells(options.arch, options.view_size)) if attention else _Mean(dim, out)
+            AttentionPool(dim, out, _cells(pretraining.arch, pretraining.view_size)) if attention else _Mean(dim, out)
         )
         words = tokenizer(own.vocabulary)
         self.text = TextTransformer(
             words.size, own.context_length, own.text_width, layers=own.text_layers, heads=own.text_heads, out=out
         )
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(options.temperature)))
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(own.temperature)))
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """InfoNCE of images against captions and of captions against images, the mean; ln N at random.
+        """Compute the mean of InfoNCE of images against captions and of captions against images; ln N at random.
 
         Raises:
             DataError: the batch has no captions.
@@ -59,14 +61,19 @@ class CLIP(Method):
 
     @torch.no_grad()
     def after_step(self, step: int, steps: int) -> None:
-        """Hold the learnt factor below its largest value."""
-        self.log_scale.clamp_(max=math.log(self.options.clip.largest_scale))
+        """Clamp the learned factor to its largest value."""
+        self.log_scale.clamp_(max=math.log(self.options.largest_scale))
 
 
 class AttentionPool(nn.Module):
-    """One query, the mean of the cells, attends to itself and to all cells of a feature map (section 2.4).
+    """Pool a feature map by one query, the mean of its cells, that attends to itself and to all cells (section 2.4).
 
-    Args of the constructor: D channels, output dimensions, and cells of the map. Each head has 64 channels, as there.
+    Each head has 64 channels, as in the paper.
+
+    Args:
+        dim: D, channels of the map.
+        out: dimensions of the output.
+        cells: H * W of the map.
     """
 
     def __init__(self, dim: int, out: int, cells: int) -> None:
@@ -90,7 +97,7 @@ class AttentionPool(nn.Module):
 
 
 class _Mean(nn.Sequential):
-    """The mean over the cells, and a linear layer."""
+    """Mean over the cells, and a linear layer."""
 
     def __init__(self, dim: int, out: int) -> None:
         super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(dim, out, bias=False))

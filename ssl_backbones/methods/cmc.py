@@ -10,6 +10,7 @@ from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.backbones.resnet import ResNet
 from ssl_backbones.backbones.twin_resnet import TwinResNet
 from ssl_backbones.method import Batch, Method, spread
+from ssl_backbones.methods.cmc_options import CMCOptions
 from ssl_backbones.methods.instdisc import ContrastBank, generators_of
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.views import RECIPES
@@ -24,10 +25,10 @@ LAB_FROM_LAB = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 
 class CMC(Method):
-    """Two encoders, one of luminance and one of the two colour channels, and each finds its image in the other's bank.
+    """Two encoders, of luminance and of the two colour channels; each finds its image in the bank of the other.
 
-    ``arch`` is the network of both together, so ``width`` 1 gives two encoders of half the width; each has a linear
-    head of its own. With the views ``cmc`` the colour space is Y, Db, Dr (PyContrast). That is linear in RGB, so the
+    ``arch`` is the network of both together, so ``width`` 1 gives two encoders of half the width; each has its own
+    linear head. With the views ``cmc`` the colour space is Y, Db, Dr (PyContrast). That is linear in RGB, so the
     exported backbone is a plain RGB network with both encoders side by side, exactly: its features are those of
     luminance followed by those of colour. With the views ``cmc_lab`` it is L, a, b (the paper's main experiments),
     which no linear layer makes of RGB: the exported network sees L, a, b, its card says the order LAB, and it is for
@@ -37,27 +38,26 @@ class CMC(Method):
     decays_norm_and_bias = True
     view_kinds = ("image",)
 
-    def __init__(self, options: PretrainOptions) -> None:
-        super().__init__(options)
-        if not isinstance(options.arch, ResNetOptions):
+    options: CMCOptions
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        super().__init__(pretraining)
+        if not isinstance(pretraining.arch, ResNetOptions):
             raise ConfigError(
-                f"arch.name is {options.arch.name!r}, and CMC's two encoders are halves of a ResNet",
+                f"arch.name is {pretraining.arch.name!r}, and CMC's two encoders are halves of a ResNet",
                 remedy=f"choose one of {', '.join(ResNetOptions.names())}",
             )
-        rgb = RECIPES[options.views][0].order == "RGB"
-        self.encoder: TwinResNet = TwinResNet(options.arch, YDBDR_FROM_RGB if rgb else LAB_FROM_LAB)
-        half, dim = self.encoder.dim // 2, options.projection_dim
+        rgb = RECIPES[pretraining.views][0].order == "RGB"
+        self.encoder: TwinResNet = TwinResNet(pretraining.arch, YDBDR_FROM_RGB if rgb else LAB_FROM_LAB)
+        half, dim = self.encoder.dim // 2, self.options.projection_dim
         self.luminance_projector, self.colour_projector = nn.Linear(half, dim), nn.Linear(half, dim)
 
     def allocate(self, images: int) -> None:
-        """Two banks: a row an image in each."""
-        options = self.options
-        self.luminance_bank, self.colour_bank = (
-            ContrastBank(images, options.projection_dim, options.cmc, options.temperature) for _ in range(2)
-        )
+        """Make two banks with a row per image."""
+        self.luminance_bank, self.colour_bank = (ContrastBank(images, self.options) for _ in range(2))
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """NCE of luminance against the bank of colours plus the reverse, with the same images drawn."""
+        """Compute NCE of luminance against the bank of colours plus the reverse, with the same images drawn."""
         (view,) = batch.views
         luminance, colour = self.encoder(view).chunk(2, dim=1)
         luminance, colour = self.luminance_projector(luminance), self.colour_projector(colour)
@@ -69,12 +69,12 @@ class CMC(Method):
         return loss, {"spread": spread(luminance)}
 
     def backbone(self) -> ResNet:
-        """Both encoders as one plain network: a copy."""
+        """Copy of both encoders as one plain network."""
         return self.encoder.plain()
 
     @torch.no_grad()
     def projection(self) -> nn.Linear:
-        """Both heads as one: that of luminance reads the first half of the features, that of colour the second."""
+        """Both heads as one layer: luminance reads the first half of the features, colour the second."""
         heads = self.luminance_projector, self.colour_projector
         weight, bias = torch.block_diag(*(head.weight for head in heads)), torch.cat([head.bias for head in heads])
         both = nn.Linear(weight.shape[1], weight.shape[0], device="meta")  # draws no random numbers

@@ -2,48 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from openworld.runtime.seeding import derive_seed
 from ssl_backbones.heads import mlp
 from ssl_backbones.kmeans import kmeans
 from ssl_backbones.method import Batch, Method, encode_views, spread
+from ssl_backbones.methods.deepcluster_v2_options import DeepClusterV2Options
 from ssl_backbones.options import PretrainOptions
-from ssl_backbones.state import Bank, Clusters
+from ssl_backbones.state import Bank, Clusters, ModulesOf
 
 
 class DeepClusterV2(Method):
-    """Before each epoch the images are clustered; during it every view predicts the cluster of its image.
+    """Cluster the images before each epoch; during it every view predicts the cluster of its image.
 
     Two banks hold the projections of the two large views as each image was last visited, so that clustering costs no
-    pass over the set. Head m clusters bank m mod 2 by spherical k-means; its centroids are its classifier, and stay
-    as they are during the epoch (the authors freeze the prototypes for longer than they train). All parameters are
-    decayed. Two things differ from the authors' code: a bank's rows belong to images, so none is lost with the last
+    pass over the set. Head m clusters bank m mod 2 by spherical k-means; its centroids are its classifier, and do
+    not change during the epoch (the authors freeze the prototypes for longer than they train). All parameters are
+    decayed. Two differences from the authors' code: rows of a bank belong to images, so none is lost with the last
     batch of an epoch; and before the first epoch both banks are filled from one undistorted view, with the batch
     norms in training mode (theirs: from the augmented views).
     """
 
     decays_norm_and_bias = True
     takes_small_views = True
+    exports_projector = True
 
-    def __init__(self, options: PretrainOptions) -> None:
-        super().__init__(options)
-        self.projector = mlp([self.encoder.dim, self.encoder.dim, options.projection_dim], hidden_norm=True)
+    options: DeepClusterV2Options
 
-    def cluster_counts(self) -> Sequence[int]:
-        """K of each head."""
-        return self.options.deepcluster_v2.clusters
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        super().__init__(pretraining)
+        self.projector = mlp([self.encoder.dim, self.encoder.dim, self.options.projection_dim], hidden_norm=True)
 
     def allocate(self, images: int) -> None:
-        """Banks and assignments: a row an image."""
-        dim, counts = self.options.projection_dim, self.cluster_counts()
-        self.banks = cast(Sequence[Bank], nn.ModuleList(Bank(images, dim) for _ in range(2)))
-        self.heads = cast(Sequence[Clusters], nn.ModuleList(Clusters(count, dim, images) for count in counts))
+        """Make banks and assignments with a row per image."""
+        dim, counts = self.options.projection_dim, self.options.clusters
+        self.banks = ModulesOf(Bank(images, dim) for _ in range(2))
+        self.heads = ModulesOf(Clusters(count, dim, images) for count in counts)
 
     @torch.no_grad()
     def before_epoch(self, epoch: int, eval_batches: Callable[[], Iterable[Batch]]) -> None:
@@ -56,23 +55,23 @@ class DeepClusterV2(Method):
             head.assign(visited, *self.cluster(bank.features[visited], m, epoch))
 
     def cluster(self, features_ND: Tensor, head: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """Clusters (N,) of the features of one head, and their directions (K, D)."""
+        """Cluster the features of one head: (N,) clusters and their (K, D) directions."""
         found = kmeans(
             features_ND,
-            self.cluster_counts()[head],
+            self.options.clusters[head],
             seed=derive_seed("deepcluster_v2", epoch, head),
-            iterations=self.options.deepcluster_v2.iterations,
+            iterations=self.options.iterations,
             spherical=True,
             relocate=False,
         )
         return found.assignments, found.centroids
 
     def classifier(self, head: int) -> Tensor:
-        """(K, D) what the features are compared with: the centroids."""
+        """(K, D) directions with which features are compared: the centroids."""
         return self.heads[head].centroids
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Cross-entropy of all views with the clusters of their images, mean of the heads; then the banks."""
+        """Compute the cross-entropy of all views with the clusters of their images; then write the banks."""
         z = F.normalize(self.projector(encode_views(self.encoder, batch.views)).float(), dim=1)
         losses = []
         with torch.autocast(z.device.type, enabled=False):
@@ -90,7 +89,7 @@ class DeepClusterV2(Method):
         seen = [
             (batch.index.to(device), self.projector(self.encoder(batch.views[0].to(device))))
             for batch in batches
-            if len(batch.index) > 1  # one image alone has no batch statistics; it is classified from its first visit
+            if len(batch.index) > 1  # a single image has no batch statistics; it is classified from its first visit
         ]
         for bank in self.banks:
             bank.write(*(torch.cat(parts) for parts in zip(*seen, strict=True)))

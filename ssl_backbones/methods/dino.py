@@ -12,34 +12,37 @@ from torch.nn.utils.parametrizations import weight_norm
 from ssl_backbones.backbones.base import Backbone
 from ssl_backbones.losses import dino_cross_entropy
 from ssl_backbones.method import Batch, Method, encode_views, spread
+from ssl_backbones.methods.dino_options import DINOOptions
 from ssl_backbones.optim import cosine_momentum
-from ssl_backbones.options import DinoOptions, PretrainOptions
+from ssl_backbones.options import PretrainOptions
 from ssl_backbones.state import Center, Teacher
 
 
 class DINO(Method):
-    """The student sees all views and matches what a slow teacher makes of the two large ones.
+    """The student sees all views and matches the outputs of a slow teacher for the two large ones.
 
     The teacher's outputs are centred, which alone would collapse to uniform, and sharpened by a small temperature,
     which alone would collapse to one dimension. Order of the authors' code: loss, centre, gradient clipping (each
-    parameter by itself), last layer held in the first steps, optimiser, teacher. Both networks run in training mode.
-    Biases and norms are spared weight decay. The exported network is the teacher, which is the better one.
+    parameter by itself), last layer frozen in the first steps, optimiser, teacher. Both networks run in training mode.
+    Biases and norms are spared weight decay. The exported network is the teacher, which is better.
     """
 
     takes_small_views = True
 
-    def __init__(self, options: PretrainOptions) -> None:
-        super().__init__(options)
-        self.head = DinoHead(self.encoder.dim, options.projection_dim, options.dino)
-        self.teacher = Teacher(nn.Sequential(self.encoder, self.head))
-        self.center = Center(options.dino.outputs, options.dino.center_momentum)
+    options: DINOOptions
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        super().__init__(pretraining)
+        self.head = DINOHead(self.encoder.dim, self.options)
+        self.teacher = Teacher(self.encoder, self.head)
+        self.center = Center(self.options.outputs, self.options.center_momentum)
 
     def before_step(self, step: int, steps: int) -> None:
-        """The teacher's temperature of this step."""
-        self.teacher_temperature = teacher_temperature(step, self.options.dino)
+        """Set the teacher's temperature of this step."""
+        self.teacher_temperature = teacher_temperature(step, self.options)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Cross-entropy of each view with each large view other than itself; ln K at random."""
+        """Compute the cross-entropy of each view with each large view other than itself; ln K at random."""
         student = self.head(encode_views(self.encoder, batch.views)).chunk(len(batch.views))
         teacher = self.teacher(torch.cat(batch.views[:2])).chunk(2)  # no gradient
         loss = dino_cross_entropy(
@@ -49,37 +52,38 @@ class DINO(Method):
         return loss, {"spread": spread(student[0])}
 
     def after_backward(self, step: int, steps: int) -> None:
-        """Clip the gradients; hold the last layer in the first steps."""
-        if self.options.dino.clip_gradient:
+        """Clip the gradients; freeze the last layer in the first steps."""
+        if self.options.clip_gradient:
             for parameter in self.parameters():
                 if parameter.grad is not None:
-                    nn.utils.clip_grad_norm_(parameter, self.options.dino.clip_gradient)
-        if step < self.options.dino.frozen_steps:
+                    nn.utils.clip_grad_norm_(parameter, self.options.clip_gradient)
+        if step < self.options.frozen_steps:
             for parameter in self.head.last_layer.parameters():
                 parameter.grad = None
 
     def after_step(self, step: int, steps: int) -> None:
-        """The teacher follows the student."""
+        """Let the teacher follow the student."""
         momentum = cosine_momentum(step, steps=steps, base=self.options.teacher_momentum)
-        self.teacher.follow(nn.Sequential(self.encoder, self.head), momentum)
+        self.teacher.follow(self.encoder, self.head, momentum=momentum)
 
     def backbone(self) -> Backbone:
         """The teacher's encoder."""
-        encoder = self.teacher.network.get_submodule("0")
+        encoder = self.teacher.network[0]
         assert isinstance(encoder, Backbone)
         return encoder
 
 
-class DinoHead(nn.Module):
+class DINOHead(nn.Module):
     """D-D-D-B with GELU, onto the sphere, and a linear layer to K outputs whose rows are directions (appendix C).
 
-    At D = 2048 it starts as in the authors' code, from weights of standard deviation 0.02; a narrower head starts from
-    larger ones, which keep the size of its activations: from tiny ones the first steps would collapse it.
+    At D = 2048 weights start with standard deviation 0.02, as in the authors' code; those of a narrower head start
+    larger, which keeps the size of its activations: from tiny ones the first steps would collapse it.
     Keys of the last layer: ``original0`` holds the norms (K, 1), ``original1`` the directions (K, B).
     """
 
-    def __init__(self, dim: int, bottleneck: int, options: DinoOptions) -> None:
+    def __init__(self, dim: int, options: DINOOptions) -> None:
         super().__init__()
+        bottleneck = options.projection_dim
         layers: list[nn.Module] = []
         for _ in range(2):
             layers.append(nn.Linear(dim, dim))
@@ -101,7 +105,7 @@ class DinoHead(nn.Module):
         return outputs
 
 
-def teacher_temperature(step: int, options: DinoOptions) -> float:
+def teacher_temperature(step: int, options: DINOOptions) -> float:
     """Temperature of step ``step`` (from 0): linear over the warm-up, then constant (the authors: by epochs)."""
     start, end = options.teacher_temperature_start, options.teacher_temperature
     if step >= options.teacher_temperature_warmup:

@@ -8,6 +8,7 @@ from openworld.runtime.distributed import gather_rows, gather_rows_with_gradient
 from ssl_backbones.heads import mlp
 from ssl_backbones.losses import info_nce_batch
 from ssl_backbones.method import Batch, Method, spread
+from ssl_backbones.methods.nnclr_options import NNCLROptions
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.state import Queue
 
@@ -21,15 +22,19 @@ class NNCLR(Method):
     is the smallest distance. Biases and norms are spared weight decay.
     """
 
-    def __init__(self, options: PretrainOptions) -> None:
-        super().__init__(options)
-        dim, hidden, out = self.encoder.dim, options.nnclr.hidden_dim, options.projection_dim
+    exports_projector = True
+
+    options: NNCLROptions
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        super().__init__(pretraining)
+        dim, hidden, out = self.encoder.dim, self.options.hidden_dim, self.options.projection_dim
         self.projector = mlp([dim, dim, dim, out], hidden_norm=True, last_norm="affine", bias=False)
         self.predictor = mlp([out, hidden, out], hidden_norm=True, bias=False, last_bias=True)
-        self.support = Queue(options.queue_size, out)
+        self.support = Queue(self.options.queue_size, out)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """InfoNCE of the neighbours against the other view's predictions, mean of both directions; then enqueue."""
+        """Compute InfoNCE of neighbours against predictions of the other view, both directions; then enqueue."""
         view1, view2 = batch.views
         z1, z2 = self.projector(self.encoder(view1)), self.projector(self.encoder(view2))
         p1, p2 = (gather_rows_with_gradient(self.predictor(z)) for z in (z1, z2))

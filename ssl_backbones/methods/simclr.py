@@ -9,6 +9,7 @@ from openworld.runtime.distributed import gather_rows_with_gradient
 from ssl_backbones.heads import mlp
 from ssl_backbones.losses import nt_xent
 from ssl_backbones.method import Batch, Method, spread
+from ssl_backbones.methods.simclr_options import SimCLROptions
 from ssl_backbones.options import PretrainOptions
 
 
@@ -19,12 +20,16 @@ class SimCLR(Method):
     Biases and norms are spared weight decay.
     """
 
-    def __init__(self, options: PretrainOptions) -> None:
-        super().__init__(options)
+    exports_projector = True
+
+    options: SimCLROptions
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        super().__init__(pretraining)
         dim = self.encoder.dim
-        self.projector = mlp([dim, dim, options.projection_dim], hidden_norm=True, last_norm="scale", bias=False)
+        self.projector = mlp([dim, dim, self.options.projection_dim], hidden_norm=True, last_norm="scale", bias=False)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """NT-Xent of the two views. One forward pass over both: they share batch-norm statistics (reference code)."""
+        """Compute NT-Xent of the two views, which share a forward pass and batch-norm statistics (reference code)."""
         z1, z2 = map(gather_rows_with_gradient, self.projector(self.encoder(torch.cat(batch.views))).chunk(2))
         return nt_xent(z1, z2, self.options.temperature), {"spread": spread(z1)}

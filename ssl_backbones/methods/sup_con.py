@@ -10,11 +10,12 @@ from openworld.runtime.distributed import gather_rows, gather_rows_with_gradient
 from ssl_backbones.heads import mlp
 from ssl_backbones.losses import sup_con
 from ssl_backbones.method import Batch, Method, spread
+from ssl_backbones.methods.sup_con_options import SupConOptions
 from ssl_backbones.options import PretrainOptions
 
 
 class SupCon(Method):
-    """All views of all images of a class attract, those of other classes repel.
+    """Views of all images of a class attract, those of other classes repel.
 
     The head is the authors' code: D-ReLU-128 without batch norm, both views in one forward pass. Weight decay applies
     to every parameter. Labels are the names of the folders that the images lie in.
@@ -22,14 +23,17 @@ class SupCon(Method):
 
     decays_norm_and_bias = True
     needs_labels = True
+    exports_projector = True
 
-    def __init__(self, options: PretrainOptions) -> None:
-        super().__init__(options)
+    options: SupConOptions
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        super().__init__(pretraining)
         dim = self.encoder.dim
-        self.projector = mlp([dim, dim, options.projection_dim], hidden_norm=False)
+        self.projector = mlp([dim, dim, self.options.projection_dim], hidden_norm=False)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Supervised contrast (equation 2) over the views of the batch, times temperature / base temperature.
+        """Compute supervised contrast (equation 2) over the views of the batch, times temperature / base temperature.
 
         Raises:
             DataError: the batch has no labels.
@@ -42,4 +46,4 @@ class SupCon(Method):
         labels = gather_rows(batch.labels.repeat(len(batch.views)))
         temperature = self.options.temperature
         loss = sup_con(z, labels, temperature)
-        return loss * (temperature / self.options.sup_con.base_temperature), {"spread": spread(z)}
+        return loss * (temperature / self.options.base_temperature), {"spread": spread(z)}

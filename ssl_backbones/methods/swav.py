@@ -2,51 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from openworld.runtime.distributed import rows_of_others
 from ssl_backbones.heads import mlp
 from ssl_backbones.losses import swapped_prediction
 from ssl_backbones.method import Batch, Method, encode_views, spread
+from ssl_backbones.methods.swav_options import SwAVOptions
 from ssl_backbones.options import PretrainOptions
-from ssl_backbones.state import Prototypes, Queue
+from ssl_backbones.state import ModulesOf, Prototypes, Queue
 
 ASSIGNED = (0, 1)
-"""The large views: they are assigned to prototypes, all views predict the assignments."""
+"""The large views, which are assigned to prototypes; all views predict the assignments."""
 
 
 class SwAV(Method):
-    """Views predict each other's assignment to prototypes, which Sinkhorn-Knopp spreads evenly over a batch.
+    """Views predict each other's assignment to prototypes, which Sinkhorn-Knopp balances over a batch.
 
     Head D-D-128 with batch norm on the hidden layer, onto the sphere, then prototypes without bias. The prototypes
-    are normalised after each step and held in the first ones. All parameters are decayed and adapted by LARS, as the
+    are normalised after each step and frozen in the first ones. All parameters are decayed and adapted by LARS, as the
     authors do with LARC, whose rule differs by the place of the weight decay alone. The batches of all processes are
-    assigned together; with a queue, together with earlier features of the same large view too, once the queue is full.
+    assigned together, and with a queue, once it is full, also with earlier features of the same large view.
     """
 
     decays_norm_and_bias = True
     takes_small_views = True
+    exports_projector = True
 
-    def __init__(self, options: PretrainOptions) -> None:
-        super().__init__(options)
-        dim, out, own = self.encoder.dim, options.projection_dim, options.swav
+    options: SwAVOptions
+
+    def __init__(self, pretraining: PretrainOptions) -> None:
+        super().__init__(pretraining)
+        dim, out, own = self.encoder.dim, self.options.projection_dim, self.options
         self.projector = mlp([dim, dim, out], hidden_norm=True)
         self.prototypes = Prototypes(own.prototypes, out)
-        queues = nn.ModuleList(Queue(own.queue_length, out) for _ in ASSIGNED if own.queue_length)
-        self.queues = cast(Sequence[Queue], queues)
+        self.queues = ModulesOf(Queue(own.queue_length, out) for _ in ASSIGNED if own.queue_length)
 
     def before_step(self, step: int, steps: int) -> None:
-        """Whether the queues move in this step."""
-        self.queueing = bool(self.queues) and step >= self.options.swav.queue_start
+        """Decide whether the queues are filled in this step."""
+        self.queueing = bool(self.queues) and step >= self.options.queue_start
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Swapped prediction: ln K where nothing is learned. Then the features enter the queues."""
-        own, views = self.options.swav, len(batch.views)
+        """Compute the swapped prediction, ln K where nothing is learned; then enqueue the features."""
+        own, views = self.options, len(batch.views)
         z = F.normalize(self.projector(encode_views(self.encoder, batch.views)), dim=1)
         scores = self.prototypes(z).chunk(views)
         beside = [rows_of_others(scores[view]) for view in ASSIGNED]
@@ -61,10 +61,10 @@ class SwAV(Method):
         return loss, {"spread": spread(z.chunk(views)[0])}
 
     def after_backward(self, step: int, steps: int) -> None:
-        """Hold the prototypes in the first steps."""
-        if step < self.options.swav.frozen_steps:
+        """Freeze the prototypes in the first steps."""
+        if step < self.options.frozen_steps:
             self.prototypes.weight.grad = None
 
     def after_step(self, step: int, steps: int) -> None:
-        """Prototypes back onto the sphere."""
+        """Project the prototypes onto the sphere."""
         self.prototypes.normalise()

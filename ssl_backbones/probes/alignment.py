@@ -1,4 +1,4 @@
-"""Alignment and uniformity of features as a measure (Wang and Isola 2020), beside those of an untrained network.
+"""Alignment and uniformity of features (Wang and Isola 2020), beside those of an untrained network.
 
 Shapes: N images, D dimensions.
 """
@@ -21,7 +21,7 @@ class AlignmentRow(TypedDict):
 
 
 class AlignmentTable(TypedDict):
-    """A row of the network, and one of the same network before training."""
+    """Results of the network and of the same network before training."""
 
     trained: AlignmentRow
     untrained: AlignmentRow
@@ -30,7 +30,7 @@ class AlignmentTable(TypedDict):
 
 @torch.no_grad()
 def alignment_row(x_ND: Tensor, y_ND: Tensor) -> AlignmentRow:
-    """Alignment of two views' features with alpha = 2, and the mean of their uniformities with t = 2.
+    """Measure the alignment of two views' features with alpha = 2, and the mean of their uniformities with t = 2.
 
     Args:
         x_ND: (N, D) features of one random view of each image, any float dtype, not normalised; N >= 2. Memory grows
@@ -42,7 +42,7 @@ def alignment_row(x_ND: Tensor, y_ND: Tensor) -> AlignmentRow:
 
 
 def alignment_table(trained: tuple[Tensor, Tensor], untrained: tuple[Tensor, Tensor]) -> AlignmentTable:
-    """The measure of a network with the control that says what the architecture and the input give alone.
+    """Measure a network and a control, which shows what architecture and input give without training.
 
     Args:
         trained: (N, D) features of two views of N images.

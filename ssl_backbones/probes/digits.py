@@ -1,6 +1,6 @@
-"""Digits drawn with a font, for experiments that need many labelled pictures and no download.
+"""Digits drawn with a font, for experiments that need many labelled images and no download.
 
-Shapes: N pictures, S pixels a side.
+Shapes: N images of S x S pixels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CLASSES = 10
 
 
 def draw_digits(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """White digits on black, turned up to 20 degrees, sheared, scaled and moved a little, each differently.
+    """Draw white digits on black, each rotated by up to 20 degrees, sheared, scaled and shifted at random.
 
     Args:
         labels: (N,) int64 from 0 to 9.
@@ -48,11 +48,11 @@ def _draw(label: int, size: int, generator: torch.Generator) -> Tensor:
 
 
 def draw_many(numbers: Tensor, canvas: int, size: int, generator: torch.Generator) -> Tensor:
-    """Pictures with several digits, each in a cell of its own that is chosen at random.
+    """Draw images with several digits, in different cells that are chosen at random.
 
     Args:
-        numbers: (N, M) int64 from 0 to 9: M digits in each picture.
-        canvas: S, side of the picture; it has room for (S // size) ** 2 digits.
+        numbers: (N, M) int64 from 0 to 9: M digits per image.
+        canvas: S, side of the image, which has room for (S // size) ** 2 digits.
         size: side of a digit.
 
     Returns:

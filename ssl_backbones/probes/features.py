@@ -1,4 +1,4 @@
-"""Features of undistorted images, and the untrained network that every probe is read beside.
+"""Features of undistorted images, and the untrained network with which every probe is compared.
 
 Shapes: N images, D dimensions.
 """
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ssl_backbones.backbones.base import Backbone
 
 BATCH = 64
-"""Images a forward pass."""
+"""Images per forward pass."""
 STATISTICS = 2000
-"""Most images whose activations give the untrained network its batch-norm statistics."""
+"""Images from which the untrained network gets its batch-norm statistics, at most."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -26,7 +26,7 @@ ViewOf = Callable[[int], Tensor]
 
 
 def spread_evenly(count: int, at_most: int) -> list[int]:
-    """Positions of ``at_most`` of ``count`` things, or of all, from the first to near the last."""
+    """Choose at most ``at_most`` of ``count`` positions, spread evenly from the first to near the last."""
     chosen = min(count, at_most)
     return [index * count // chosen for index in range(chosen)]
 
@@ -35,7 +35,7 @@ def spread_evenly(count: int, at_most: int) -> list[int]:
 def features_of(
     network: Backbone, view: ViewOf, positions: Sequence[int], device: torch.device | str = "cpu"
 ) -> Tensor:
-    """(N, D) float32 features on the CPU, by the network in evaluation mode, which it leaves in training mode."""
+    """Compute (N, D) float32 features on the CPU in evaluation mode; leaves the network in training mode."""
     network.eval()
     features = [network(batch).float().cpu() for batch in _batches(view, positions, device)]
     network.train()
@@ -46,13 +46,13 @@ def features_of(
 def with_statistics(
     network: Network, view: ViewOf, positions: Sequence[int], device: torch.device | str = "cpu"
 ) -> Network:
-    """A copy whose batch norms have the statistics of these images: an untrained network has none of its own."""
+    """Copy a network and give its batch norms the statistics of images; an untrained network has none."""
     network = copy.deepcopy(network).train()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # cumulative average
     for batch in _batches(view, positions, device):
-        if len(batch) > 1 or len(positions) == 1:  # one image alone may be one value a channel: no statistics
+        if len(batch) > 1 or len(positions) == 1:  # a single image may have one value per channel: no statistics
             network(batch)
     return network
 

@@ -1,6 +1,6 @@
 """Probes of a pretrained network on a set of labelled images, each beside the same network untrained.
 
-Shapes: N images, T transformed pictures, D dimensions, S pixels a side.
+Shapes: N images, T transformed images, D dimensions, S pixels per side.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PICTURE: Preprocess = {"order": "RGB", "range": 1.0, "mean": [0.0] * 3, "std": 
 
 
 class KnnTable(TypedDict):
-    """Accuracies of the kNN probe, and the share of the commonest class."""
+    """Accuracies of the kNN probe, and the share of the most frequent class."""
 
     trained: float
     untrained: float
@@ -39,13 +39,13 @@ class KnnTable(TypedDict):
 
 @dataclass(frozen=True)
 class FrozenProbes:
-    """A network and its control, looking at the same images.
+    """A network and its control, on the same images.
 
     Attributes:
         trained: the pretrained network.
-        untrained: one of the same architecture and random weights, batch-norm statistics of the images.
+        untrained: the same architecture with random weights and batch-norm statistics of the images.
         data: the images.
-        preprocess: for RGB in [0, 1].
+        preprocess: of the network, for RGB in [0, 1].
         size: S, to which the images are resized.
         seed: of the random weights.
     """
@@ -77,7 +77,7 @@ class FrozenProbes:
         return cls(network.to(device), untrained, data, preprocess, size, seed, device)
 
     def features(self) -> tuple[Tensor, Tensor]:
-        """(N, D) of ``data.known``, by the network and by the control."""
+        """Compute (N, D) features of ``data.known`` by the network and by the control."""
         view = _views(self.data, self.size, self.preprocess)
         trained, untrained = (
             features_of(each, view, self.data.known, self.device) for each in (self.trained, self.untrained)
@@ -85,7 +85,7 @@ class FrozenProbes:
         return trained, untrained
 
     def knn(self, *, k: int, temperature: float) -> KnnTable:
-        """Held-out images asked about the others; without any, each image about all others."""
+        """Classify held-out images by the votes of the others, or without any, each image by all others."""
         data = self.data
         trained, untrained = self.features()
         asked = data.known if data.leave_one_out else data.test
@@ -99,7 +99,7 @@ class FrozenProbes:
         }
 
     def linear(self, *, fit: Fit = fit_ridge) -> LinearTable:
-        """A linear classifier on the features, in closed form or as ``fit`` has it.
+        """Fit a linear classifier to the features, in closed form or by ``fit``, and test it.
 
         Raises:
             DataError: no image is held out.
@@ -111,9 +111,9 @@ class FrozenProbes:
     def transforms(
         self, projector: nn.Module | None, *, questions: Sequence[str] = tuple(TRANSFORMS)
     ) -> dict[str, TransformTable]:
-        """What was done to a picture, guessed from h, and from g(h) where there is a projector; labels play no part.
+        """Guess what was done to an image from h, and from g(h) if there is a projector; labels are not used.
 
-        The control of g is the same projector with random weights, and batch-norm statistics of the images.
+        The control of g is the same projector with random weights and batch-norm statistics of the images.
 
         Raises:
             DataError: no image is held out.
@@ -162,7 +162,7 @@ class FrozenProbes:
 
 
 def held_out(data: LabelledSet) -> LabelledSet:
-    """The set, if it has images to test on.
+    """Return the set if it has images to test on.
 
     Raises:
         DataError: it has none.

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ssl_backbones.probes.labelled import LabelledSet
 
 QUERIES = 2048
-"""Queries that are compared with all samples at once: memory grows with this times N."""
+"""Queries compared with all samples together: memory grows with this times N."""
 
 
 def knn_predict(
@@ -24,13 +24,13 @@ def knn_predict(
     temperature: float,
     leave_one_out: bool = False,
 ) -> Tensor:
-    """Class of each query by the votes exp(cosine / T) of its ``k`` nearest samples.
+    """Classify each query by the votes exp(cosine / T) of its ``k`` nearest samples.
 
     Args:
         queries_MD: (M, D) features, not normalised.
         bank_ND: (N, D) features with labels, not normalised; N >= 1 (>= 2 with ``leave_one_out``).
         labels_N: (N,) int64 classes from 0.
-        k: neighbours; where there are fewer samples, all of them vote.
+        k: number of neighbours; with fewer samples, all of them vote.
         leave_one_out: the queries are the bank, and no sample votes for itself.
 
     Returns:
@@ -42,7 +42,7 @@ def knn_predict(
         similarity = queries[start : start + QUERIES] @ bank.T
         if leave_one_out:
             similarity.diagonal(offset=start).fill_(-torch.inf)
-        nearest, rows = similarity.topk(min(k, len(bank) - leave_one_out), dim=1)
+        nearest, rows = similarity.topk(min(k, len(bank) - 1 if leave_one_out else len(bank)), dim=1)
         weights = ((nearest - 1) / temperature).exp()  # the same factor for every vote, and no overflow at small T
         votes = weights.new_zeros(len(similarity), classes)
         votes.scatter_add_(1, labels_N[rows], weights)
@@ -51,18 +51,18 @@ def knn_predict(
 
 
 def knn_accuracy(features_ND: Tensor, labels_N: Tensor, *, k: int, temperature: float) -> float:
-    """Leave-one-out accuracy of the probe over N >= 2 samples, a fraction."""
+    """Measure the leave-one-out accuracy of the probe over N >= 2 samples, as a fraction."""
     found = knn_predict(features_ND, features_ND, labels_N, k=k, temperature=temperature, leave_one_out=True)
     return float((found == labels_N).double().mean())
 
 
 def majority_share(labels_N: Tensor) -> float:
-    """Accuracy of always saying the commonest class: what the probe must beat."""
+    """Accuracy of always choosing the most frequent class, which the probe must beat."""
     return float(labels_N.bincount().max()) / len(labels_N)
 
 
 def knn_of_set(features_ND: Tensor, data: LabelledSet, *, k: int, temperature: float) -> float:
-    """Accuracy on the held-out images of a set, asked about the others; or of each image about all others.
+    """Measure the accuracy on held-out images by the votes of the others, or of each image by all others.
 
     Args:
         features_ND: (N, D) of ``data.known``.

@@ -1,4 +1,4 @@
-"""Images with classes that the probes classify: crops of objects, or a folder with one folder a class.
+"""Images with classes that the probes classify: crops of objects, or a folder with one folder per class.
 
 Shapes: N images.
 """
@@ -24,19 +24,19 @@ LabelledCrops = tuple[Sequence[Tensor | np.ndarray[Any, Any]], Sequence[int | st
 """Crops of objects, (3, H, W) uint8 tensors or (H, W, 3) uint8 arrays, RGB, and the label of each."""
 
 EVERY = 5
-"""Every fifth image of each class is held out of the probes' training, where no part is named for it."""
+"""Every fifth image of each class is held out of the probes' training, unless there are folders for both parts."""
 _PART = re.compile(r"(train|val|valid|validation|test|unlabell?ed)\d*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """Images with classes, the positions of those that probes learn from and of those that they are tested on.
+    """Images with classes, and the positions of those for training and for testing the probes.
 
     Attributes:
         image: (3, H, W) uint8 by position.
         labels: (N,) int64 from 0.
         train, test: positions; ``test`` may be empty.
-        leave_one_out: the kNN probe asks each image about all others, and needs no held-out part.
+        leave_one_out: the kNN probe classifies each image by all others, and needs no held-out part.
         source: where the images come from, for the card.
     """
 
@@ -49,17 +49,17 @@ class LabelledSet:
 
     @property
     def known(self) -> list[int]:
-        """Positions of both parts, rising."""
+        """Positions of both parts, sorted."""
         return sorted(self.train + self.test)
 
     def parts(self, features_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of :attr:`known`, as those of the training part and those of the test part."""
+        """Divide rows of :attr:`known` into those of the training part and those of the test part."""
         row = {position: at for at, position in enumerate(self.known)}
         train, test = ([row[position] for position in part] for part in (self.train, self.test))
         return features_ND[train], features_ND[test]
 
     def thinned(self, at_most: int) -> LabelledSet:
-        """Only so many of the images, spread evenly over both parts."""
+        """Keep at most ``at_most`` images, spread evenly over both parts."""
         total = len(self.train) + len(self.test)
         if total <= at_most:
             return self
@@ -71,10 +71,10 @@ class LabelledSet:
 
 
 def from_crops(crops: LabelledCrops) -> LabelledSet | None:
-    """Crops as a set of which every fifth of a class is for testing; None for fewer than two.
+    """Make a set of crops, of which every fifth of each class is for testing; None for fewer than two.
 
     Raises:
-        DataError: crops and labels differ in number, or a crop is no image.
+        DataError: crops and labels differ in number, or a crop is not an image.
     """
     images, names = crops
     if len(images) != len(names):
@@ -88,7 +88,7 @@ def from_crops(crops: LabelledCrops) -> LabelledSet | None:
 
 
 def from_folder(folder: Path, *, side: int, cache_megabytes: int) -> LabelledSet:
-    """A folder with one folder a class, or ``train`` and ``val`` below it, each with one folder a class.
+    """Read a folder with one folder per class, or with ``train`` and ``val`` below it, each with one folder per class.
 
     Raises:
         DataError: no such folder, no images, one class only, or only one of the two parts.
@@ -101,7 +101,7 @@ def from_folder(folder: Path, *, side: int, cache_megabytes: int) -> LabelledSet
 
 
 def from_pool(pool: ImagePool, source: str, *, test: set[Path] | None = None) -> LabelledSet:
-    """A pool with labels; ``test``: the images held out, by default every fifth of each class."""
+    """Make a set of a pool with labels. ``test``: the images held out, by default every fifth of each class."""
     assert pool.labels is not None
     labels = torch.tensor(pool.labels)
     if test is None:
@@ -113,9 +113,9 @@ def from_pool(pool: ImagePool, source: str, *, test: set[Path] | None = None) ->
 
 
 def classes_of(folder: Path, paths: Sequence[Path]) -> list[str] | None:
-    """Names of the classes where ``folder`` has one folder of images a class, and nothing else; otherwise None.
+    """Names of the classes if ``folder`` has one folder of images per class and nothing else; otherwise None.
 
-    Folders that are named like parts of a data set (train2017, val) are no classes.
+    Folders named like parts of a data set (train2017, val) are not classes.
     """
     names = Counter(path.parent.name for path in paths)
     flat = all(path.parent.parent == folder for path in paths)
@@ -125,13 +125,16 @@ def classes_of(folder: Path, paths: Sequence[Path]) -> list[str] | None:
 
 
 def hold_out(labels_N: Tensor) -> tuple[list[int], list[int]]:
-    """Positions to learn from, and every fifth of each class to test on."""
+    """Split into positions to learn from, and every fifth of each class to test on."""
     seen: Counter[int] = Counter()
-    parts: tuple[list[int], list[int]] = [], []
+    train, test = [], []
     for position, label in enumerate(labels_N.tolist()):
         seen[label] += 1
-        parts[seen[label] % EVERY == 0].append(position)
-    return parts
+        if seen[label] % EVERY == 0:
+            test.append(position)
+        else:
+            train.append(position)
+    return train, test
 
 
 def _as_tensor(image: Tensor | np.ndarray[Any, Any]) -> Tensor:

@@ -37,10 +37,10 @@ class LinearClassifier:
 def fit_ridge(
     features_ND: Tensor, labels_N: Tensor, classes: int, *, penalties: Sequence[float] = PENALTIES
 ) -> LinearClassifier:
-    """Ridge regression of standardised features on one-hot labels: no learning rate, no seed, no epochs.
+    """Fit a ridge regression of standardised features on one-hot labels: no learning rate, no seed, no epochs.
 
     Minimises mean ||y - W x - b||^2 + penalty ||W||^2, b free. Of several penalties the one with the best leave-one-out
-    accuracy is taken, the largest among equals; the test set has no part in it.
+    accuracy is taken, the largest among equals, without the test set.
 
     Args:
         features_ND: (N, D), any float dtype; N >= 2. Dimensions that never change get the weight 0.
@@ -53,8 +53,10 @@ def fit_ridge(
     Raises:
         ConfigError: no penalty, or one that is not above 0.
     """
-    problem = _Ridge(features_ND, labels_N, classes)
-    ordered = sorted(_checked(penalties), reverse=True)
+    if not penalties or not all(penalty > 0 for penalty in penalties):
+        raise ConfigError(f"penalties are {list(penalties)}", where="linear probe", remedy="give values above 0")
+    problem = Ridge(features_ND, labels_N, classes)
+    ordered = sorted(penalties, reverse=True)
     best = ordered[0]
     if len(ordered) > 1:
         best = ordered[int(problem.leave_one_out(ordered).argmax())]
@@ -62,18 +64,8 @@ def fit_ridge(
     return LinearClassifier(weight_DC.T, problem.share_C - problem.mean_D @ weight_DC)
 
 
-def ridge_leave_one_out(
-    features_ND: Tensor, labels_N: Tensor, classes: int, *, penalties: Sequence[float] = PENALTIES
-) -> Tensor:
-    """(P,) accuracies of :func:`fit_ridge` where each sample is classified by a fit on the others (same scaling).
-
-    From one fit: the residual of the left-out sample is its residual over 1 - its leverage (Hastie et al. 2009, 7.52).
-    """
-    return _Ridge(features_ND, labels_N, classes).leave_one_out(_checked(penalties))
-
-
-class _Ridge:
-    """The eigenvectors of the features' covariance, in which every penalty has a solution at once."""
+class Ridge:
+    """Ridge regression along the eigenvectors of the features' covariance, where every penalty has a closed form."""
 
     def __init__(self, features_ND: Tensor, labels_N: Tensor, classes: int) -> None:
         x_ND = features_ND.detach().double()
@@ -96,7 +88,10 @@ class _Ridge:
         return weights_DC
 
     def leave_one_out(self, penalties: Sequence[float]) -> Tensor:
-        """(P,) accuracies, float64."""
+        """Classify each sample by a fit on the others, with the scaling of all: (P,) accuracies, float64.
+
+        From one fit: the residual of a left-out sample is its residual over 1 - leverage (Hastie et al. 2009, 7.52).
+        """
         found = []
         for penalty in penalties:
             fitted_NC = self.share_C + self.rotated_ND @ self.coefficients(penalty)
@@ -107,12 +102,6 @@ class _Ridge:
         return torch.stack(found)
 
 
-def _checked(penalties: Sequence[float]) -> Sequence[float]:
-    if not penalties or not all(penalty > 0 for penalty in penalties):
-        raise ConfigError(f"penalties are {list(penalties)}", where="linear probe", remedy="give values above 0")
-    return penalties
-
-
 @dataclass(frozen=True, kw_only=True)
 class SgdProtocol:
     """How a linear classifier is trained on frozen features. The defaults are MoCo's."""
@@ -120,7 +109,7 @@ class SgdProtocol:
     lr: float = 30.0
     """Learning rate at ``batch_size``."""
     batch_size: int = 256
-    """Samples a step; a smaller set is used whole. ``lr`` stays what it is."""
+    """Samples per step; a smaller set is used whole, with the same ``lr``."""
     epochs: int = 100
     """Passes over the samples."""
     milestones: tuple[int, ...] | None = (60, 80)
@@ -153,12 +142,13 @@ PROTOCOLS: dict[str, SgdProtocol] = {
 def fit_sgd(
     features_ND: Tensor, labels_N: Tensor, classes: int, *, protocol: SgdProtocol, generator: torch.Generator
 ) -> LinearClassifier:
-    """Softmax regression by a published protocol, on features that were computed once.
+    """Fit a softmax regression by a published protocol, on features that were computed once.
 
-    The papers crop and flip the training images anew in each epoch; features of one view each are a little less.
+    The papers crop and flip the training images anew in each epoch; one view per image is slightly worse.
 
     Args:
-        features_ND: (N, D), any float dtype; N >= 1. Taken as they are: the protocols' rates go with raw features.
+        features_ND: (N, D), any float dtype; N >= 1. They are not standardised: the protocols' rates are for raw
+        features.
         labels_N: (N,) int64 from 0 to ``classes`` - 1.
         generator: of the initial weights and the order of the samples, on the CPU.
 
@@ -204,7 +194,7 @@ def _rate(protocol: SgdProtocol, epoch: int, batch: int, batches: int) -> float:
 
 
 def topk_accuracy(logits_MC: Tensor, labels_M: Tensor, k: int) -> float:
-    """Share of M >= 1 samples whose class is among the k largest logits; 1 where there are no more than k classes."""
+    """Share of M >= 1 samples whose class is among the k largest logits; 1 with at most k classes."""
     best_MK = logits_MC.topk(min(k, logits_MC.shape[1]), dim=1).indices
     return float((best_MK == labels_M[:, None]).any(dim=1).double().mean())
 
@@ -217,7 +207,7 @@ class LinearRow(TypedDict):
 
 
 class LinearTable(TypedDict):
-    """A row of the network, one of the same network before training, and the share of the commonest test class."""
+    """Results of the network and of the same network before training, and the share of the most frequent test class."""
 
     trained: LinearRow
     untrained: LinearRow
@@ -237,7 +227,7 @@ def linear_table(
     *,
     fit: Fit = fit_ridge,
 ) -> LinearTable:
-    """The probe of a network with the control that says what the architecture and the input give alone.
+    """Probe a network and a control, which shows what architecture and input give without training.
 
     Args:
         trained: features (N, D) of the training and (M, D) of the test samples, both N, M >= 1.

@@ -1,6 +1,6 @@
 """Semi-supervised probe: the whole network fine-tuned on a small part of the labels (in the papers 1 % and 10 %).
 
-Shapes: N images, B images a step, C classes.
+Shapes: N images, B images per step, C classes.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class SemiProtocol:
     share: float = 0.01
     """Part of each class's labels."""
     lr: float = 0.02
-    """Learning rate of the trunk at ``batch_size``. With fewer images than that, it and the head's are scaled down
-    linearly (own choice: the papers have no such sets)."""
+    """Learning rate of the trunk at ``batch_size``. With fewer images than that, both rates are scaled down
+    linearly (our choice: the papers have no such sets)."""
     head_lr: float = 5.0
     """Learning rate of the classifier."""
     batch_size: int = 256
-    """Images a step."""
+    """Images per step."""
     epochs: int = 20
     """Passes over the images."""
     milestones: tuple[int, ...] | None = (12, 16)
@@ -63,8 +63,9 @@ PROTOCOLS: dict[str, SemiProtocol] = {
 """By paper and per cent of the labels.
 
 SwAV: appendix A.4 and eval_semisup.py. Barlow Twins: the command in the README (1 % alone; until June 2021 it had 0.002
-for the trunk) and evaluate.py, where the cosine moves once an epoch and not once a step as here. SimCLR: appendix B.5,
-and the cosine of the authors' model_util.py. They start the classifier from random numbers, see :func:`fine_tune`."""
+for the trunk) and evaluate.py, where the cosine moves once per epoch, and not once per step as here. SimCLR: appendix
+B.5, and the cosine of the authors' model_util.py. They start the classifier from random numbers, see
+:func:`fine_tune`."""
 
 
 class SemiTable(TypedDict):
@@ -78,7 +79,7 @@ class SemiTable(TypedDict):
 
 
 def class_balanced_subset(labels_N: Tensor, share: float, seed: int) -> list[int]:
-    """Positions of ``share`` of the samples of each class, one at least; the same for the same seed.
+    """Choose ``share`` of the samples of each class, at least one; the same positions for the same seed.
 
     A larger share of the same seed contains the smaller one.
 
@@ -108,8 +109,8 @@ def semi_supervised_table(
     """Fine-tune the network, and one of random weights, on a part of the labels, and test both on the held-out images.
 
     Args:
-        network: pretrained; it stays as it is.
-        preprocess: for RGB in [0, 1].
+        network: pretrained; it is not changed.
+        preprocess: of the network, for RGB in [0, 1].
         size: side of the images in pixels.
 
     Raises:
@@ -152,8 +153,8 @@ def fine_tune(
 ) -> tuple[Backbone, nn.Linear]:
     """Train a copy of the network and a new classifier on some images, cropped and flipped at random.
 
-    The classifier starts at zero (own choice; the authors start from small random numbers); batch norms follow the
-    images.
+    The classifier starts at zero (our choice; the authors start from small random numbers). Batch norms are in training
+    mode.
 
     Args:
         positions: of the images in ``data``, at least one.
@@ -181,7 +182,7 @@ def fine_tune(
         order = torch.randperm(len(positions), generator=generator(seed, "fine-tune", epoch))
         for number, rows in enumerate(order.split(batch)):
             if len(rows) == 1 and len(positions) > 1:
-                continue  # batch norm has no statistics of one image
+                continue  # a single image has no batch statistics
             step = epoch * steps_an_epoch + number
             factor = _factor(protocol, epoch, step, protocol.epochs * steps_an_epoch)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -204,7 +205,7 @@ def _factor(protocol: SemiProtocol, epoch: int, step: int, steps: int) -> float:
 
 
 def _crop_and_flip(preprocess: Preprocess) -> ViewRecipe:
-    """The views of all published protocols, with the statistics that the network was pretrained with."""
+    """Views of all published protocols, with the preprocessing of the pretraining."""
     mean, std = preprocess["mean"], preprocess["std"]
     return ViewRecipe(
         scale=(0.08, 1.0),

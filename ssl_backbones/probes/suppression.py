@@ -1,11 +1,11 @@
 """What contrastive learning leaves out: the feature-suppression experiments of Chen, Luo and Li (NeurIPS 2021).
 
-Features compete: what is easiest to tell pictures apart by is learned, the rest may be suppressed. RandBits adds
-channels of random bits that both views share; MultiDigits puts several digits into a picture. Each experiment trains
-small networks of its own with NT-Xent, asks a linear probe for the digit, and asks the same network before training,
-fed the same pictures: without that row, what the input alone makes hard looks like suppression.
+Features compete: the easiest ones that tell images apart are learned, others may be suppressed. RandBits adds channels
+of random bits that both views share; MultiDigits puts several digits into an image. Each experiment trains small
+networks with NT-Xent, classifies the digit by a linear probe, and does the same with the network before training, on
+the same images: without that row, an input that is hard by itself would look like suppression.
 
-Shapes: N pictures, B of a step, C channels, S pixels a side, K random bits.
+Shapes: N images, B per step, C channels, S pixels per side, K random bits.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ from ssl_backbones.probes.linear import fit_ridge, topk_accuracy
 
 @dataclass(frozen=True, kw_only=True)
 class SuppressionOptions:
-    """One experiment. The defaults take a CPU core about twenty seconds for each network of RandBits; MultiDigits takes
-    longer, its pictures have sixteen times the area."""
+    """One experiment. The defaults take a CPU core about 20 seconds for each network of RandBits; MultiDigits takes
+    longer, since its images have 16 times the area."""
 
     temperatures: tuple[float, ...] = (0.05, 0.2)
-    """Of NT-Xent, each trained by itself."""
+    """Temperatures of NT-Xent, one training each."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of weights, order and pictures, each trained by itself."""
+    """Seeds of weights, order and images, one training each."""
     train_samples: int = 1500
-    """Pictures that the networks and the linear probe learn from."""
+    """Training images of the networks and of the linear probe."""
     test_samples: int = 500
-    """Pictures that the probe is tested on."""
+    """Test images of the probe."""
     epochs: int = 20
-    """Passes over the training pictures (paper, RandBits on MNIST: 10 over 60,000)."""
+    """Passes over the training images (paper, RandBits on MNIST: 10 over 60,000)."""
     batch_size: int = 128
-    """Pictures a step (paper: 1000)."""
+    """Images per step (paper: 1000)."""
     lr: float = 1e-3
     """Learning rate of Adam, which falls linearly to 0."""
     digit_size: int = 28
     """Side of a digit in pixels."""
     canvas: int = 112
-    """MultiDigits: side of a picture in pixels."""
+    """MultiDigits: side of an image in pixels."""
     width: float = 0.25
-    """MultiDigits: of the ResNet-18, 1 in the paper."""
+    """MultiDigits: width of the ResNet-18 (paper: 1)."""
 
 
 class SuppressionRow(TypedDict):
@@ -73,13 +73,13 @@ class SuppressionRow(TypedDict):
 
 
 def rand_bits(bits: Sequence[int], options: SuppressionOptions) -> list[SuppressionRow]:
-    """Digits with ``bits`` channels of random bits each, the same in both views of a picture.
+    """Run RandBits: digits with channels of random bits, the same in both views of an image.
 
     The network has three convolutions (32, 64, 64 channels, stride 2, with batch norm) and a layer of 128; the
     projector is 256-64. Views are crops of half the area or more; bits are not cropped.
 
     Args:
-        bits: numbers of bits, each an experiment of its own.
+        bits: numbers of bits, one experiment each.
 
     Raises:
         ConfigError: a negative number of bits.
@@ -100,10 +100,10 @@ def rand_bits(bits: Sequence[int], options: SuppressionOptions) -> list[Suppress
 
 
 def multi_digits(numbers: Sequence[int], options: SuppressionOptions) -> list[SuppressionRow]:
-    """Pictures with several digits to learn from, and the linear probe on pictures with one (paper, section 4.2).
+    """Run MultiDigits: training images with several digits, and the linear probe on images with one (section 4.2).
 
     Args:
-        numbers: of digits in a picture, each an experiment of its own; they lie in different cells.
+        numbers: numbers of digits per image, one experiment each; digits lie in different cells.
 
     Raises:
         ConfigError: a number below 1, or more digits than the canvas has cells for.
@@ -131,7 +131,7 @@ def multi_digits(numbers: Sequence[int], options: SuppressionOptions) -> list[Su
 
 
 Labelled = tuple[Tensor, Tensor]
-"""Pictures (N, C, S, S) and the digit of each (N,)."""
+"""Images (N, C, S, S) and the digit of each (N,)."""
 
 
 def _networks(settings: Sequence[int], options: SuppressionOptions) -> int:
@@ -146,7 +146,7 @@ def _rows(
     options: SuppressionOptions,
     bar: StepBar,
 ) -> list[SuppressionRow]:
-    """All temperatures of one setting. ``single`` makes other pictures for the probe than the network learns from."""
+    """Run all temperatures of one setting. ``single`` makes the probe's images, if not those of the training."""
     found: dict[float, list[tuple[float, float, float]]] = {temperature: [] for temperature in options.temperatures}
     for seed in options.seeds:
         images, labels = pictures(setting, seed)
@@ -182,11 +182,11 @@ def _row(setting: int, temperature: float, values: list[tuple[float, float, floa
 def pretrain_small(
     network: nn.Module, images: Tensor, temperature: float, options: SuppressionOptions, *, seed: int
 ) -> nn.Module:
-    """Train a network with NT-Xent on crops of pictures (paper, appendix: Adam, rate falling linearly to 0).
+    """Train a network with NT-Xent on crops of images (paper, appendix: Adam, rate falling linearly to 0).
 
     Args:
-        network: (B, C, S, S) → (B, D); trained in place, with a projector 256-64 of its own.
-        images: (N, C, S, S) float32. Channels after the first are constant in a picture, and no crop changes them.
+        network: (B, C, S, S) → (B, D); trained in place, with its own projector 256-64.
+        images: (N, C, S, S) float32. Channels after the first are constant in an image, and crops do not change them.
         temperature: of the loss.
 
     Returns:
@@ -215,9 +215,9 @@ def pretrain_small(
 
 
 def random_crops(images: Tensor, generator: torch.Generator, smallest: float = 0.5) -> Tensor:
-    """A square crop of each picture, of ``smallest`` to all of its area, brought back to its size.
+    """Crop each image to a square of ``smallest`` to all of its area, and resize it to its size.
 
-    Channels that are constant in a picture stay as they are.
+    Channels that are constant in an image do not change.
     """
     side = torch.rand(len(images), generator=generator).mul(1 - smallest).add(smallest).sqrt()
     shift = (2 * torch.rand(len(images), 2, generator=generator) - 1) * (1 - side)[:, None]
@@ -231,7 +231,7 @@ def random_crops(images: Tensor, generator: torch.Generator, smallest: float = 0
 
 
 def _with_bits(pictures: Tensor, bits: int, source: torch.Generator) -> Tensor:
-    """(N, 1, S, S) → (N, 1 + K, S, S): K constant channels of 0 or 1, drawn for each picture."""
+    """(N, 1, S, S) → (N, 1 + K, S, S): K constant channels of 0 or 1, drawn for each image."""
     drawn = torch.randint(2, (len(pictures), bits, 1, 1), generator=source).float()
     return torch.cat([pictures, drawn.expand(-1, -1, *pictures.shape[2:])], dim=1)
 
@@ -252,7 +252,7 @@ class _ConvNet(nn.Module):
 
 
 class _Colour(nn.Module):
-    """One channel to three."""
+    """Repeats one channel three times."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.expand(-1, 3, -1, -1)
@@ -260,7 +260,7 @@ class _Colour(nn.Module):
 
 @torch.no_grad()
 def _accuracy(network: nn.Module, images: Tensor, labels: Tensor, options: SuppressionOptions) -> float:
-    """Of the linear probe in closed form, on whole pictures."""
+    """Measure the accuracy of the linear probe in closed form, on whole images."""
     network.eval()
     features = torch.cat([network(part) for part in images.split(options.batch_size)])
     train = options.train_samples

@@ -1,4 +1,4 @@
-"""What the card says of a backbone: kNN, linear, alignment and uniformity, each beside the untrained network.
+"""Probes on the card of a backbone: kNN, linear, alignment and uniformity, each beside the untrained network.
 
 Shapes: N images, D dimensions.
 """
@@ -26,15 +26,15 @@ from ssl_backbones.probes.linear import linear_table
 from ssl_backbones.views import RECIPES, evaluation_view, sample_view
 
 ONLINE = 2000
-"""Most labelled images that the probe looks at while the network is trained."""
+"""Labelled images of the probe during training, at most."""
 PAIRS = 512
-"""Most images of which two views are made for alignment and uniformity."""
+"""Images of which two views are made for alignment and uniformity, at most."""
 GALLERY = 2000
-"""Most images among which neighbours are looked for."""
+"""Images among which neighbours are searched, at most."""
 
 
 class Probes:
-    """The probes of one pretraining. Nothing here changes the network, or draws from the global generators."""
+    """The probes of one pretraining. They neither change the network nor draw from the global generators."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Probes:
         seed: int,
         device: torch.device,
     ) -> None:
-        """``untrained``: a copy of the network before its first step, whose batch norms see their own process only."""
+        """``untrained``: a copy of the network before its first step; its batch norms see their own process only."""
         self.options, self.pool, self.seed, self.device = options, pool, seed, device
         self.recipe = replace(RECIPES[options.views][0], patches=None)
         self.labelled = None if labelled is None else labelled.thinned(options.probe_images)
@@ -53,7 +53,7 @@ class Probes:
 
     @cached_property
     def control(self) -> Backbone:
-        """The untrained network, with batch-norm statistics of the labelled images, or else of those it trains on."""
+        """Untrained network with batch-norm statistics of the labelled images, or else of the training images."""
         if self.labelled is None:
             view, positions = self._views(self.pool.__getitem__), list(range(len(self.pool)))
         else:
@@ -62,26 +62,27 @@ class Probes:
         return with_statistics(self._untrained, view, chosen, self.device)
 
     def online(self, network: Backbone) -> float | None:
-        """kNN accuracy on at most :data:`ONLINE` labelled images; None without any."""
+        """Measure the kNN accuracy on at most :data:`ONLINE` labelled images; None without any."""
         if self.labelled is None:
             return None
         few = self.labelled.thinned(ONLINE)
         return self._knn(few, self._features(network, few))
 
     def tables(self, network: Backbone) -> dict[str, Any]:
-        """``knn``, ``linear`` and ``alignment`` of the card, the network beside the control; None without labels."""
+        """Make ``knn``, ``linear`` and ``alignment`` of the card, network beside control; None without labels."""
         tables: dict[str, Any] = {"knn": None, "linear": None, "alignment": self._alignment(network)}
         if self.labelled is None:
             return tables
         data = self.labelled
         trained, untrained = self._features(network, data), self._features(self.control, data)
         samples = len(data.known) if data.leave_one_out else len(data.train)
+        voters = samples - 1 if data.leave_one_out else samples
         asked = data.labels[data.known if data.leave_one_out else data.test]
         tables["knn"] = {
             "trained": self._knn(data, trained),
             "untrained": self._knn(data, untrained),
             "chance": majority_share(asked),
-            "k": min(self.options.knn_k, samples - data.leave_one_out),
+            "k": min(self.options.knn_k, voters),
             "samples": samples,
             "test_samples": len(asked),
             "leave_one_out": data.leave_one_out,
@@ -94,11 +95,11 @@ class Probes:
         return tables
 
     def neighbours(self, network: Backbone, queries: int, k: int) -> list[dict[str, Any]]:
-        """For some images, the ``k`` nearest others by the cosine of the features of the network and of the control.
+        """Find the ``k`` nearest other images of some queries, by the cosine of features of network and control.
 
         Returns:
-            One entry a query: ``image`` is its absolute path, ``trained`` and ``untrained`` are lists of ``image`` and
-            ``similarity``, the nearest first.
+            One entry per query: ``image`` is its absolute path, ``trained`` and ``untrained`` are lists of ``image``
+            and ``similarity``, the nearest first.
         """
         positions = spread_evenly(len(self.pool), GALLERY)
         asked = spread_evenly(len(positions), queries)

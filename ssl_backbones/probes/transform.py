@@ -1,9 +1,9 @@
-"""Predict-the-transform probe: what the features h know of a picture that the projection g(h) has forgotten.
+"""Predict-the-transform probe: what the features h tell of an image that the projection g(h) does not.
 
-SimCLR (Chen et al. 2020, section 4.2 and table 3): a small network is asked what was done to a picture, from h and
+SimCLR (Chen et al. 2020, section 4.2 and table 3): a small network guesses what was done to an image, from h and
 from g(h). Contrastive learning makes views alike, and its last layer drops what tells them apart.
 
-Shapes: N images, T transformed pictures, D dimensions, S pixels a side.
+Shapes: N images, T transformed images, D dimensions, S pixels per side.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from openworld.errors import ConfigError
 from openworld.runtime.seeding import generator
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
-"""From a picture (3, S, S) float32 in [0, 1] to the same."""
+"""From an image (3, S, S) float32 in [0, 1] to the same."""
 
 
 def _same(picture: Tensor, _: torch.Generator) -> Tensor:
@@ -38,7 +38,7 @@ def _gray(picture: Tensor, _: torch.Generator) -> Tensor:
 
 
 def _sobel(picture: Tensor, _: torch.Generator) -> Tensor:
-    """Strength of the edges: the size of the gradient of each channel, by Sobel's 3x3 filters, at most 1."""
+    """Compute the strength of edges: the size of the gradient of each channel, by Sobel's 3x3 filters, at most 1."""
     across = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]]) / 4
     filters = torch.stack([across, across.T])[:, None]
     padded = F.pad(picture[:, None], (1, 1, 1, 1), mode="replicate")
@@ -55,9 +55,9 @@ TRANSFORMS: dict[str, tuple[Transform, ...]] = {
     "corrupted": (_same, _noise),
     "sobel": (_same, _sobel),
 }
-"""By question the things that may have been done, the first one nothing. Corrupted: Gaussian noise of 0.2 (the paper
-does not say which). Each is done to every picture, so chance is one over their number; in the paper 80 % of the
-pictures of the first question keep their colour."""
+"""By question, the transforms that may have been applied; the first one changes nothing. Corrupted: Gaussian noise of
+0.2 (the paper does not say which). Each is applied to every image, so chance is one over their number; in the paper
+80 % of the images of the first question keep their colour."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,22 +67,22 @@ class TransformOptions:
     hidden: int = 256
     """Width of its hidden layer."""
     epochs: int = 60
-    """Passes over the training pictures."""
+    """Passes over the training images."""
     batch_size: int = 256
-    """Pictures a step."""
+    """Images per step."""
     lr: float = 1e-3
     """Learning rate of Adam."""
 
 
 class TransformRow(TypedDict):
-    """Accuracies on pictures of held-out images."""
+    """Accuracies on transformed held-out images."""
 
     h: float
     g: float | None
 
 
 class TransformTable(TypedDict):
-    """One question: the network, the same network before training, and chance."""
+    """Results of one question: the network, the same network before training, and chance."""
 
     trained: TransformRow
     untrained: TransformRow
@@ -90,7 +90,7 @@ class TransformTable(TypedDict):
 
 
 def transformed(pictures_N3SS: Tensor, question: str, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Every picture under each of the transforms of a question.
+    """Apply each transform of a question to every image.
 
     Args:
         pictures_N3SS: (N, 3, S, S) float32 in [0, 1], RGB.
@@ -98,10 +98,10 @@ def transformed(pictures_N3SS: Tensor, question: str, *, seed: int) -> tuple[Ten
         seed: of the noise.
 
     Returns:
-        (T, 3, S, S) in [0, 1] with T = N times their number, picture by picture; (T,) int64 which was done.
+        (T, 3, S, S) in [0, 1] with T = N times their number, image by image; (T,) int64, the transform applied.
 
     Raises:
-        ConfigError: an unknown question.
+        ConfigError: the question is unknown.
     """
     if question not in TRANSFORMS:
         raise ConfigError(f"question is {question!r}", remedy=f"choose one of {', '.join(TRANSFORMS)}")
@@ -120,10 +120,10 @@ def transform_table(
     seed: int,
     options: TransformOptions | None = None,
 ) -> TransformTable:
-    """One question, asked of the features ``trained h``, ``trained g``, ``untrained h`` and ``untrained g``.
+    """Answer one question from the features ``trained h``, ``trained g``, ``untrained h`` and ``untrained g``.
 
     Args:
-        train, test: by these names (T, D) features of transformed pictures of different images; the ones of g may be
+        train, test: (T, D) features of transformed images by these names, of different images; those of g may be
             left out.
         labels: (T,) of both, int64.
     """

@@ -12,12 +12,13 @@ import torch
 
 from openworld.errors import ConfigError, DataError
 from ssl_backbones.captions import captions_of, read_captions
-from ssl_backbones.options import ClipOptions, PretrainOptions
+from ssl_backbones.methods.clip_options import CLIPOptions
+from ssl_backbones.options import PretrainOptions
 
 
 def options(file: Path | None, images: str | None = "images") -> PretrainOptions:
-    clip = ClipOptions(captions=None if file is None else str(file), context_length=8)
-    return PretrainOptions(method="clip", views="clip", images=images, clip=clip)
+    own = CLIPOptions(captions=None if file is None else str(file), context_length=8)
+    return PretrainOptions(method=own, views="clip", images=images)
 
 
 def lines(folder: Path, *records: Any) -> Path:
@@ -68,12 +69,12 @@ def test_one_of_several_captions_is_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"image": "1.jpg", "caption": "a"}\n{"image": "2.jpg"', "line 2 is no JSON object"),
-        ("[1]\n", "line 1 is no JSON object"),
+        ('{"image": "1.jpg", "caption": "a"}\n{"image": "2.jpg"', "line 2 is not a JSON object"),
+        ("[1]\n", "line 1 is not a JSON object"),
         ('{"image": "1.jpg", "text": "a"}\n', "line 1 has image '1.jpg' and caption None"),
         ('{"image": "1.jpg", "caption": " "}\n', "line 1 has"),
         ('{"images": [], "annotations": [{"id": 4, "image_id": 1, "caption": "a"}]}', "annotation 4 has image None"),
-        ('{"annotations": [{"id": 4}]}', "is not like COCO's captions"),
+        ('{"annotations": [{"id": 4}]}', "is not in the format of COCO's captions"),
         ("", "none of its 0 images"),
     ],
 )

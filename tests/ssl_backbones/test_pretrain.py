@@ -23,9 +23,11 @@ from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.backbones.resnet import ResNet
 from ssl_backbones.images import find_images
 from ssl_backbones.method import Batch, Method
-from ssl_backbones.methods import METHODS
+from ssl_backbones.methods.options import MethodOptions
 from ssl_backbones.methods.simclr import SimCLR
+from ssl_backbones.methods.simclr_options import SimCLROptions
 from ssl_backbones.methods.sup_con import SupCon
+from ssl_backbones.methods.sup_con_options import SupConOptions
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.pretrain import LabelledCrops, pretrain
 from ssl_backbones.views import RECIPES
@@ -35,14 +37,14 @@ TINY: dict[str, Any] = {
     "steps": 5,
     "batch_size": 4,
     "warmup": 1,
-    "queue_size": 10,
     "checkpoint_every": 2,
     "knn_k": 3,
 }
 
 
-def options(**changes: Any) -> PretrainOptions:
-    return PretrainOptions(arch=ResNetOptions(width=0.125), **{**TINY, **changes})
+def options(method: MethodOptions | None = None, **changes: Any) -> PretrainOptions:
+    method = SimCLROptions() if method is None else method
+    return PretrainOptions(method=method, arch=ResNetOptions(width=0.125), **{**TINY, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +96,12 @@ def test_resume_is_exact(
     name: str, kill_at: int, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.set_num_threads(1)
+    own: dict[str, Any] = {}
+    if name in ("moco_v1", "moco_v2"):
+        own = {"queue_size": 10, "shuffle_groups": 1 if kill_at == 1 else 2}  # groups of two images at least
     chosen = options(
-        method=name,
+        MethodOptions.named(name)(**own),
         views=name if name in RECIPES else "moco_v2",
-        shuffle_groups=1 if kill_at == 1 else 2,  # groups of two images at least
         images="photos",
         accumulate=2 if kill_at == 1 else 1,
         probe_every=2,
@@ -107,7 +111,8 @@ def test_resume_is_exact(
         each.append("phase", stage="world", task=None, seconds=1.0)
     whole = pretrain(chosen, paths, tmp_path / "whole", seed=7, log=whole_log, labelled_crops=crops())
 
-    after_step = METHODS[name].after_step
+    method = chosen.method.implementation()
+    after_step = method.after_step
 
     def kill(self: Method, step: int, steps: int) -> None:
         if step == kill_at:
@@ -115,7 +120,7 @@ def test_resume_is_exact(
         after_step(self, step, steps)
 
     with monkeypatch.context() as patch:
-        patch.setattr(METHODS[name], "after_step", kill)
+        patch.setattr(method, "after_step", kill)
         with pytest.raises(Killed):
             pretrain(chosen, paths, tmp_path / "cut", seed=7, resume=True, log=log, labelled_crops=crops())
     torch.manual_seed(12345)
@@ -182,7 +187,7 @@ def test_a_fresh_start_over_a_finished_run_can_be_resumed(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda there, state: there.pop("queue_size"), "with queue_size None, now it is 10"),
+        (lambda there, state: there.pop("knn_k"), "with knn_k None, now it is 3"),
         (lambda there, state: there["arch"].update(colour=3), r"with arch\.colour 3, now it is None"),
         (lambda there, state: there["arch"].update(width=0.5), r"with arch\.width 0\.5, now it is 0\.125"),
         (lambda there, state: state.pop("meter"), "entry 'meter' is missing"),
@@ -254,13 +259,13 @@ def test_labels_are_the_folders(paths: list[Path], tmp_path: Path, monkeypatch: 
         return loss(self, batch)
 
     monkeypatch.setattr(SupCon, "loss", note)
-    chosen = options(method="sup_con", images="photos")
+    chosen = options(method=SupConOptions(), images="photos")
     result = pretrain(chosen, paths, tmp_path, seed=0)
     assert seen == {i: int(path.parent.name == "b") for i, path in enumerate(paths)}
     with pytest.raises(DataError, match="the 5 images have no labels: all lie in a folder named a"):
         pretrain(chosen, paths[:5], tmp_path / "one", seed=0)
     with pytest.raises(ConfigError, match="sup_con learns from labels"):
-        pretrain(options(method="sup_con"), paths, tmp_path / "world", seed=0)
+        pretrain(options(method=SupConOptions()), paths, tmp_path / "world", seed=0)
     assert result.card["data"] == {"images": 9, "source": "photos", "labels": "names of folders"}
 
 
@@ -321,9 +326,9 @@ def test_classes_of_the_images_are_probed(paths: list[Path], tmp_path: Path) -> 
         for side in ("trained", "untrained"):
             near = [entry["image"] for entry in query[side]]
             assert len(set(near)) == 5 and query["image"] not in near and set(near) <= {str(path) for path in paths}
-    taught = pretrain(options(method="sup_con", images=chosen.images), paths, tmp_path / "taught", seed=0).card
+    taught = pretrain(options(method=SupConOptions(), images=chosen.images), paths, tmp_path / "taught", seed=0).card
     assert taught["knn"] is None  # it has learned from these labels
-    apart = options(method="sup_con", images=chosen.images, labelled=chosen.images, steps=0)
+    apart = options(method=SupConOptions(), images=chosen.images, labelled=chosen.images, steps=0)
     assert pretrain(apart, paths, tmp_path / "apart", seed=0).card["knn"]["samples"] == 8
 
 

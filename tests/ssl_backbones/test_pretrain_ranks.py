@@ -24,7 +24,8 @@ from openworld.runtime.seeding import seed_everything
 from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.images import find_images
 from ssl_backbones.method import Method
-from ssl_backbones.methods import METHODS
+from ssl_backbones.methods.moco_options import MoCoV2Options
+from ssl_backbones.methods.simclr_options import SimCLROptions
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.pretrain import pretrain
 
@@ -34,8 +35,6 @@ SMALL: dict[str, Any] = {
     "batch_size": 8,
     "warmup": 1,
     "lr": 0.001,
-    "queue_size": 12,
-    "projection_dim": 8,
     "checkpoint_every": 2,
     "probe_every": 2,
 }
@@ -43,10 +42,13 @@ SMALL: dict[str, Any] = {
 # step: of a deep network with four channels and sixteen views, rounding makes another one within a few.
 CASES = {
     "moco": PretrainOptions(
-        method="moco_v2", accumulate=2, arch=ResNetOptions(width=1 / 16, norm="frozen", stem="cifar3x3"), **SMALL
+        method=MoCoV2Options(queue_size=12, projection_dim=8),
+        accumulate=2,
+        arch=ResNetOptions(width=1 / 16, norm="frozen", stem="cifar3x3"),
+        **SMALL,
     ),
     "simclr": PretrainOptions(
-        method="simclr",
+        method=SimCLROptions(projection_dim=8),
         sync_batch_norm=True,
         arch=ResNetOptions(width=1 / 16, stem="cifar3x3"),
         **{**SMALL, "steps": 1},
@@ -71,7 +73,7 @@ def train(name: str, images: Path, output: Path, **more: Any) -> None:
 
 def kill_at(step_of_death: int) -> Any:
     """A method's ``after_step`` that dies."""
-    before = METHODS[CASES[KILLED].method].after_step
+    before = CASES[KILLED].method.implementation().after_step
 
     def after_step(self: Method, step: int, steps: int) -> None:
         before(self, step, steps)
@@ -89,7 +91,7 @@ def process(rank: int, folder: Path) -> None:
     for name in CASES:
         train(name, folder / "images", folder / f"{name}-two")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(METHODS[CASES[KILLED].method], "after_step", kill_at(2))
+        patch.setattr(CASES[KILLED].method.implementation(), "after_step", kill_at(2))
         with pytest.raises(Killed):
             train(KILLED, folder / "images", folder / "cut")
     torch.manual_seed(99 + rank)
@@ -115,7 +117,7 @@ def test_two_processes_are_one_and_resume_exactly(tmp_path: Path) -> None:
             safetensors.torch.load_file(tmp_path / f"{name}-{many}" / "backbone.safetensors") for many in ("one", "two")
         )
         seed_everything(3, "pretrain")
-        before = METHODS[CASES[name].method](CASES[name]).backbone().state_dict()
+        before = CASES[name].method.implementation()(CASES[name]).backbone().state_dict()
         for key, value in one.items():
             moved, apart = (float((value - other[key]).double().norm()) for other in (before, two))
             assert apart <= 0.01 * moved, f"{name}: {key}"

@@ -15,35 +15,41 @@ from ssl_backbones.state import Bank, Center, Clusters, Prototypes, Queue, Teach
 
 def test_teacher_follows() -> None:
     torch.manual_seed(0)
-    student = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double()
-    teacher = Teacher(student)
+    encoder, head = nn.Linear(3, 4).double(), nn.BatchNorm1d(4).double()
+    student, teacher = nn.Sequential(encoder, head), Teacher(encoder, head)
     before = [p.clone() for p in teacher.parameters()]
     with torch.no_grad():
         for p in student.parameters():
             p.add_(torch.randn_like(p))
-    teacher.follow(student, 0.99)
+    teacher.follow(encoder, head, momentum=0.99)
+    assert len(before) == 4
     for old, now, s in zip(before, teacher.parameters(), student.parameters(), strict=True):
         torch.testing.assert_close(now, 0.99 * old + (1 - 0.99) * s, rtol=1e-14, atol=1e-15)
         assert not now.requires_grad
+    x = torch.randn(5, 3, dtype=torch.float64)
+    with torch.no_grad():
+        encoder.load_state_dict(teacher.network[0].state_dict())
+        head.load_state_dict(teacher.network[1].state_dict())
+    assert torch.equal(teacher(x), student(x))  # one after the other
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.3, 0.99, 1.0])
 def test_a_teacher_that_has_arrived_stays(momentum: float) -> None:
     student = nn.Linear(7, 5)
     teacher = Teacher(student)
-    teacher.follow(student, momentum)
-    assert torch.equal(teacher.network.weight, student.weight)  # type: ignore[arg-type]
+    teacher.follow(student, momentum=momentum)
+    assert torch.equal(teacher.network[0].weight, student.weight)  # type: ignore[arg-type]
 
 
 def test_teachers_buffers_are_its_own() -> None:
-    student = nn.Sequential(nn.BatchNorm1d(2))
+    student = nn.BatchNorm1d(2)
     teacher = Teacher(student)
     student(torch.randn(8, 2) + 5)
-    teacher.follow(student, 0.0)
-    assert torch.equal(teacher.network[0].running_mean, torch.zeros(2))  # type: ignore[index]
+    teacher.follow(student, momentum=0.0)
+    assert torch.equal(teacher.network[0].running_mean, torch.zeros(2))  # type: ignore[arg-type, index, union-attr]
     out = teacher(torch.full((4, 2), 3.0))
     assert not out.requires_grad
-    assert torch.allclose(teacher.network[0].running_mean, torch.full((2,), 0.3))  # type: ignore[index]
+    assert torch.allclose(teacher.network[0].running_mean, torch.full((2,), 0.3))  # type: ignore[arg-type, index, union-attr]
 
 
 def test_queue_wraps_around() -> None:

@@ -52,7 +52,7 @@ def write_run(
         "name": "Three tasks of shapes",
         "seed": 0,
         "data": {"name": "synthetic shapes", "image_size": SIDE, "tasks": tasks},
-        "pretrain": {"method": "moco_v2", "steps": 300, "lr": 0.06},
+        "pretrain": {"method": {"name": "moco_v2"}, "steps": 300, "lr": 0.06},
         "train": {"steps": 240, "lr": 0.02, "batch_size": 8},
         "method": {"name": "ore", "clustering": {"margin": 10.0, "momentum": 0.99}, "energy": {"temperature": 1.5}},
     }

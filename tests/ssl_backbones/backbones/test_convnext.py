@@ -16,8 +16,10 @@ from ssl_backbones.backbones import ConvNeXtOptions
 from ssl_backbones.backbones.convnext import ConvNeXt
 from ssl_backbones.handover import export_backbone, load_backbone_file, stage_features, verify
 from ssl_backbones.methods.cmc import CMC
+from ssl_backbones.methods.cmc_options import CMCOptions
 from ssl_backbones.methods.curl import CURL
-from ssl_backbones.options import CurlOptions, PretrainOptions
+from ssl_backbones.methods.curl_options import CURLOptions
+from ssl_backbones.options import PretrainOptions
 
 SMALL = ConvNeXtOptions(width=1 / 12, depths=[1, 1, 2, 1], layer_scale=0.5)
 
@@ -109,7 +111,7 @@ def test_views_smaller_than_a_cell_are_refused() -> None:
 
 def test_what_is_for_resnets_alone_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"arch\.name is 'convnext_tiny'"):
-        CMC(PretrainOptions(method="cmc", views="cmc", arch=SMALL))
+        CMC(PretrainOptions(method=CMCOptions(), views="cmc", arch=SMALL))
     torch.save(network().state_dict(), tmp_path / "w.pth")
     backbone = load_backbone_file(tmp_path / "w.pth", arch=SMALL)
     for target, suffix in (("detectron2", ".pkl"), ("torchvision", ".pth")):
@@ -120,9 +122,8 @@ def test_what_is_for_resnets_alone_says_so(tmp_path: Path) -> None:
 def test_curl_reads_a_stack_of_frames_and_exports_one_picture() -> None:
     """A scene that stands still: the stack's features are the exported network's."""
     torch.manual_seed(0)
-    options = PretrainOptions(
-        method="curl", views="curl", arch=replace(SMALL), projection_dim=8, curl=CurlOptions(frames=3)
-    )
+    own = CURLOptions(projection_dim=8, frames=3)
+    options = PretrainOptions(method=own, views="curl", arch=replace(SMALL))
     method = CURL(options).eval()
     picture = torch.rand(2, 3, 32, 32)
     with torch.no_grad():

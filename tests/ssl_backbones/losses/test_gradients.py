@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_backbones.losses import info_nce, margin_triplet, nt_logistic, nt_xent
+from ssl_backbones.losses import info_nce, nt_xent
 
 
 def sphere(count: int, seed: int) -> Tensor:
@@ -60,24 +60,3 @@ def test_nt_xent_of_a_batch() -> None:
         table.append(anchor + asked)
     x = z.clone().requires_grad_()
     check(nt_xent(x[:count], x[count:], t), x, table, 1.0)
-
-
-@pytest.mark.parametrize("length", [1.0, 2.5])
-def test_nt_logistic(length: float) -> None:
-    """sigmoid(-u v+ / t) / t v+ - sigmoid(u v- / t) / t v-."""
-    t, u, positives, negatives = 0.3, sphere(5, 0), sphere(5, 1), sphere(5, 2)
-    x, table = (length * u).requires_grad_(), []
-    for a, p, n in zip(u, positives, negatives, strict=True):
-        table.append(1 / (1 + (a @ p / t).exp()) / t * p - 1 / (1 + (-(a @ n) / t).exp()) / t * n)
-    check(nt_logistic(x, positives, negatives, t), x, table, length)
-
-
-@pytest.mark.parametrize("length", [1.0, 2.5])
-def test_margin_triplet(length: float) -> None:
-    """v+ - v- where u v+ - u v- < margin, else 0."""
-    margin, u, positives, negatives = 0.2, sphere(9, 0), sphere(9, 1), sphere(9, 2)
-    x, table = (length * u).requires_grad_(), []
-    for a, p, n in zip(u, positives, negatives, strict=True):
-        table.append((p - n) * (a @ p - a @ n < margin))
-    assert {bool(row.any()) for row in table} == {True, False}
-    check(margin_triplet(x, positives, negatives, margin), x, table, length)

@@ -13,21 +13,16 @@ from ssl_backbones.losses import (
     dino_cross_entropy,
     info_nce,
     info_nce_batch,
-    max_margin_contrastive,
-    n_pair,
     negative_cosine,
     nt_xent,
     sinkhorn,
     sup_con,
     swapped_prediction,
-    triplet,
     uniformity,
 )
 
 lightly = pytest.importorskip("lightly.loss")
 pml = pytest.importorskip("pytorch_metric_learning.losses")
-distances = pytest.importorskip("pytorch_metric_learning.distances")
-reducers = pytest.importorskip("pytorch_metric_learning.reducers")
 
 DTYPES = [(torch.float32, 1e-6), (torch.float64, 1e-12)]
 each_dtype = pytest.mark.parametrize(("dtype", "tolerance"), DTYPES, ids=["float32", "float64"])
@@ -73,42 +68,6 @@ def test_sup_con(dtype: torch.dtype, tolerance: float) -> None:
     same(sup_con(z, labels, 0.2), pml.SupConLoss(temperature=0.2)(z, labels), tolerance)
     lonely = torch.tensor([0, 1, 0, 2, 2, 1, 0, 2, 3])  # the last anchor has no positive
     same(sup_con(z, lonely, 0.2), pml.SupConLoss(temperature=0.2)(z, lonely), tolerance)
-
-
-def euclidean_squared() -> object:
-    return distances.LpDistance(normalize_embeddings=False, p=2, power=2)
-
-
-@each_dtype
-def test_max_margin_on_squared_distances(dtype: torch.dtype, tolerance: float) -> None:
-    x, labels = draw(7, 3, dtype=dtype), torch.tensor([0, 1, 0, 2, 2, 1, 0])
-    first, second = (~torch.eye(7, dtype=torch.bool)).nonzero().unbind(1)
-    together = labels[first] == labels[second]
-    criterion = pml.ContrastiveLoss(
-        pos_margin=0, neg_margin=8.0, distance=euclidean_squared(), reducer=reducers.SumReducer()
-    )
-    ours = max_margin_contrastive(x[first], x[second], together, 8.0, form="squared", reduction="sum")
-    same(ours, criterion(x, labels), tolerance)
-
-
-@each_dtype
-@pytest.mark.parametrize(
-    ("reduction", "reducer"), [("sum", "SumReducer"), ("mean", "MeanReducer"), ("nonzero", "AvgNonZeroReducer")]
-)
-def test_triplet(reduction: str, reducer: str, dtype: torch.dtype, tolerance: float) -> None:
-    x, labels = draw(7, 3, dtype=dtype), torch.tensor([0, 1, 0, 2, 2, 1, 0])
-    rows = [(a, p, n) for a in range(7) for p in range(7) for n in range(7) if a != p]
-    a, p, n = torch.tensor([r for r in rows if labels[r[0]] == labels[r[1]] != labels[r[2]]]).unbind(1)
-    criterion = pml.TripletMarginLoss(margin=1.5, distance=euclidean_squared(), reducer=getattr(reducers, reducer)())
-    ours = triplet(x[a], x[p], x[n], 1.5, reduction=reduction)  # type: ignore[arg-type]
-    same(ours, criterion(x, labels), tolerance)
-
-
-@each_dtype
-def test_n_pair(dtype: torch.dtype, tolerance: float) -> None:
-    a, p = pair(dtype)
-    criterion = pml.NPairsLoss(distance=distances.DotProductSimilarity(normalize_embeddings=False))
-    same(n_pair(a, p), criterion(torch.cat([a, p]), torch.arange(6).repeat(2)), tolerance)
 
 
 @each_dtype

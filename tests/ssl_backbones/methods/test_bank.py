@@ -16,15 +16,20 @@ from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.backbones.resnet import ResNet
 from ssl_backbones.backbones.twin_resnet import TwinResNet
 from ssl_backbones.method import Batch, Method
-from ssl_backbones.methods import METHODS
 from ssl_backbones.methods.cmc import CMC, YDBDR_FROM_RGB
+from ssl_backbones.methods.cmc_options import CMCOptions
 from ssl_backbones.methods.instdisc import ContrastBank, InstDisc, generators_of
+from ssl_backbones.methods.instdisc_options import BankOptions, InstDiscOptions
+from ssl_backbones.methods.options import MethodOptions
 from ssl_backbones.methods.pirl import PIRL
-from ssl_backbones.options import BankOptions, CmcOptions, InstDiscOptions, PirlOptions, PretrainOptions
+from ssl_backbones.methods.pirl_options import PIRLOptions
+from ssl_backbones.methods.simclr import SimCLR
+from ssl_backbones.options import PretrainOptions
 from ssl_backbones.views import RECIPES, sample_view
 
 HERE = ("instdisc", "cmc", "pirl")
 IMAGES, NEGATIVES, TEMPERATURE = 12, 7, 0.2
+SMALL: dict[str, Any] = {"temperature": TEMPERATURE, "projection_dim": 8}
 
 
 @pytest.fixture(autouse=True)
@@ -34,16 +39,16 @@ def _one_thread() -> None:
 
 
 def build(name: str, *, views: str | None = None, arch: dict[str, Any] | None = None, **changes: Any) -> Any:
-    own = {"negatives": NEGATIVES} | {key: changes.pop(key) for key in list(changes) if key in OWN}
-    kinds = {"instdisc": InstDiscOptions, "cmc": CmcOptions, "pirl": PirlOptions}
-    settings: dict[str, Any] = {"temperature": TEMPERATURE, "projection_dim": 8, "warmup": 0, "lr": 0.1, **changes}
-    settings |= {"view_size": 32, "views": views or name, name: kinds[name](**own)}
-    method = METHODS[name](PretrainOptions(arch=ResNetOptions(**{"width": 1 / 16, **(arch or {})}), **settings)).train()
+    own = {**SMALL, "negatives": NEGATIVES, **changes}
+    chosen = PretrainOptions(
+        method=MethodOptions.named(name)(**own),
+        arch=ResNetOptions(**{"width": 1 / 16, **(arch or {})}),
+        views=views or name,  # type: ignore[arg-type]
+        view_size=32,
+    )
+    method = chosen.method.implementation()(chosen).train()
     method.allocate(IMAGES)
     return method
-
-
-OWN = ("negatives", "bank_momentum", "form", "proximal_weight", "jigsaw_weight")
 
 
 def batch(name: str, step: int = 0, index: Tensor | None = None) -> Batch:
@@ -102,7 +107,7 @@ def drawn_next(bank: ContrastBank, index: Tensor) -> Tensor:
 
 
 def test_draws_belong_to_images_and_are_uniform() -> None:
-    bank = ContrastBank(50, 4, BankOptions(negatives=4000), 0.1)
+    bank = ContrastBank(50, InstDiscOptions(negatives=4000, projection_dim=4))
     torch.manual_seed(3)
     some = bank.draw(generators_of(torch.tensor([4, 9])))
     torch.manual_seed(3)
@@ -130,7 +135,7 @@ def test_loss_without_any_preference(form: str, expected: float) -> None:
 
 @pytest.mark.parametrize("form", ["info_nce", "softmax"])
 def test_the_forms_with_a_softmax_are_its_slow_loop(form: str) -> None:
-    bank = ContrastBank(IMAGES, 8, BankOptions(negatives=NEGATIVES, form=form), TEMPERATURE)  # type: ignore[arg-type]
+    bank = ContrastBank(IMAGES, InstDiscOptions(**SMALL, negatives=NEGATIVES, form=form))  # type: ignore[arg-type]
     z, index = torch.randn(3, 8), torch.tensor([5, 0, 11])
     drawn, total = bank.draw(generators_of(index)), 0.0
     for i in range(3):
@@ -147,7 +152,7 @@ def test_the_forms_with_a_softmax_are_its_slow_loop(form: str) -> None:
 
 @pytest.mark.parametrize("form", ["nce", "info_nce", "softmax"])
 def test_an_empty_batch_costs_nothing(form: str) -> None:
-    bank = ContrastBank(IMAGES, 8, BankOptions(form=form), TEMPERATURE)  # type: ignore[arg-type]
+    bank = ContrastBank(IMAGES, InstDiscOptions(**SMALL, form=form))  # type: ignore[arg-type]
     bank.log_normaliser.zero_()
     z = torch.zeros(0, 8, requires_grad=True)
     loss = bank.contrast(z, torch.zeros(0, dtype=torch.long), bank.draw([]))
@@ -178,7 +183,7 @@ def test_banks_move_without_gradient_in_full_precision(name: str) -> None:
 def test_what_is_exported_loads_into_the_plain_network(name: str) -> None:
     method: Method = build(name)
     method.loss(batch(name))  # so that the batch norms have statistics
-    plain = ResNet(method.options.arch).eval()
+    plain = ResNet(method.encoder.options).eval()
     plain.load_state_dict(method.backbone().state_dict())
     images = torch.randn(3, 3, 40, 56)
     with torch.no_grad():
@@ -187,20 +192,20 @@ def test_what_is_exported_loads_into_the_plain_network(name: str) -> None:
 
 @pytest.mark.parametrize("name", HERE)
 def test_views_of_another_method_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"(?s)views moco_v2 are not what .* one of .*{name}"):
+    with pytest.raises(ConfigError, match=rf"(?s)views is moco_v2, which is not what .* one of .*{name}"):
         build(name, views="moco_v2")
     with pytest.raises(ConfigError, match="SimCLR"):
-        METHODS["simclr"](PretrainOptions(views=name))  # type: ignore[arg-type]
+        SimCLR(PretrainOptions(views=name))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("kind", "changes", "named"),
     [
-        (InstDiscOptions, {"negatives": 0}, "instdisc.negatives"),
-        (CmcOptions, {"form": "hinge"}, "cmc.form"),
-        (PirlOptions, {"bank_momentum": 1.0}, "pirl.bank_momentum"),
-        (PirlOptions, {"jigsaw_weight": 1.5}, "pirl.jigsaw_weight"),
-        (InstDiscOptions, {"proximal_weight": 1.0, "form": "softmax"}, "instdisc.proximal_weight"),
+        (InstDiscOptions, {"negatives": 0}, "InstDiscOptions.negatives"),
+        (CMCOptions, {"form": "hinge"}, "CMCOptions.form"),
+        (PIRLOptions, {"bank_momentum": 1.0}, "PIRLOptions.bank_momentum"),
+        (PIRLOptions, {"jigsaw_weight": 1.5}, "PIRLOptions.jigsaw_weight"),
+        (InstDiscOptions, {"proximal_weight": 1.0, "form": "softmax"}, "InstDiscOptions.proximal_weight"),
     ],
 )
 def test_bad_options_are_named(kind: type[BankOptions], changes: dict[str, Any], named: str) -> None:

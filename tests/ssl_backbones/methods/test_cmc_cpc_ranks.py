@@ -18,19 +18,23 @@ from torch import distributed as dist
 from openworld.runtime.distributed import mean_over_ranks, rank
 from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.method import Batch
-from ssl_backbones.methods import METHODS
-from ssl_backbones.options import CpcOptions, PretrainOptions
+from ssl_backbones.methods.cmc_options import CMCOptions
+from ssl_backbones.methods.cpc_options import CPCOptions
+from ssl_backbones.methods.options import MethodOptions
+from ssl_backbones.options import PretrainOptions
 
 SIDES = {"cmc": (16,), "cpc": (28,)}
+METHODS: dict[str, MethodOptions] = {
+    "cmc": CMCOptions(projection_dim=8),
+    "cpc": CPCOptions(projection_dim=8, context_dim=6, directions=4, predicted_rows=2),
+}
 
 
 def step(name: str, rows: slice) -> dict[str, Tensor]:
     """Loss, gradients and buffers after two steps over the rows of a batch of four, averaged over the processes."""
     torch.manual_seed(4)
     arch = ResNetOptions(width=1 / 16, norm="frozen")
-    cpc = CpcOptions(context_dim=6, directions=4, steps=2)
-    options = PretrainOptions(arch=arch, views=name, projection_dim=8, cpc=cpc)  # type: ignore[arg-type]
-    method = METHODS[name](options)
+    method = METHODS[name].implementation()(PretrainOptions(method=METHODS[name], arch=arch, views=name))  # type: ignore[arg-type]
     method.allocate(9)
     torch.manual_seed(100 * rank())  # the first process decides what is drawn
     for index in (torch.tensor([3, 1, 8, 0]), torch.tensor([2, 1, 7, 3])):

@@ -17,7 +17,8 @@ from ssl_backbones.backbones.resnet import ResNet
 from ssl_backbones.contexts import ColumnGRU, MaskedConvolutions
 from ssl_backbones.method import Batch
 from ssl_backbones.methods.cpc import CPC, predictive_info_nce
-from ssl_backbones.options import CpcOptions, PretrainOptions
+from ssl_backbones.methods.cpc_options import CPCOptions
+from ssl_backbones.options import PretrainOptions
 from ssl_backbones.views import RECIPES, sample_view
 
 
@@ -29,10 +30,8 @@ def _one_thread() -> None:
 
 def build(views: str = "cpc", norm: str = "batch", **changes: Any) -> CPC:
     arch = ResNetOptions(width=1 / 16, norm=norm)  # type: ignore[arg-type]
-    own = {key: changes.pop(key) for key in list(changes) if key in CpcOptions.__dataclass_fields__}
-    settings: dict[str, Any] = {"projection_dim": 8, "temperature": 1.0, "view_size": 32, "warmup": 0, **changes}
-    cpc = CpcOptions(**{"context_dim": 12, **own})
-    return CPC(PretrainOptions(arch=arch, views=views, cpc=cpc, **settings)).train()  # type: ignore[arg-type]
+    own = CPCOptions(**{"projection_dim": 8, "temperature": 1.0, "context_dim": 12, **changes})
+    return CPC(PretrainOptions(method=own, arch=arch, views=views, view_size=32)).train()  # type: ignore[arg-type]
 
 
 def batch(views: str = "cpc", step: int = 0, count: int = 3) -> Batch:
@@ -81,7 +80,7 @@ def test_the_loss_of_nothing() -> None:
 @pytest.mark.parametrize("context", ["pixelcnn", "gru"])
 @pytest.mark.parametrize(("skipped", "directions"), [(0, 1), (2, 4)])
 def test_cpc_is_its_equation_in_each_direction(context: str, skipped: int, directions: int) -> None:
-    method = build(context=context, skipped_steps=skipped, steps=2, directions=directions).eval()
+    method = build(context=context, skipped_rows=skipped, predicted_rows=2, directions=directions).eval()
     given = batch(count=2)
     pictures, side = given.views[0], given.views[0].shape[-1] // 7
     z = torch.stack(
@@ -113,7 +112,7 @@ def test_cpc_is_its_equation_in_each_direction(context: str, skipped: int, direc
 
 @pytest.mark.parametrize("network", [MaskedConvolutions, ColumnGRU])
 def test_a_context_sees_its_row_and_those_above_alone(network: type[MaskedConvolutions | ColumnGRU]) -> None:
-    context = network(6, CpcOptions(context_dim=9))
+    context = network(6, 9)
     z = torch.randn(1, 7, 7, 6, requires_grad=True)
     for row in (0, 3, 6):
         (gradient,) = torch.autograd.grad(context(z)[0, row, 3].sum(), z)
@@ -146,15 +145,15 @@ def test_layer_norm_is_torchs_and_its_network_has_no_statistics() -> None:
 def test_what_is_exported_is_the_ordinary_encoder() -> None:
     method = build()
     method.loss(batch())
-    plain = ResNet(method.options.arch)
+    plain = ResNet(method.encoder.options)
     plain.load_state_dict(method.backbone().state_dict())
     assert method.backbone() is method.encoder
 
 
 def test_rows_beyond_the_grid_are_refused() -> None:
     with pytest.raises(ConfigError, match="at most 6"):
-        build(skipped_steps=4, steps=3)
-    with pytest.raises(ConfigError, match=r"cpc\.directions"):
-        CpcOptions(directions=2)  # type: ignore[arg-type]
+        build(skipped_rows=4, predicted_rows=3)
+    with pytest.raises(ConfigError, match=r"CPCOptions\.directions"):
+        CPCOptions(directions=2)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="CPC"):
         build(views="moco_v2")

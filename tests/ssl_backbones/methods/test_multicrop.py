@@ -14,6 +14,7 @@ from openworld.errors import ConfigError
 from openworld.runtime.seeding import generator
 from ssl_backbones.images import BatchPlan, ImagePool, find_images, view_batches
 from ssl_backbones.method import Batch, encode_views
+from ssl_backbones.methods.options import MethodOptions
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.pretrain import pretrain
 from ssl_backbones.views import RECIPES, sample_view, view_recipes
@@ -54,7 +55,7 @@ def test_recipes_without_small_views_are_whole() -> None:
 def test_a_method_of_two_views_refuses_more(tmp_path: Path) -> None:
     for method, views in (("simclr", "swav"), ("pcl_v2", "dino")):
         with pytest.raises(ConfigError, match=f"views {views} makes .* and {method} takes two"):
-            pretrain(PretrainOptions(method=method, views=views), [], tmp_path, seed=0)  # type: ignore[arg-type]
+            pretrain(PretrainOptions(method=MethodOptions.named(method)(), views=views), [], tmp_path, seed=0)  # type: ignore[arg-type, call-arg]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -20,12 +20,12 @@ from ssl_backbones.backbones.resnet import ResNet
 from ssl_backbones.handover.classifier import read_classifier
 from ssl_backbones.images import BatchPlan, ImagePool, find_images, view_batches
 from ssl_backbones.method import Batch, Method
-from ssl_backbones.methods import METHODS
 from ssl_backbones.methods.clip import CLIP, AttentionPool
 from ssl_backbones.methods.curl import CURL
 from ssl_backbones.methods.distillation import Distillation, converted
+from ssl_backbones.methods.options import MethodOptions
 from ssl_backbones.optim import build_optimizer, set_learning_rates
-from ssl_backbones.options import ClipOptions, CurlOptions, DistillationOptions, PretrainOptions
+from ssl_backbones.options import PretrainOptions
 from ssl_backbones.pretrain import pretrain
 from ssl_backbones.views import RECIPES, sample_square, sample_view
 
@@ -51,38 +51,42 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def options(name: str, teacher: Path | None = None, **changes: Any) -> PretrainOptions:
-    small = {
-        "projection_dim": 16,
-        "queue_size": 24,
-        "warmup": 0,
-        "lr": 0.05,
-        "view_size": 32,
-        "teacher_momentum": 0.9,
-        "distillation": DistillationOptions(teacher=None if teacher is None else str(teacher)),
-    }
-    return PretrainOptions(
-        method=name,  # type: ignore[arg-type]
-        views=name,  # type: ignore[arg-type]
-        arch=ResNetOptions(width=1 / 16),
-        **{**small, **changes},
-    )
+OWN: dict[str, dict[str, Any]] = {
+    "clip": {"projection_dim": 16},
+    "curl": {"projection_dim": 16, "teacher_momentum": 0.9},
+    "distillation": {"queue_size": 24},
+}
+
+
+def options(name: str, teacher: Path | None = None, **own: Any) -> PretrainOptions:
+    own = {**OWN[name], **({"teacher": str(teacher)} if name == "distillation" and teacher else {}), **own}
+    method, arch = MethodOptions.named(name)(**own), ResNetOptions(width=1 / 16)
+    return PretrainOptions(method=method, views=name, arch=arch, view_size=32, warmup=0)  # type: ignore[arg-type]
+
+
+def build(name: str, teacher: Path | None = None, **own: Any) -> Any:
+    chosen = options(name, teacher, **own)
+    return chosen.method.implementation()(chosen).train()
 
 
 def batch(name: str, step: int = 0) -> Batch:
     """Blurred noise as images, with more noise in each view; captions of six letters."""
     fixed, moving = torch.Generator().manual_seed(0), torch.Generator().manual_seed(step + 1)
     images = F.interpolate(torch.rand(IMAGES, CHANNELS[name], 4, 4, generator=fixed), size=32, mode="bilinear")
-    views = [images + 0.1 * torch.randn(images.shape, generator=moving) for _ in METHODS[name].view_kinds]
+    views = [
+        images + 0.1 * torch.randn(images.shape, generator=moving)
+        for _ in MethodOptions.named(name).implementation().view_kinds
+    ]
     text = torch.randint(97, 123, (IMAGES, 8), generator=fixed)
     text[:, 0], text[:, -1] = 256, 257
     return Batch(views, torch.arange(IMAGES), text=text if name == "clip" else None)
 
 
-def train(method: Method, name: str, steps: int) -> list[float]:
-    optimizer, losses = build_optimizer(method.param_groups(1e-4), method.options), []
+def train(method: Method, name: str, steps: int, **changes: Any) -> list[float]:
+    schedule, losses = PretrainOptions(**{"steps": steps, "warmup": 0, "lr": 0.05, **changes}), []
+    optimizer = build_optimizer(method.param_groups(1e-4), schedule)
     for step in range(steps):
-        set_learning_rates(optimizer, step, method.options)
+        set_learning_rates(optimizer, step, schedule)
         method.before_step(step, steps)
         loss, _ = method.loss(batch(name, step))
         optimizer.zero_grad()
@@ -97,16 +101,14 @@ def train(method: Method, name: str, steps: int) -> list[float]:
     ("name", "optimizer", "lr"), [("clip", "adamw", 3e-3), ("curl", "adamw", 3e-3), ("distillation", "sgd", 0.05)]
 )
 def test_the_loss_falls(name: str, optimizer: str, lr: float, teacher: Path) -> None:
-    changes: dict[str, Any] = {"steps": 20, "optimizer": optimizer, "lr": lr}
-    if name == "distillation":
-        changes["distillation"] = DistillationOptions(teacher=str(teacher), targets="classes")
-    losses = train(METHODS[name](options(name, **changes)).train(), name, 20)
+    own = {"targets": "classes"} if name == "distillation" else {}
+    losses = train(build(name, teacher, **own), name, 20, optimizer=optimizer, lr=lr)
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
 
 
 @pytest.mark.parametrize("name", list(CHANNELS))
 def test_what_has_a_gradient(name: str, teacher: Path) -> None:
-    method = METHODS[name](options(name, teacher)).train()
+    method = build(name, teacher)
     method.before_step(0, 10)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, numbers = method.loss(batch(name))
@@ -139,7 +141,7 @@ def test_clip_is_the_mean_of_both_directions() -> None:
 
 
 def test_clips_factor_is_learnt_not_decayed_and_held() -> None:
-    method = CLIP(options("clip", clip=ClipOptions(largest_scale=20.0), lr=5.0, temperature=0.07))
+    method = CLIP(options("clip", largest_scale=20.0, temperature=0.07))
     decayed, free = method.param_groups(0.2)
     assert any(p is method.log_scale for p in free["params"]) and free["weight_decay"] == 0
     assert any(p is method.text.positions for p in decayed["params"])
@@ -180,10 +182,10 @@ def test_attention_pool_is_multi_head_attention_of_the_mean() -> None:
 
 def test_clip_pools_the_cells_that_its_views_have() -> None:
     for arch, side in ((ResNetOptions(width=1 / 16), 96), (ResNetOptions(width=1 / 16, stem="cifar3x3"), 16)):
-        method = CLIP(dataclasses.replace(options("clip", view_size=side), arch=arch))
+        method = CLIP(dataclasses.replace(options("clip"), view_size=side, arch=arch))
         cells = method.encoder.forward_stages(torch.rand(2, 3, side, side))["c5"]
         assert method.pool(cells).shape == (2, 16) and cells[0, 0].numel() > 1
-    average = CLIP(options("clip", clip=ClipOptions(pooling="average")))
+    average = CLIP(options("clip", pooling="average"))
     assert torch.allclose(average.pool(cells), cells.mean(dim=(2, 3)) @ average.pool[2].weight.T, atol=1e-5)  # type: ignore[index]
 
 
@@ -217,7 +219,7 @@ def test_curls_teacher_follows_before_the_keys() -> None:
 
 @pytest.mark.parametrize("frames", [1, 3])
 def test_curls_backbone_sees_a_scene_that_stands_still(frames: int) -> None:
-    method = CURL(options("curl", curl=CurlOptions(frames=frames)))
+    method = CURL(options("curl", frames=frames))
     method.encoder(torch.rand(4, 3 * frames, 32, 32))  # statistics of batch norm
     backbone = method.backbone()
     assert type(backbone) is ResNet and backbone.conv1.weight.shape[1] == backbone.conv1.in_channels == 3
@@ -225,7 +227,7 @@ def test_curls_backbone_sees_a_scene_that_stands_still(frames: int) -> None:
     expected = method.encoder.eval()(images.repeat(1, frames, 1, 1))
     assert torch.allclose(backbone.eval()(images), expected, atol=1e-4)
     assert method.encoder.conv1.weight.shape[1] == 3 * frames  # a copy
-    ResNet(method.options.arch).load_state_dict(backbone.state_dict())
+    ResNet(method.encoder.options).load_state_dict(backbone.state_dict())
 
 
 def videos(folder: Path) -> list[Path]:
@@ -289,8 +291,7 @@ def test_square_crops_are_of_the_shorter_side() -> None:
 
 
 def test_distillation_of_classes_is_the_divergence_and_a_constant(teacher: Path) -> None:
-    own = DistillationOptions(teacher=str(teacher), targets="classes")
-    method = Distillation(options("distillation", distillation=own, temperature=0.7)).train()
+    method: Distillation = build("distillation", teacher, targets="classes", temperature=0.7)
     given = batch("distillation")
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     network = ResNet(ResNetOptions(width=1 / 8)).eval()
@@ -320,7 +321,7 @@ def test_distillation_of_similarities_is_the_loop(teacher: Path) -> None:
 
 
 def test_the_teacher_is_finished(teacher: Path) -> None:
-    method = Distillation(options("distillation", teacher, steps=3)).train()
+    method = Distillation(options("distillation", teacher)).train()
     before = {key: value.clone() for key, value in method.teacher.state_dict().items()}
     train(method, "distillation", 3)
     assert all(torch.equal(value, before[key]) for key, value in method.teacher.state_dict().items())
@@ -359,7 +360,7 @@ def test_classifiers_of_several_files(teacher: Path, tmp_path: Path) -> None:
 
 
 def test_a_teacher_must_be_named_and_see_colours(teacher: Path) -> None:
-    with pytest.raises(ConfigError, match="no teacher"):
+    with pytest.raises(ConfigError, match=r"method\.teacher is not given"):
         Distillation(options("distillation"))
     with pytest.raises(ConfigError, match="not both RGB"):
         Distillation(dataclasses.replace(options("distillation", teacher), views="cmc_lab"))
@@ -380,20 +381,20 @@ def test_resume_is_exact(name: str, teacher: Path, tmp_path: Path, monkeypatch: 
     with (tmp_path / "captions.jsonl").open("w") as file:
         for path in paths:
             file.write(f'{{"image": "{path.relative_to(folder)}", "caption": "{path.parent.name} {path.stem}"}}\n')
-    own = ClipOptions(captions=str(tmp_path / "captions.jsonl"), text_width=16, context_length=16)
-    chosen = options(
-        name,
-        teacher,
+    captions = str(tmp_path / "captions.jsonl")
+    own = {"captions": captions, "text_width": 16, "context_length": 16} if name == "clip" else {}
+    chosen = dataclasses.replace(
+        options(name, teacher, **own),
         images=str(folder),
         steps=4,
         batch_size=4,
         checkpoint_every=1,
-        clip=own,
         optimizer="adamw",
         lr=1e-3,
     )
     whole = pretrain(chosen, paths, tmp_path / "whole", seed=7)
-    after_backward = METHODS[name].after_backward
+    method = chosen.method.implementation()
+    after_backward = method.after_backward
 
     def kill(self: Method, step: int, steps: int) -> None:
         if step == 2:
@@ -401,7 +402,7 @@ def test_resume_is_exact(name: str, teacher: Path, tmp_path: Path, monkeypatch: 
         after_backward(self, step, steps)
 
     with monkeypatch.context() as patch:
-        patch.setattr(METHODS[name], "after_backward", kill)
+        patch.setattr(method, "after_backward", kill)
         with pytest.raises(Killed):
             pretrain(chosen, paths, tmp_path / "cut", seed=7)
     torch.manual_seed(12345)

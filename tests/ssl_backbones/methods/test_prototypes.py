@@ -16,23 +16,16 @@ from openworld.errors import ConfigError
 from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.losses import sinkhorn
 from ssl_backbones.method import Batch, Method
-from ssl_backbones.methods import METHODS
 from ssl_backbones.methods.deepcluster_v2 import DeepClusterV2
 from ssl_backbones.methods.dino import DINO, teacher_temperature
+from ssl_backbones.methods.dino_options import DINOOptions
 from ssl_backbones.methods.nnclr import NNCLR
+from ssl_backbones.methods.options import MethodOptions
 from ssl_backbones.methods.pcl import PCLV1, PCLV2, concentration
 from ssl_backbones.methods.sela_v2 import SeLaV2
 from ssl_backbones.methods.swav import SwAV
 from ssl_backbones.optim import build_optimizer, set_learning_rates
-from ssl_backbones.options import (
-    DeepClusterV2Options,
-    DinoOptions,
-    NnclrOptions,
-    PclOptions,
-    PretrainOptions,
-    SelaV2Options,
-    SwavOptions,
-)
+from ssl_backbones.options import PretrainOptions
 
 HERE = ("pcl_v1", "pcl_v2", "nnclr", "swav", "deepcluster_v2", "sela_v2", "dino")
 IMAGES = 16
@@ -44,26 +37,27 @@ def _one_thread() -> None:
     torch.manual_seed(0)
 
 
-def options(**changes: Any) -> PretrainOptions:
-    small = {
-        "projection_dim": 32,
-        "queue_size": 24,
-        "warmup": 0,
-        "lr": 0.05,
-        "teacher_momentum": 0.9,
-        "temperature": 0.1,
-        "pcl": PclOptions(clusters=[3, 5], warmup_epochs=0, iterations=5, restarts=2),
-        "nnclr": NnclrOptions(hidden_dim=64),
-        "swav": SwavOptions(prototypes=8, frozen_steps=1),
-        "deepcluster_v2": DeepClusterV2Options(clusters=[4, 6, 5]),
-        "sela_v2": SelaV2Options(clusters=[4, 6, 5]),
-        "dino": DinoOptions(outputs=24, frozen_steps=1),
-    }
-    return PretrainOptions(arch=ResNetOptions(width=1 / 16), **{**small, **changes})
+PCL = {"clusters": [3, 5], "warmup_epochs": 0, "iterations": 5, "restarts": 2}
+QUEUE = {"queue_size": 24}
+OWN: dict[str, dict[str, Any]] = {
+    "pcl_v1": {**PCL, **QUEUE, "teacher_momentum": 0.9},
+    "pcl_v2": {**PCL, **QUEUE, "teacher_momentum": 0.9},
+    "nnclr": {**QUEUE, "hidden_dim": 64},
+    "swav": {"prototypes": 8, "frozen_steps": 1},
+    "deepcluster_v2": {"clusters": [4, 6, 5]},
+    "sela_v2": {"clusters": [4, 6, 5]},
+    "dino": {"outputs": 24, "frozen_steps": 1, "teacher_momentum": 0.9},
+}
 
 
-def build(name: str, **changes: Any) -> Any:
-    method = METHODS[name](options(**changes)).train()
+def options(name: str, **own: Any) -> PretrainOptions:
+    method = MethodOptions.named(name)(**{"projection_dim": 32, "temperature": 0.1, **OWN[name], **own})
+    return PretrainOptions(method=method, arch=ResNetOptions(width=1 / 16), warmup=0)
+
+
+def build(name: str, **own: Any) -> Any:
+    chosen = options(name, **own)
+    method = chosen.method.implementation()(chosen).train()
     method.allocate(IMAGES)
     return method
 
@@ -93,13 +87,14 @@ def whole_set() -> Iterator[Batch]:
         yield Batch([everything.views[0][start : start + 5]], everything.index[start : start + 5])
 
 
-def train(method: Method, name: str, steps: int) -> list[tuple[float, float]]:
-    """Loss and spread of each step. Batches are the halves of the set in turns."""
-    optimizer, seen = build_optimizer(method.param_groups(1e-4), method.options), []
+def train(method: Method, name: str, steps: int, lr: float = 0.05, of: int = 100) -> list[tuple[float, float]]:
+    """Loss and spread of the first steps of a schedule. Batches are the halves of the set in turns."""
+    schedule, seen = PretrainOptions(steps=of, warmup=0, lr=lr), []
+    optimizer = build_optimizer(method.param_groups(1e-4), schedule)
     for step in range(steps):
         if step % 2 == 0:
             method.before_epoch(step // 2, whole_set)
-        set_learning_rates(optimizer, step, method.options)
+        set_learning_rates(optimizer, step, schedule)
         method.before_step(step, steps)
         half = torch.arange(IMAGES).chunk(2)[step % 2]
         loss, numbers = method.loss(batch(step, sides_of(name), half))
@@ -114,12 +109,12 @@ def train(method: Method, name: str, steps: int) -> list[tuple[float, float]]:
 
 @pytest.mark.parametrize("name", HERE)
 def test_the_loss_falls_without_collapse(name: str) -> None:
-    changes: dict[str, Any] = {"queue_size": IMAGES // 2}  # the other half of the images
-    if name.startswith("pcl"):
-        changes |= {"temperature": 0.5, "lr": 0.1}
-    if name == "dino":
-        changes |= {"teacher_momentum": 0.99, "dino": DinoOptions(outputs=24, frozen_steps=1, head_norm=True)}
-    seen = train(build(name, steps=24, **changes), name, 24)
+    own: dict[str, Any] = (
+        {"queue_size": IMAGES // 2} if "queue_size" in OWN[name] else {}
+    )  # the other half of the images
+    own |= {"temperature": 0.5} if name.startswith("pcl") else {}
+    own |= {"teacher_momentum": 0.99, "head_norm": True} if name == "dino" else {}
+    seen = train(build(name, **own), name, 24, lr=0.1 if name.startswith("pcl") else 0.05, of=24)
     losses = [loss for loss, _ in seen]
     assert sum(losses[-4:]) < 0.95 * sum(losses[1:5])
     assert seen[-1][1] > 0.2
@@ -162,7 +157,7 @@ def test_the_bank_of_state_moves_without_gradient(name: str) -> None:
 
 @pytest.mark.parametrize("name", HERE)
 def test_half_precision_reaches_no_store(name: str) -> None:
-    method = build(name, swav=SwavOptions(prototypes=8, queue_length=IMAGES))
+    method = build(name, **({"frozen_steps": 10, "queue_length": IMAGES} if name == "swav" else {}))
     method.before_epoch(0, whole_set)
     for step in range(2):
         method.before_step(step, 10)
@@ -174,13 +169,9 @@ def test_half_precision_reaches_no_store(name: str) -> None:
 
 
 def test_more_clusters_than_images_are_refused_at_once() -> None:
-    for name, changes in (
-        ("pcl_v1", {"pcl": PclOptions(clusters=[4, 17])}),
-        ("deepcluster_v2", {"deepcluster_v2": DeepClusterV2Options(clusters=[17])}),
-        ("sela_v2", {"sela_v2": SelaV2Options(clusters=[17])}),
-    ):
+    for name, clusters in (("pcl_v1", [4, 17]), ("deepcluster_v2", [17]), ("sela_v2", [17])):
         with pytest.raises(ConfigError, match="17 clusters of 16 images"):
-            build(name, **changes)
+            build(name, clusters=clusters)
 
 
 # --- PCL
@@ -216,7 +207,7 @@ def test_concentration_of_clusters_without_extent() -> None:
 
 
 def test_pcl_warms_up_with_info_nce_alone_and_then_adds_the_prototypes() -> None:
-    method: PCLV2 = build("pcl_v2", pcl=PclOptions(clusters=[3, 5], warmup_epochs=2))
+    method: PCLV2 = build("pcl_v2", warmup_epochs=2)
     for epoch in (0, 1):
         method.before_epoch(epoch, whole_set)
         assert "proto_nce" not in method.loss(batch())[1]
@@ -244,8 +235,7 @@ def test_pcl_clusters_the_teachers_features_in_evaluation_mode() -> None:
 
 
 def test_pcl_by_the_paper_is_its_equation() -> None:
-    own = PclOptions(clusters=[3, 5], warmup_epochs=0, candidates="paper", iterations=2, restarts=1)
-    method: PCLV2 = build("pcl_v2", pcl=own)
+    method: PCLV2 = build("pcl_v2", candidates="paper", iterations=2, restarts=1)
     method.before_epoch(0, whole_set)
     views = batch()
     q = F.normalize(method.projector(method.encoder(views.views[0])), dim=1)
@@ -288,17 +278,17 @@ def test_nnclr_is_its_pseudo_code() -> None:
 
 
 def test_swav_keeps_its_prototypes_on_the_sphere_and_frozen_at_first() -> None:
-    method: SwAV = build("swav", swav=SwavOptions(prototypes=8, frozen_steps=2), steps=3)
+    method: SwAV = build("swav", frozen_steps=2)
     before = method.prototypes.weight.detach().clone()
-    train(method, "swav", 2)
+    train(method, "swav", 2, of=3)
     assert torch.allclose(method.prototypes.weight, before, atol=1e-6)
-    train(method, "swav", 3)
+    train(method, "swav", 3, of=3)
     assert not torch.allclose(method.prototypes.weight, before, atol=1e-4)
     assert torch.allclose(method.prototypes.weight.norm(dim=1), torch.ones(8))
 
 
 def test_swav_uses_its_queue_once_it_is_full() -> None:
-    method: SwAV = build("swav", swav=SwavOptions(prototypes=8, queue_length=2 * IMAGES, queue_start=1))
+    method: SwAV = build("swav", queue_length=2 * IMAGES, queue_start=1)
     for step, filled in enumerate((0, IMAGES, 2 * IMAGES, 2 * IMAGES)):
         method.before_step(step, 10)
         used = step == 3
@@ -327,7 +317,7 @@ def test_swav_uses_its_queue_once_it_is_full() -> None:
 
 
 def test_deepcluster_is_the_cross_entropy_with_its_clusters() -> None:
-    method: DeepClusterV2 = build("deepcluster_v2", deepcluster_v2=DeepClusterV2Options(clusters=[4, 6, 5]))
+    method: DeepClusterV2 = build("deepcluster_v2")
     method.before_epoch(0, whole_set)
     assert [bank.filled.tolist() for bank in method.banks] == [[True] * 15 + [False]] * 2  # the last batch had one
     for m, head in enumerate(method.heads):
@@ -355,7 +345,7 @@ def test_deepcluster_is_the_cross_entropy_with_its_clusters() -> None:
 
 
 def test_sela_classifies_by_prototypes_that_share_the_images_out() -> None:
-    method: SeLaV2 = build("sela_v2", sela_v2=SelaV2Options(clusters=[2, 6, 5], epsilon=0.01, iterations=200))
+    method: SeLaV2 = build("sela_v2", clusters=[2, 6, 5], epsilon=0.01, iterations=200)
     method.before_epoch(0, whole_set)
     for m, head in enumerate(method.heads):
         rows, weight = method.banks[m % 2].features[:15], method.prototypes[m].weight.detach()
@@ -373,9 +363,9 @@ def test_sela_classifies_by_prototypes_that_share_the_images_out() -> None:
 
 
 def test_selas_prototypes_are_learned_on_the_sphere() -> None:
-    method: SeLaV2 = build("sela_v2", steps=2)
+    method: SeLaV2 = build("sela_v2")
     before = [prototypes.weight.detach().clone() for prototypes in method.prototypes]
-    train(method, "sela_v2", 2)
+    train(method, "sela_v2", 2, of=2)
     for prototypes, old in zip(method.prototypes, before, strict=True):
         assert not torch.allclose(prototypes.weight, old, atol=1e-4)
         assert torch.allclose(prototypes.weight.norm(dim=1), torch.ones(len(old)))
@@ -405,7 +395,7 @@ def test_dino_is_its_pseudo_code_and_moves_the_centre_after_the_loss() -> None:
 
 
 def test_dino_clips_each_parameter_and_holds_the_last_layer() -> None:
-    method: DINO = build("dino", dino=DinoOptions(outputs=24, frozen_steps=2, clip_gradient=0.01))
+    method: DINO = build("dino", frozen_steps=2, clip_gradient=0.01)
     last = method.head.last_layer.get_parameter("parametrizations.weight.original1")
     for step in (1, 2):
         method.zero_grad()
@@ -422,9 +412,9 @@ def test_dino_clips_each_parameter_and_holds_the_last_layer() -> None:
 
 @pytest.mark.parametrize("normed", [True, False])
 def test_dinos_last_layer_is_weight_normed(normed: bool) -> None:
-    method: DINO = build("dino", dino=DinoOptions(outputs=24, norm_last_layer=normed, frozen_steps=0), steps=3)
+    method: DINO = build("dino", norm_last_layer=normed, frozen_steps=0)
     assert torch.allclose(method.head.last_layer.weight.norm(dim=1), torch.ones(24))
-    train(method, "dino", 3)
+    train(method, "dino", 3, of=3)
     unit = torch.allclose(method.head.last_layer.weight.norm(dim=1), torch.ones(24), atol=1e-6)
     assert unit == normed
     outputs = method.head(torch.randn(5, method.encoder.dim))
@@ -432,9 +422,9 @@ def test_dinos_last_layer_is_weight_normed(normed: bool) -> None:
 
 
 def test_dinos_schedules_and_export() -> None:
-    warm = DinoOptions(teacher_temperature=0.07, teacher_temperature_start=0.04, teacher_temperature_warmup=3)
+    warm = DINOOptions(teacher_temperature=0.07, teacher_temperature_start=0.04, teacher_temperature_warmup=3)
     assert [teacher_temperature(s, warm) for s in range(5)] == pytest.approx([0.04, 0.05, 0.06, 0.07, 0.07])
-    assert teacher_temperature(0, DinoOptions(teacher_temperature=0.05)) == 0.05
+    assert teacher_temperature(0, DINOOptions(teacher_temperature=0.05)) == 0.05
     method: DINO = build("dino", teacher_momentum=0.5)
     with torch.no_grad():
         for p in method.encoder.parameters():

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,23 +27,8 @@ from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.backbones.base import Backbone
 from ssl_backbones.backbones.resnet import ResNet
 from ssl_backbones.method import Batch, Method
-from ssl_backbones.methods import METHODS
-from ssl_backbones.options import (
-    BarlowTwinsOptions,
-    ByolOptions,
-    ClipOptions,
-    DeepClusterV2Options,
-    DinoOptions,
-    DistillationOptions,
-    InstDiscOptions,
-    MoCoV3Options,
-    NnclrOptions,
-    PclOptions,
-    PirlOptions,
-    PretrainOptions,
-    SelaV2Options,
-    SwavOptions,
-)
+from ssl_backbones.methods.options import MethodOptions
+from ssl_backbones.options import PretrainOptions
 from ssl_backbones.views import RECIPES
 
 IMAGES = 8
@@ -81,35 +66,44 @@ class EncoderOptions(ResNetOptions):
         return Encoder(self)
 
 
+def own_options(name: str, folder: Path, shuffle_groups: int) -> MethodOptions:
+    """Small ones."""
+    clusterings = {"clusters": [2, 3], "warmup_epochs": 0, "candidates": "paper", "iterations": 3, "restarts": 1}
+    shared: dict[str, Any] = {
+        "projection_dim": 8,
+        "queue_size": 11,
+        "temperature": 0.5,
+        "shuffle_groups": shuffle_groups,
+        "hidden_dim": 16,
+        "negatives": 5,
+    }
+    own: dict[str, dict[str, Any]] = {
+        "pcl_v1": {**clusterings, "negatives": 16384},
+        "pcl_v2": {**clusterings, "negatives": 16384},
+        "swav": {"prototypes": 5, "frozen_steps": 0, "queue_length": IMAGES},
+        "deepcluster_v2": {"clusters": [2, 3, 4], "iterations": 3},
+        "sela_v2": {"clusters": [2, 3, 4]},
+        "dino": {"outputs": 12, "frozen_steps": 0, "clip_gradient": 0.0},
+        "clip": {"text_width": 16, "text_layers": 1, "pooling": "average"},
+        "distillation": {"teacher": str(folder / "teacher.safetensors"), "teacher_temperature": 0.5},
+    }
+    kind = MethodOptions.named(name)
+    names = {field.name for field in fields(kind)}
+    return kind(**{key: value for key, value in shared.items() if key in names} | own.get(name, {}))
+
+
 def build(case: str, folder: Path) -> Method:
     """The method, alike in all processes."""
     name = case.split(",")[0]
     views = {"sela_v2": "deepcluster_v2"}.get(name, name if name in RECIPES else "moco_v2")
     options = PretrainOptions(
-        method=name,  # type: ignore[arg-type]
+        method=own_options(name, folder, 2 if case == SHUFFLED else 1),
         views=views,  # type: ignore[arg-type]
         arch=EncoderOptions(norm="batch" if case == SHUFFLED else "frozen"),
         view_size=32,
-        projection_dim=8,
-        queue_size=11,
-        temperature=0.5,
-        shuffle_groups=2 if case == SHUFFLED else 1,
-        moco_v3=MoCoV3Options(hidden_dim=16),
-        byol=ByolOptions(hidden_dim=16),
-        barlow_twins=BarlowTwinsOptions(hidden_dim=16),
-        nnclr=NnclrOptions(hidden_dim=16),
-        pcl=PclOptions(clusters=[2, 3], warmup_epochs=0, candidates="paper", iterations=3, restarts=1),
-        swav=SwavOptions(prototypes=5, frozen_steps=0, queue_length=IMAGES),
-        deepcluster_v2=DeepClusterV2Options(clusters=[2, 3, 4], iterations=3),
-        sela_v2=SelaV2Options(clusters=[2, 3, 4]),
-        dino=DinoOptions(outputs=12, frozen_steps=0, clip_gradient=0.0),
-        instdisc=InstDiscOptions(negatives=5),
-        pirl=PirlOptions(negatives=5),
-        clip=ClipOptions(text_width=16, text_layers=1, pooling="average"),
-        distillation=DistillationOptions(teacher=str(folder / "teacher.safetensors"), teacher_temperature=0.5),
     )
     torch.manual_seed(3)
-    method = METHODS[name](options)
+    method = options.method.implementation()(options)
     method.allocate(IMAGES)
     method.train()
     for module in method.modules():

@@ -14,20 +14,8 @@ from torch import Tensor
 from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.images import find_images
 from ssl_backbones.method import Method
-from ssl_backbones.methods import METHODS
-from ssl_backbones.options import (
-    CmcOptions,
-    CpcOptions,
-    DeepClusterV2Options,
-    DinoOptions,
-    InstDiscOptions,
-    NnclrOptions,
-    PclOptions,
-    PirlOptions,
-    PretrainOptions,
-    SelaV2Options,
-    SwavOptions,
-)
+from ssl_backbones.methods.options import MethodOptions
+from ssl_backbones.options import PretrainOptions
 from ssl_backbones.pretrain import pretrain
 from ssl_backbones.views import RECIPES
 
@@ -39,25 +27,28 @@ SMALL: dict[str, Any] = {
     "steps": 6,
     "batch_size": 3,
     "warmup": 1,
-    "queue_size": 5,
-    "projection_dim": 8,
     "checkpoint_every": 1,
-    "pcl": PclOptions(clusters=[2, 4], warmup_epochs=1, negatives=1, iterations=3, restarts=2),
-    "nnclr": NnclrOptions(hidden_dim=16),
-    "swav": SwavOptions(prototypes=4, frozen_steps=2, queue_length=4, queue_start=1),
-    "deepcluster_v2": DeepClusterV2Options(clusters=[2, 3, 4], iterations=3),
-    "sela_v2": SelaV2Options(clusters=[2, 3, 4]),
-    "dino": DinoOptions(outputs=12, frozen_steps=2, teacher_temperature_start=0.03, teacher_temperature_warmup=5),
-    "instdisc": InstDiscOptions(negatives=4),
-    "cmc": CmcOptions(negatives=4),
-    "pirl": PirlOptions(negatives=4),
-    "cpc": CpcOptions(context_dim=8, steps=2),
+}
+PCL = {"queue_size": 5, "clusters": [2, 4], "warmup_epochs": 1, "negatives": 1, "iterations": 3, "restarts": 2}
+OWN: dict[str, dict[str, Any]] = {
+    "pcl_v1": PCL,
+    "pcl_v2": PCL,
+    "nnclr": {"queue_size": 5, "hidden_dim": 16},
+    "swav": {"prototypes": 4, "frozen_steps": 2, "queue_length": 4, "queue_start": 1},
+    "deepcluster_v2": {"clusters": [2, 3, 4], "iterations": 3},
+    "sela_v2": {"clusters": [2, 3, 4]},
+    "dino": {"outputs": 12, "frozen_steps": 2, "teacher_temperature_start": 0.03, "teacher_temperature_warmup": 5},
+    "instdisc": {"negatives": 4},
+    "cmc": {"negatives": 4},
+    "pirl": {"negatives": 4},
+    "cpc": {"context_dim": 8, "predicted_rows": 2},
 }
 
 
 def options(name: str, **changes: Any) -> PretrainOptions:
-    views = {"pcl_v1": "moco_v1", "nnclr": "simclr"}.get(name, name if name in RECIPES else "moco_v2")
-    return PretrainOptions(method=name, views=views, arch=ResNetOptions(width=1 / 16), **{**SMALL, **changes})  # type: ignore[arg-type]
+    views: Any = {"pcl_v1": "moco_v1", "nnclr": "simclr"}.get(name, name if name in RECIPES else "moco_v2")
+    method = MethodOptions.named(name)(**{"projection_dim": 8, **OWN[name]})
+    return PretrainOptions(method=method, views=views, arch=ResNetOptions(width=1 / 16), **{**SMALL, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +70,8 @@ State = dict[str, Tensor]
 def watched(name: str, patch: pytest.MonkeyPatch, *, kill_at: int | None = None) -> dict[int, State]:
     """Make the method die after the loss of step ``kill_at``; returns the state before each step's loss, by step."""
     seen: dict[int, State] = {}
-    before_step, after_backward = METHODS[name].before_step, METHODS[name].after_backward
+    method = MethodOptions.named(name).implementation()
+    before_step, after_backward = method.before_step, method.after_backward
 
     def note(self: Method, step: int, steps: int) -> None:
         seen[step] = {key: value.clone() for key, value in self.state_dict().items()}
@@ -90,15 +82,12 @@ def watched(name: str, patch: pytest.MonkeyPatch, *, kill_at: int | None = None)
             raise Killed
         after_backward(self, step, steps)
 
-    patch.setattr(METHODS[name], "before_step", note)
-    patch.setattr(METHODS[name], "after_backward", kill)
+    patch.setattr(method, "before_step", note)
+    patch.setattr(method, "after_backward", kill)
     return seen
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["pcl_v1", "pcl_v2", "nnclr", "swav", "deepcluster_v2", "sela_v2", "dino", "instdisc", "cmc", "pirl", "cpc"],
-)
+@pytest.mark.parametrize("name", OWN)
 def test_resume_is_exact_within_an_epoch_and_across_its_end(
     name: str, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,21 +16,19 @@ from torch.nn import functional as F
 from openworld.errors import DataError
 from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.method import Batch, Method, spread
-from ssl_backbones.methods import METHODS
 from ssl_backbones.methods.barlow_twins import BarlowTwins
+from ssl_backbones.methods.barlow_twins_options import BarlowTwinsOptions
 from ssl_backbones.methods.byol import BYOL
+from ssl_backbones.methods.byol_options import BYOLOptions
 from ssl_backbones.methods.moco import MoCoV1, MoCoV3
+from ssl_backbones.methods.moco_options import MoCoV1Options, MoCoV3Options
+from ssl_backbones.methods.options import MethodOptions
 from ssl_backbones.methods.simsiam import SimSiam
+from ssl_backbones.methods.simsiam_options import SimSiamOptions
 from ssl_backbones.methods.sup_con import SupCon
+from ssl_backbones.methods.sup_con_options import SupConOptions
 from ssl_backbones.optim import build_optimizer, set_learning_rates
-from ssl_backbones.options import (
-    BarlowTwinsOptions,
-    ByolOptions,
-    MoCoV3Options,
-    PretrainOptions,
-    SimSiamOptions,
-    SupConOptions,
-)
+from ssl_backbones.options import PretrainOptions
 
 HERE = ("moco_v1", "moco_v3", "byol", "simsiam", "barlow_twins", "sup_con")
 
@@ -41,16 +39,24 @@ def _one_thread() -> None:
     torch.manual_seed(0)
 
 
-def options(**changes: Any) -> PretrainOptions:
-    heads = {
-        "projection_dim": 64,
-        "queue_size": 32,
-        "byol": ByolOptions(hidden_dim=64),
-        "moco_v3": MoCoV3Options(hidden_dim=64),
-        "simsiam": SimSiamOptions(predictor_dim=16),
-        "barlow_twins": BarlowTwinsOptions(hidden_dim=64),
-    }
-    return PretrainOptions(arch=ResNetOptions(width=1 / 16), warmup=0, **{**heads, **changes})
+OWN: dict[str, dict[str, Any]] = {
+    "byol": {"hidden_dim": 64},
+    "moco_v1": {"queue_size": 32},
+    "moco_v3": {"hidden_dim": 64},
+    "simsiam": {"predictor_dim": 16},
+    "barlow_twins": {"hidden_dim": 64},
+    "sup_con": {},
+}
+
+
+def options(name: str, **own: Any) -> PretrainOptions:
+    method = MethodOptions.named(name)(**{"projection_dim": 64, **OWN[name], **own})
+    return PretrainOptions(method=method, arch=ResNetOptions(width=1 / 16), warmup=0)
+
+
+def build(name: str, **own: Any) -> Any:
+    chosen = options(name, **own)
+    return chosen.method.implementation()(chosen).train()
 
 
 def batch(step: int = 0, count: int = 16) -> Batch:
@@ -65,12 +71,12 @@ def batch(step: int = 0, count: int = 16) -> Batch:
     return Batch([view(), view()], torch.arange(count), torch.arange(count) % 4)
 
 
-def train(method: Method, steps: int) -> list[tuple[float, float]]:
+def train(method: Method, steps: int, lr: float) -> list[tuple[float, float]]:
     """Loss and spread of each step."""
-    method.train()
-    optimizer, seen = build_optimizer(method.param_groups(method.options.weight_decay), method.options), []
+    schedule, seen = PretrainOptions(steps=steps, warmup=0, lr=lr), []
+    optimizer = build_optimizer(method.param_groups(schedule.weight_decay), schedule)
     for step in range(steps):
-        set_learning_rates(optimizer, step, method.options)
+        set_learning_rates(optimizer, step, schedule)
         method.before_step(step, steps)
         loss, numbers = method.loss(batch(step))
         optimizer.zero_grad()
@@ -84,7 +90,8 @@ def train(method: Method, steps: int) -> list[tuple[float, float]]:
 @pytest.mark.parametrize("name", HERE)
 def test_the_loss_falls(name: str) -> None:
     lr = 0.01 if name == "barlow_twins" else 0.1
-    losses = [loss for loss, _ in train(METHODS[name](options(steps=15, lr=lr, teacher_momentum=0.9)), 15)]
+    teacher = {"teacher_momentum": 0.9} if name in ("byol", "moco_v1", "moco_v3") else {}
+    losses = [loss for loss, _ in train(build(name, **teacher), 15, lr)]
     assert sum(losses[-3:]) / 3 < sum(losses[2:5]) / 3 - 0.1  # from step 2 on the queue of 32 holds real keys only
 
 
@@ -105,23 +112,26 @@ def layers(head: nn.Module) -> list[str]:
 def test_heads_are_the_papers() -> None:
     """Widths as published, on a ResNet-50 of few channels."""
     wide = ResNetOptions(name="resnet50", width=1 / 64, stem_width=1)
-    chosen = PretrainOptions(
-        arch=wide, projection_dim=256, byol=ByolOptions(hidden_dim=4096), moco_v3=MoCoV3Options(hidden_dim=4096)
-    )
-    dim = BYOL(chosen).encoder.dim
-    byol, v3, v1 = BYOL(chosen), MoCoV3(chosen), MoCoV1(chosen)
+
+    def of(own: MethodOptions) -> Any:
+        return own.implementation()(PretrainOptions(method=own, arch=wide))
+
+    byol = of(BYOLOptions(projection_dim=256, hidden_dim=4096))
+    v1, v3 = of(MoCoV1Options(projection_dim=256)), of(MoCoV3Options(projection_dim=256, hidden_dim=4096))
+    dim = byol.encoder.dim
     assert layers(byol.projector) == [f"{dim}-4096b", "norma", "relu", "4096-256"]
     assert layers(byol.predictor) == ["256-4096b", "norma", "relu", "4096-256"]
     assert layers(v3.projector) == [f"{dim}-4096", "norma", "relu", "4096-256", "norm"]
     assert layers(v3.predictor) == ["256-4096", "norma", "relu", "4096-256"]
     assert layers(v1.projector) == [f"{dim}-256b"]
-    chosen = PretrainOptions(arch=wide, projection_dim=2048, simsiam=SimSiamOptions(predictor_dim=512))
-    simsiam, sup_con = SimSiam(chosen), SupCon(chosen)
+    simsiam, sup_con = (
+        of(own) for own in (SimSiamOptions(projection_dim=2048, predictor_dim=512), SupConOptions(projection_dim=2048))
+    )
     hidden = [f"{dim}-{dim}", "norma", "relu"]
     assert layers(simsiam.projector) == [*hidden, *hidden, f"{dim}-2048", "norm"]
     assert layers(simsiam.predictor) == ["2048-512", "norma", "relu", "512-2048b"]
     assert layers(sup_con.projector) == [f"{dim}-{dim}b", "relu", f"{dim}-2048b"]
-    twins = BarlowTwins(PretrainOptions(arch=wide, projection_dim=96, barlow_twins=BarlowTwinsOptions(hidden_dim=128)))
+    twins = of(BarlowTwinsOptions(projection_dim=96, hidden_dim=128))
     assert layers(twins.projector) == [f"{dim}-128", "norma", "relu", "128-128", "norma", "relu", "128-96"]
 
 
@@ -134,21 +144,21 @@ def first_loss(method: Method, views: Batch) -> float:
 
 
 def test_first_losses() -> None:
-    wide = options(projection_dim=1024)
-    assert first_loss(BYOL(wide), batch()) == pytest.approx(4, abs=0.25)
-    assert first_loss(SimSiam(wide), batch()) == pytest.approx(0, abs=0.1)
-    flat = options(temperature=1e6)  # all similarities equal
-    assert first_loss(MoCoV1(flat), batch()) == pytest.approx(math.log(32 + 1), rel=1e-4)
-    assert first_loss(MoCoV3(flat), batch()) == pytest.approx(2 * 2e6 * math.log(16), rel=1e-4)
-    flat = options(temperature=1e6, sup_con=SupConOptions(base_temperature=5e5))
-    assert first_loss(SupCon(flat), batch()) == pytest.approx(2 * math.log(2 * 16 - 1), rel=1e-4)
+    wide: dict[str, Any] = {"projection_dim": 1024}
+    assert first_loss(build("byol", **wide), batch()) == pytest.approx(4, abs=0.25)
+    assert first_loss(build("simsiam", **wide), batch()) == pytest.approx(0, abs=0.1)
+    flat: dict[str, Any] = {"temperature": 1e6}  # all similarities equal
+    assert first_loss(build("moco_v1", **flat), batch()) == pytest.approx(math.log(32 + 1), rel=1e-4)
+    assert first_loss(build("moco_v3", **flat), batch()) == pytest.approx(2 * 2e6 * math.log(16), rel=1e-4)
+    sup_con = build("sup_con", **flat, base_temperature=5e5)
+    assert first_loss(sup_con, batch()) == pytest.approx(2 * math.log(2 * 16 - 1), rel=1e-4)
 
 
 def test_barlow_twins_of_two_images() -> None:
     """Two images standardise to +1 and -1 in every dimension, so |C_ij| = 1: only the off-diagonal remains."""
     views = batch(count=2)
     same = Batch([views.views[0], views.views[0]], views.index)
-    method = BarlowTwins(options(barlow_twins=BarlowTwinsOptions(hidden_dim=64, offdiagonal_weight=0.5)))
+    method = build("barlow_twins", offdiagonal_weight=0.5)
     assert first_loss(method, same) == pytest.approx(0.5 * 64 * 63, rel=0.05)
 
 
@@ -162,7 +172,7 @@ def test_views_meet_the_other_view() -> None:
     def unit(x: Tensor) -> np.ndarray[Any, Any]:
         return F.normalize(x.detach().double(), dim=1).numpy()
 
-    byol = BYOL(options()).train()
+    byol: BYOL = build("byol")
     pairs = [
         (byol.predictor(byol.projector(byol.encoder(a))), byol.teacher(b)) for a, b in permutations([view1, view2])
     ]
@@ -170,7 +180,7 @@ def test_views_meet_the_other_view() -> None:
         sum(((p - t) ** 2).sum() / 16 for p, t in ((unit(p), unit(t)) for p, t in pairs)), rel=1e-4
     )
 
-    v3 = MoCoV3(options(temperature=0.5)).train()
+    v3: MoCoV3 = build("moco_v3", temperature=0.5)
     by_hand = 0.0
     for a, b in permutations([view1, view2]):
         q, k = unit(v3.predictor(v3.projector(v3.encoder(a)))), unit(v3.teacher(b))
@@ -179,13 +189,13 @@ def test_views_meet_the_other_view() -> None:
             by_hand -= 2 * 0.5 * math.log(likeness[i] / sum(likeness)) / 16
     assert first_loss(v3, batch()) == pytest.approx(by_hand, rel=1e-4)
 
-    v1 = MoCoV1(options()).train()
+    v1: MoCoV1 = build("moco_v1")
     q, k, queue = unit(v1.projector(v1.encoder(view1))), unit(v1.teacher(view2)), unit(v1.queue.negatives())
     logits = [[q[i] @ k[i] / 0.2, *(q[i] @ other / 0.2 for other in queue)] for i in range(16)]
     by_hand = -sum(row[0] - math.log(sum(map(math.exp, row))) for row in logits) / 16
     assert first_loss(v1, batch()) == pytest.approx(by_hand, rel=1e-4)
 
-    twins = BarlowTwins(options()).train()
+    twins: BarlowTwins = build("barlow_twins")
     z1, z2 = (twins.projector(twins.encoder(view)).detach().double().numpy() for view in (view1, view2))
     correlation = np.corrcoef(z1, z2, rowvar=False)[:64, 64:]
     weight = np.where(np.eye(64) == 1, 1, 0.0051)
@@ -196,7 +206,8 @@ def test_views_meet_the_other_view() -> None:
 
 
 def test_sup_con_pulls_classes_together_and_says_what_it_lacks() -> None:
-    method, views = SupCon(options(temperature=0.07)).train(), batch()
+    method: SupCon = build("sup_con", temperature=0.07)
+    views = batch()
     z = F.normalize(method.projector(method.encoder(torch.cat(views.views))), dim=1)
     likeness, classes, by_hand = torch.exp(z @ z.T / 0.07).detach(), torch.arange(32) % 4, 0.0
     for i in range(32):
@@ -213,7 +224,8 @@ def test_sup_con_pulls_classes_together_and_says_what_it_lacks() -> None:
 
 
 def test_simsiam_holds_the_target_still() -> None:
-    method, views = SimSiam(options()).train(), batch()
+    method: SimSiam = build("simsiam")
+    views = batch()
 
     def z(view: Tensor) -> Tensor:
         return method.projector(method.encoder(view))
@@ -233,7 +245,7 @@ def test_simsiam_holds_the_target_still() -> None:
 
 @pytest.mark.parametrize("name", ["byol", "moco_v1", "moco_v3"])
 def test_no_gradient_reaches_the_teacher(name: str) -> None:
-    method = METHODS[name](options()).train()
+    method = build(name)
     method.before_step(0, 1)
     method.loss(batch())[0].backward()
     teacher = method.get_submodule("teacher")
@@ -251,7 +263,7 @@ def test_no_gradient_reaches_the_teacher(name: str) -> None:
     ],
 )
 def test_the_teacher_follows(name: str, when: str, momentum: float) -> None:
-    method = METHODS[name](options(teacher_momentum=0.96)).train()
+    method = build(name, teacher_momentum=0.96)
     teacher, student = method.get_submodule("teacher.network"), [method.encoder, method.get_submodule("projector")]
     method.loss(batch())  # each moves the statistics of its own batch norms
     method.double()
@@ -272,29 +284,29 @@ def test_the_teacher_follows(name: str, when: str, momentum: float) -> None:
 
 @pytest.mark.parametrize("name", ["byol", "moco_v3", "barlow_twins"])
 def test_norms_and_biases_are_spared(name: str) -> None:
-    decayed, free = METHODS[name](options()).param_groups(0.1)
+    decayed, free = build(name).param_groups(0.1)
     assert {p.ndim for p in decayed["params"]} == {2, 4} and {p.ndim for p in free["params"]} == {1}
     assert (decayed["weight_decay"], decayed["adapt"], free["weight_decay"], free["adapt"]) == (0.1, True, 0.0, False)
 
 
 @pytest.mark.parametrize("name", ["moco_v1", "simsiam", "sup_con"])
 def test_everything_is_decayed(name: str) -> None:
-    assert {group["weight_decay"] for group in METHODS[name](options()).param_groups(0.1)} == {0.1}
+    assert {group["weight_decay"] for group in build(name).param_groups(0.1)} == {0.1}
 
 
 @pytest.mark.parametrize(
-    ("method", "changes", "rates"),
+    ("name", "own", "final_lr", "rates"),
     [
-        (SimSiam, {}, [0.1, 0.2]),  # half way down the cosine; the predictor stays
-        (SimSiam, {"simsiam": SimSiamOptions(predictor_dim=16, predictor_lr_decays=True)}, [0.1, 0.1]),
-        (BarlowTwins, {}, [0.1, 0.0024]),
-        (BarlowTwins, {"final_lr": 0.1}, [0.15, 0.0036]),
+        ("simsiam", {}, 0.0, [0.1, 0.2]),  # half way down the cosine; the predictor stays
+        ("simsiam", {"predictor_lr_decays": True}, 0.0, [0.1, 0.1]),
+        ("barlow_twins", {}, 0.0, [0.1, 0.0024]),
+        ("barlow_twins", {}, 0.1, [0.15, 0.0036]),
     ],
 )
-def test_rates_of_the_groups(method: type[Method], changes: dict[str, Any], rates: list[float]) -> None:
-    chosen = options(steps=10, lr=0.2, optimizer="lars", **changes)
-    optimizer = build_optimizer(method(chosen).param_groups(0.1), chosen)
-    set_learning_rates(optimizer, 5, chosen)
+def test_rates_of_the_groups(name: str, own: dict[str, Any], final_lr: float, rates: list[float]) -> None:
+    schedule = PretrainOptions(steps=10, warmup=0, lr=0.2, final_lr=final_lr, optimizer="lars")
+    optimizer = build_optimizer(build(name, **own).param_groups(0.1), schedule)
+    set_learning_rates(optimizer, 5, schedule)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(rates)
 
 
@@ -326,15 +338,15 @@ def hidden_norm_only(method: SimSiam) -> SimSiam:
 @pytest.mark.parametrize(
     ("make", "lr", "collapses"),
     [
-        (lambda chosen: hidden_norm_only(SimSiam(chosen)), 0.3, False),
-        (lambda chosen: hidden_norm_only(WithoutStop(chosen)), 0.3, True),
-        (lambda chosen: without_predictor(hidden_norm_only(SimSiam(chosen))), 0.3, True),
-        (BYOL, 0.05, False),
-        (lambda chosen: without_predictor(BYOL(chosen)), 0.05, True),
+        (lambda: hidden_norm_only(build("simsiam")), 0.3, False),
+        (lambda: hidden_norm_only(WithoutStop(options("simsiam"))), 0.3, True),
+        (lambda: without_predictor(hidden_norm_only(build("simsiam"))), 0.3, True),
+        (lambda: build("byol", teacher_momentum=0.9), 0.05, False),
+        (lambda: without_predictor(build("byol", teacher_momentum=0.9)), 0.05, True),
     ],
     ids=["simsiam", "simsiam without stop-gradient", "simsiam without predictor", "byol", "byol without predictor"],
 )
-def test_collapse(make: Callable[[PretrainOptions], Method], lr: float, collapses: bool) -> None:
-    seen = train(make(options(steps=20, lr=lr, teacher_momentum=0.9)), 20)
+def test_collapse(make: Callable[[], Method], lr: float, collapses: bool) -> None:
+    seen = train(make().train(), 20, lr)
     assert seen[0][1] > 0.7
     assert seen[-1][1] < 0.5 if collapses else seen[-1][1] > 0.65

@@ -14,12 +14,12 @@ from openworld.errors import ConfigError
 from ssl_backbones.probes.linear import (
     PROTOCOLS,
     LinearClassifier,
+    Ridge,
     SgdProtocol,
     _rate,
     fit_ridge,
     fit_sgd,
     linear_table,
-    ridge_leave_one_out,
     topk_accuracy,
 )
 
@@ -65,14 +65,14 @@ def test_leave_one_out_is_the_loop(noise: float) -> None:
             weights = torch.linalg.solve(gram, centred.T @ (y - middle))
             right += int(((z[i] - a.mean(0)) @ weights + middle).argmax()) == int(labels[i])
         expected.append(right / 17)
-    found = ridge_leave_one_out(x, labels, 3, penalties=penalties)
+    found = Ridge(x, labels, 3).leave_one_out(penalties)
     assert found.tolist() == pytest.approx(expected)
 
 
 def test_ridge_takes_the_best_penalty_and_the_largest_of_equals() -> None:
     x, labels = clouds(24, seed=2, noise=1.0)
     penalties = [1e-6, 1e-2, 1.0, 1e4]
-    scores = ridge_leave_one_out(x, labels, 3, penalties=penalties).tolist()
+    scores = Ridge(x, labels, 3).leave_one_out(penalties).tolist()
     best = max(p for p, score in zip(penalties, scores, strict=True) if score == max(scores))
     chosen, alone = fit_ridge(x, labels, 3, penalties=penalties), fit_ridge(x, labels, 3, penalties=[best])
     assert torch.equal(chosen.weight_CD, alone.weight_CD)
@@ -90,9 +90,8 @@ def test_ridge_with_more_dimensions_than_samples_and_a_constant_one() -> None:
 @pytest.mark.parametrize("penalties", [[], [0.0], [1.0, -1.0]])
 def test_ridge_asks_for_a_penalty(penalties: list[float]) -> None:
     x, labels = clouds(6, seed=0)
-    for function in (fit_ridge, ridge_leave_one_out):
-        with pytest.raises(ConfigError, match="above 0"):
-            function(x, labels, 3, penalties=penalties)
+    with pytest.raises(ConfigError, match="above 0"):
+        fit_ridge(x, labels, 3, penalties=penalties)
 
 
 def test_topk_by_hand() -> None:
