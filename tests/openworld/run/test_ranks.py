@@ -30,26 +30,8 @@ from openworld.run.folder import Run, check_shares
 from openworld.run.schedule import run_schedule
 from openworld.runtime import distributed
 from ssl_backbones.backbones import ResNetOptions
+from tests.double_precision import in_double_precision
 from tests.two_processes import TwoProcesses
-
-
-@contextmanager
-def in_double_precision() -> Iterator[pytest.MonkeyPatch]:
-    """Engines, prototypes and what the code makes float32 are float64."""
-    make = Detector.__init__
-
-    def make_double(self: Detector, *arguments: Any, **named: Any) -> None:
-        make(self, *arguments, **named)
-        self.double()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Detector, "__init__", make_double)
-        patch.setattr(Tensor, "float", Tensor.double)
-        torch.set_default_dtype(torch.float64)
-        try:
-            yield patch
-        finally:
-            torch.set_default_dtype(torch.float32)
 
 
 def phase(steps: int) -> PhaseOptions:
