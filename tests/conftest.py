@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.two_processes import TwoProcesses
+
 os.environ["OPENWORLD_CACHE"] = "off"
 
 
@@ -16,3 +18,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def two_processes() -> Iterator[TwoProcesses]:
+    """Two processes in one gloo group."""
+    pair = TwoProcesses()
+    yield pair
+    pair.close()

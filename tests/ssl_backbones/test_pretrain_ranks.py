@@ -1,14 +1,7 @@
-"""Pretraining by two gloo processes: the weights of one process, and of a run that was killed and resumed.
-
-Run as a script, this file is one of the processes.
-"""
+"""Pretraining by two gloo processes: the weights of one process, and of a run that was killed and resumed."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +10,6 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from torch import distributed as dist
 
 from openworld.runtime.runlog import RunLog
 from openworld.runtime.seeding import seed_everything
@@ -28,6 +20,7 @@ from ssl_backbones.methods.moco_options import MoCoV2Options
 from ssl_backbones.methods.simclr_options import SimCLROptions
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.pretrain import pretrain
+from tests.two_processes import TwoProcesses
 
 SMALL: dict[str, Any] = {
     "view_size": 32,
@@ -85,9 +78,6 @@ def kill_at(step_of_death: int) -> Any:
 
 def process(rank: int, folder: Path) -> None:
     """What one process does."""
-    torch.set_num_threads(1)
-    meeting, patience = f"file://{folder}/meeting", timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
     for name in CASES:
         train(name, folder / "images", folder / f"{name}-two")
     with pytest.MonkeyPatch.context() as patch:
@@ -96,22 +86,19 @@ def process(rank: int, folder: Path) -> None:
             train(KILLED, folder / "images", folder / "cut")
     torch.manual_seed(99 + rank)
     train(KILLED, folder / "images", folder / "cut", resume=True)
-    dist.destroy_process_group()
 
 
-def test_two_processes_are_one_and_resume_exactly(tmp_path: Path) -> None:
+def test_two_processes_are_one_and_resume_exactly(
+    tmp_path: Path, two_processes: TwoProcesses, one_thread: None
+) -> None:
     random = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
     for i in range(17):
         pixels = random.integers(0, 256, (32, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "images" / f"{i:02d}.png")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    commands = [[sys.executable, __file__, str(rank), str(tmp_path)] for rank in range(2)]
-    started = [subprocess.Popen(command, env=environment) for command in commands]
-    torch.set_num_threads(1)
+    two_processes.run(process, tmp_path)
     for name in CASES:
         train(name, tmp_path / "images", tmp_path / f"{name}-one")
-    assert [one.wait(timeout=170) for one in started] == [0, 0]
     for name in CASES:
         one, two = (
             safetensors.torch.load_file(tmp_path / f"{name}-{many}" / "backbone.safetensors") for many in ("one", "two")
@@ -133,7 +120,3 @@ def test_two_processes_are_one_and_resume_exactly(tmp_path: Path) -> None:
     assert whole.read_bytes() == cut.read_bytes()
     assert RunLog(tmp_path / f"{KILLED}-two.jsonl").read() == RunLog(tmp_path / "cut.jsonl").read()
     assert (whole.parent / "card.json").read_text() == (cut.parent / "card.json").read_text()
-
-
-if __name__ == "__main__":
-    process(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,20 +1,15 @@
 """A run of two gloo processes against the same run of one: losses, weights, exemplars, energies, predictions, scores.
 
-Everything computes in float64, which tells what is equal but for rounding from what is nearly equal. Run as a script,
-this file is one of the processes.
+Everything computes in float64, which tells what is equal but for rounding from what is nearly equal.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -35,25 +30,8 @@ from openworld.run.folder import Run, check_shares
 from openworld.run.schedule import run_schedule
 from openworld.runtime import distributed
 from ssl_backbones.backbones import ResNetOptions
-
-
-@contextmanager
-def in_double_precision() -> Iterator[pytest.MonkeyPatch]:
-    """Engines, prototypes and what the code makes float32 are float64."""
-    make = Detector.__init__
-
-    def make_double(self: Detector, *arguments: Any, **named: Any) -> None:
-        make(self, *arguments, **named)
-        self.double()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Detector, "__init__", make_double)
-        patch.setattr(Tensor, "float", Tensor.double)
-        torch.set_default_dtype(torch.float64)
-        try:
-            yield patch
-        finally:
-            torch.set_default_dtype(torch.float32)
+from tests.double_precision import in_double_precision
+from tests.two_processes import TwoProcesses
 
 
 def phase(steps: int) -> PhaseOptions:
@@ -123,20 +101,16 @@ def cut_to_the_second_step(run: Path, target: Path) -> None:
 
 
 def process(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    meeting, patience = f"file://{folder}/meeting", timedelta(seconds=100)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
     with in_double_precision():
         with counted_messages() as sent:
             run_schedule(config(), folder / "two", resume=False)
         (folder / f"traffic{rank}.json").write_text(json.dumps(sent))
         for name in ("scored anew", "from the second step"):
             run_schedule(config(), folder / name, resume=True)
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, two_processes: TwoProcesses) -> Path:
     """``one``, ``two``, and runs that one process began and two finished."""
     folder = tmp_path_factory.mktemp("ranks")
 
@@ -157,10 +131,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = folder / "scored anew" / "task2" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     cut_to_the_second_step(folder / "one", folder / "from the second step")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    commands = [[sys.executable, __file__, str(rank), str(folder)] for rank in range(2)]
-    started = [subprocess.Popen(command, env=environment) for command in commands]
-    assert [one.wait(timeout=150) for one in started] == [0, 0]
+    two_processes.run(process, folder)
     return folder
 
 
@@ -256,7 +227,3 @@ def test_a_batch_that_the_processes_cannot_share_is_an_error(monkeypatch: pytest
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     with pytest.raises(ConfigError, match=r"train\.batch_size is 4, which 3 processes"):
         check_shares(config())
-
-
-if __name__ == "__main__":
-    process(int(sys.argv[1]), Path(sys.argv[2]))

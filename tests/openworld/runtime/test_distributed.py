@@ -1,24 +1,17 @@
-"""Collectives: two gloo processes against what each is known to hold, and one process on its own.
-
-Run as a script, this file is one of the processes.
-"""
+"""Collectives: two gloo processes against what each is known to hold, and one process on its own."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
 from openworld.errors import ConfigError, EnvironmentProblem
 from openworld.runtime import distributed
+from tests.two_processes import TwoProcesses
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 
@@ -34,11 +27,8 @@ def weights(rank: int) -> Tensor:
     return torch.rand(8, 2, 3, generator=torch.Generator().manual_seed(9 + rank))
 
 
-def process(rank: int, folder: Path) -> None:
-    """What one process does; its findings go to a file."""
-    torch.set_num_threads(1)
-    meeting, patience = f"file://{folder}/meeting", timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
+def collectives(rank: int) -> dict[str, Any]:
+    """What one process finds."""
     leaf = rows_of(rank).requires_grad_()
     found: dict[str, Any] = {
         "who": (distributed.is_initialised(), distributed.rank(), distributed.world_size()),
@@ -74,28 +64,21 @@ def process(rank: int, folder: Path) -> None:
     torch.manual_seed(0)
     found["orders"] = distributed.permutations([4, 6] if rank == 0 else [5])
     found["next number"] = torch.rand(1)
-    torch.save(found, folder / f"{rank}.pt")
+    return found
+
+
+def left_alone(rank: int) -> str:
+    """What a process is told whose partner dies."""
     if rank == 1:
-        os._exit(0)  # as a process that died: the other is told
-    try:
+        os._exit(7)
+    with pytest.raises(EnvironmentProblem) as problem:
         distributed.barrier()
-    except EnvironmentProblem as problem:
-        (folder / "lost").write_text(str(problem))
-    os._exit(0)
+    return str(problem.value)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ranks")
-
-
-@pytest.fixture(scope="module")
-def found(folder: Path) -> list[dict[str, Any]]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    commands = [[sys.executable, __file__, str(rank), str(folder)] for rank in range(2)]
-    started = [subprocess.Popen(command, env=environment) for command in commands]
-    assert [one.wait(timeout=100) for one in started] == [0, 0]
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def found(two_processes: TwoProcesses) -> list[dict[str, Any]]:
+    return two_processes.run(collectives)
 
 
 def test_each_process_knows_itself(found: list[dict[str, Any]]) -> None:
@@ -160,8 +143,9 @@ def test_random_orders_are_those_that_one_process_draws(found: list[dict[str, An
     assert all(torch.equal(one["next number"], following) for one in found)
 
 
-def test_a_process_that_died_is_named_as_the_reason(found: list[dict[str, Any]], folder: Path) -> None:
-    assert "another process of this run ended" in (folder / "lost").read_text()
+def test_a_process_that_died_is_named_as_the_reason(two_processes: TwoProcesses) -> None:
+    told, _ = two_processes.run(left_alone, exits={1: 7})
+    assert "another process of this run ended" in told
 
 
 def test_rows_of_different_width_are_an_error_everywhere(found: list[dict[str, Any]]) -> None:
@@ -176,7 +160,3 @@ def test_one_process_without_a_group() -> None:
     assert distributed.gather_rows_with_gradient(rows) is rows
     assert distributed.rows_of_others(rows).shape == (0, 3)
     assert torch.equal(distributed.broadcast(rows), rows)
-
-
-if __name__ == "__main__":
-    process(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,17 +1,9 @@
-"""Averaged gradients: two gloo processes against the mean of what each computes alone.
-
-Run as a script, this file is one of the processes.
-"""
+"""Averaged gradients: two gloo processes against the mean of what each computes alone."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +12,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from openworld.runtime.gradients import GradientAverage
+from tests.two_processes import TwoProcesses
 
 
 class Net(nn.Module):
@@ -73,11 +66,8 @@ def recorded_messages(net: Net) -> Iterator[list[tuple[bool, int]]]:
         yield sent
 
 
-def process(rank: int, folder: Path) -> None:
-    """What one process does; its findings go to a file."""
-    torch.set_num_threads(1)
-    meeting, patience = f"file://{folder}/meeting", timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
+def every_case(rank: int) -> dict[str, Any]:
+    """What one process finds."""
     found: dict[str, Any] = {}
     for name, (micro_batches, bucket_bytes) in CASES.items():
         net = Net()
@@ -92,25 +82,18 @@ def process(rank: int, folder: Path) -> None:
                 averaged = {key: value.grad for key, value in net.named_parameters()}
                 found[f"{name} {step}"] = {"gradients": averaged, "sent": list(sent)}
         assert not any(parameter._post_accumulate_grad_hooks for parameter in net.parameters())
-    torch.save(found, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    commands = [[sys.executable, __file__, str(rank), str(folder)] for rank in range(2)]
-    started = [subprocess.Popen(command, env=environment) for command in commands]
-    assert [one.wait(timeout=100) for one in started] == [0, 0]
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def found(two_processes: TwoProcesses) -> list[dict[str, Any]]:
+    return two_processes.run(every_case)
 
 
 @pytest.mark.parametrize("step", [0, 1])
 @pytest.mark.parametrize("name", list(CASES))
-def test_each_process_has_the_mean_of_both(found: list[dict[str, Any]], name: str, step: int) -> None:
+def test_each_process_has_the_mean_of_both(found: list[dict[str, Any]], name: str, step: int, one_thread: None) -> None:
     """To the last bit; what one process has no gradient of counts as zero there, what none has stays without."""
-    torch.set_num_threads(1)
     alone = [gradients(rank, CASES[name][0]) for rank in range(2)]
     for one in found:
         averaged = one[f"{name} {step}"]["gradients"]
@@ -155,7 +138,3 @@ def test_one_process_keeps_its_gradients() -> None:
         mine = net.get_parameter(key).grad
         assert (mine is None) == (gradient is None)
         assert mine is None or gradient is None or torch.equal(mine, gradient)
-
-
-if __name__ == "__main__":
-    process(int(sys.argv[1]), Path(sys.argv[2]))

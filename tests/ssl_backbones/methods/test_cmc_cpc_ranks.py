@@ -1,19 +1,12 @@
 """CMC and CPC, whose parts are of their own, in two gloo processes: loss, gradient and banks of one process.
 
-Batch norms have fixed statistics, for SyncBatchNorm needs a GPU. Run as a script, this file is one of the processes.
+Batch norms have fixed statistics, for SyncBatchNorm needs a GPU.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from datetime import timedelta
-from pathlib import Path
-
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
 from openworld.runtime.distributed import mean_over_ranks, rank
 from ssl_backbones.backbones import ResNetOptions
@@ -22,6 +15,7 @@ from ssl_backbones.methods.cmc_options import CMCOptions
 from ssl_backbones.methods.cpc_options import CPCOptions
 from ssl_backbones.methods.options import MethodOptions
 from ssl_backbones.options import PretrainOptions
+from tests.two_processes import TwoProcesses
 
 SIDES = {"cmc": (16,), "cpc": (28,)}
 METHODS: dict[str, MethodOptions] = {
@@ -47,21 +41,12 @@ def step(name: str, rows: slice) -> dict[str, Tensor]:
     return {**gradients, **dict(method.named_buffers()), "loss": mean_over_ranks(loss)}
 
 
-def process(rank: int, folder: Path) -> None:
-    """What one process does; its findings go to a file."""
-    torch.set_num_threads(1)
-    meeting, patience = f"file://{folder}/meeting", timedelta(seconds=100)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
-    torch.save({name: step(name, slice(2 * rank, 2 * rank + 2)) for name in SIDES}, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+def half(rank: int) -> dict[str, dict[str, Tensor]]:
+    return {name: step(name, slice(2 * rank, 2 * rank + 2)) for name in SIDES}
 
 
-def test_two_processes_are_one(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    commands = [[sys.executable, __file__, str(rank), str(tmp_path)] for rank in range(2)]
-    started = [subprocess.Popen(command, env=environment) for command in commands]
-    assert [one.wait(timeout=200) for one in started] == [0, 0]
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+def test_two_processes_are_one(two_processes: TwoProcesses) -> None:
+    first, second = two_processes.run(half)
     for name in SIDES:
         alone = step(name, slice(0, 4))
         assert alone.keys() == first[name].keys() == second[name].keys()
@@ -70,7 +55,3 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
             assert torch.equal(first[name][key], second[name][key]), (name, key)
             scale = max(1.0, float(value.double().abs().max()))
             assert torch.allclose(first[name][key].double(), value.double(), atol=1e-5 * scale), (name, key)
-
-
-if __name__ == "__main__":
-    process(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,6 +1,6 @@
 """Two gloo processes with half of a batch each, and one process with the whole of it: losses, gradients and stores.
 
-Run as a script, this file is one of the processes. Batch norm that is not synchronised has the statistics of its own
+Batch norm that is not synchronised has the statistics of its own
 process, so the encoders here have none and the heads frozen statistics; shuffle-BN, whose groups are those of the
 processes, has batch norm. The encoders are two convolutions: what is tested is what methods gather, and the rounding of
 a deep network in fp32 is larger than the tolerance.
@@ -8,11 +8,7 @@ a deep network in fp32 is larger than the tolerance.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, fields, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +16,6 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from openworld.runtime.distributed import mean_over_ranks, rank, world_size
 from ssl_backbones.backbones import ResNetOptions
@@ -30,6 +25,7 @@ from ssl_backbones.method import Batch, Method
 from ssl_backbones.methods.options import MethodOptions
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.views import RECIPES
+from tests.two_processes import TwoProcesses
 
 IMAGES = 8
 SHUFFLED = "moco_v2, shuffled"
@@ -159,26 +155,23 @@ def steps(case: str, folder: Path) -> dict[str, Any]:
     return {"losses": torch.stack(losses), "gradients": gradients, "state": state}
 
 
-def process(number: int, folder: Path) -> None:
-    """What one process does; its findings go to a file."""
-    torch.set_num_threads(1)
-    meeting, patience = f"file://{folder}/meeting", timedelta(seconds=90)
-    dist.init_process_group("gloo", init_method=meeting, rank=number, world_size=2, timeout=patience)
-    torch.save({case: steps(case, folder) for case in CASES}, folder / f"{number}.pt")
-    dist.destroy_process_group()
+def every_case(_: int, folder: Path) -> dict[str, Any]:
+    return {case: steps(case, folder) for case in CASES}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
+    """With the teacher of distillation."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("ranks")
     safetensors.torch.save_file(ResNet(ResNetOptions(width=1 / 32)).state_dict(), folder / "teacher.safetensors")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    commands = [[sys.executable, __file__, str(number), str(folder)] for number in range(2)]
-    started = [subprocess.Popen(command, env=environment) for command in commands]
-    assert [one.wait(timeout=170) for one in started] == [0, 0]
     return folder
+
+
+@pytest.fixture(scope="module")
+def shared(folder: Path, two_processes: TwoProcesses) -> list[dict[str, Any]]:
+    """Of each process the steps of every case."""
+    return two_processes.run(every_case, folder, seconds=170)
 
 
 def close(found: Tensor, expected: Tensor) -> bool:
@@ -189,8 +182,8 @@ def close(found: Tensor, expected: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_are_one(case: str, folder: Path) -> None:
-    first, second = (torch.load(folder / f"{number}.pt", weights_only=True)[case] for number in range(2))
+def test_two_processes_are_one(case: str, shared: list[dict[str, Any]], folder: Path, one_thread: None) -> None:
+    first, second = (found[case] for found in shared)
     alone = steps(case, folder)
     assert close((first["losses"] + second["losses"]) / 2, alone["losses"])
     for here, there, expected in zip(first["gradients"], second["gradients"], alone["gradients"], strict=True):
@@ -200,7 +193,3 @@ def test_two_processes_are_one(case: str, folder: Path) -> None:
     for key, expected in alone["state"].items():
         assert torch.equal(first["state"][key], second["state"][key]), key
         assert close(first["state"][key], expected), key
-
-
-if __name__ == "__main__":
-    process(int(sys.argv[1]), Path(sys.argv[2]))

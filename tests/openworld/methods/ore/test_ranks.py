@@ -1,21 +1,12 @@
-"""Two gloo processes under DistributedDataParallel against one process with the joined batch.
-
-Run as a script, this file is one of the processes.
-"""
+"""Two gloo processes under DistributedDataParallel against one process with the joined batch."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from openworld.labels import LabelSpace
@@ -24,6 +15,7 @@ from openworld.methods.ore.method import Ore
 from openworld.methods.ore.options import ClusteringOptions
 from openworld.runtime import distributed
 from openworld.structures import Regions
+from tests.two_processes import TwoProcesses
 
 SPACE = LabelSpace.of([["cat", "dog"]], task=1)  # cat 0, dog 1, unknown 2, background 3
 STEPS = 7
@@ -70,23 +62,14 @@ def train(options: ClusteringOptions, batches: list[tuple[Tensor, Tensor]], rank
     return seen
 
 
-def process(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    meeting, patience = f"file://{folder}/meeting", timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
+def every_case(rank: int) -> dict[str, list[Any]]:
     batches = [batch(step, rank) for step in range(STEPS)]
-    torch.save({name: train(options, batches, distributed) for name, options in CASES.items()}, folder / f"{rank}.pt")
-    dist.destroy_process_group()
+    return {name: train(options, batches, distributed) for name, options in CASES.items()}
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[Any]]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    commands = [[sys.executable, __file__, str(rank), str(folder)] for rank in range(2)]
-    started = [subprocess.Popen(command, env=environment) for command in commands]
-    assert [one.wait(timeout=100) for one in started] == [0, 0]
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def ranks(two_processes: TwoProcesses) -> list[dict[str, list[Any]]]:
+    return two_processes.run(every_case)
 
 
 def joined() -> list[tuple[Tensor, Tensor]]:
@@ -123,7 +106,3 @@ def test_a_memory_for_each_process(ranks: list[dict[str, list[Any]]]) -> None:
     last = [ranks[rank]["per rank"][-1] for rank in range(2)]
     assert not torch.equal(last[0]["memory.counts"], last[1]["memory.counts"])
     assert not torch.equal(last[0]["prototypes.vectors"], last[1]["prototypes.vectors"])
-
-
-if __name__ == "__main__":
-    process(int(sys.argv[1]), Path(sys.argv[2]))
