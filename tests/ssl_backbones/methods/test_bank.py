@@ -195,11 +195,11 @@ def test_views_of_another_method_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "changes", "named"),
     [
-        (InstDiscOptions, {"negatives": 0}, "instdisc.negatives"),
-        (CmcOptions, {"form": "hinge"}, "cmc.form"),
-        (PirlOptions, {"bank_momentum": 1.0}, "pirl.bank_momentum"),
-        (PirlOptions, {"jigsaw_weight": 1.5}, "pirl.jigsaw_weight"),
-        (InstDiscOptions, {"proximal_weight": 1.0, "form": "softmax"}, "instdisc.proximal_weight"),
+        (InstDiscOptions, {"negatives": 0}, "InstDiscOptions.negatives is"),
+        (CmcOptions, {"form": "hinge"}, "CmcOptions.form is"),
+        (PirlOptions, {"bank_momentum": 1.0}, "PirlOptions.bank_momentum is"),
+        (PirlOptions, {"jigsaw_weight": 1.5}, "PirlOptions.jigsaw_weight is"),
+        (InstDiscOptions, {"proximal_weight": 1.0, "form": "softmax"}, "InstDiscOptions.proximal_weight is"),
     ],
 )
 def test_bad_options_are_named(kind: type[BankOptions], changes: dict[str, Any], named: str) -> None:
