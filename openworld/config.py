@@ -12,10 +12,9 @@ from typing import Literal
 
 from openworld.data.options import DataOptions, ExemplarOptions
 from openworld.engines.options import ModelOptions
-from openworld.errors import ConfigError
 from openworld.methods.options import MethodOptions
 from openworld.methods.ore.options import OreOptions
-from openworld.runtime.options import check
+from openworld.runtime.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, check, refuse
 from ssl_backbones.options import PretrainOptions
 
 
@@ -23,44 +22,33 @@ from ssl_backbones.options import PretrainOptions
 class PhaseOptions:
     """One optimisation phase."""
 
-    steps: int
+    steps: NonNegativeInt
     """Optimisation steps; 0 skips the phase."""
-    steps_by_task: dict[int, int] = field(default_factory=dict)
+    steps_by_task: dict[PositiveInt, NonNegativeInt] = field(default_factory=dict)
     """Other numbers of steps for single tasks, such as ``{2: 52000}``."""
-    lr: float
+    lr: PositiveFloat
     """Peak learning rate."""
-    backbone_lr_factor: float = 1.0
+    backbone_lr_factor: NonNegativeFloat = 1.0
     """The backbone learns at this multiple of the rate. A pretrained one is often given a tenth, above all with AdamW
     and few images (DETR, section 4; Carion et al., 2020)."""
-    batch_size: int = 8
+    batch_size: PositiveInt = 8
     """Images a step."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """SGD has momentum 0.9."""
-    weight_decay: float = 1e-4
+    weight_decay: NonNegativeFloat = 1e-4
     schedule: Literal["cosine", "steps", "constant"] = "cosine"
     """cosine: down to a hundredth of the peak; steps: a tenth after each milestone; constant: the peak all along."""
-    milestones: list[float] = field(default_factory=lambda: [0.66, 0.88])
+    milestones: list[Share] = field(default_factory=lambda: [0.66, 0.88])
     """For `steps`: shares of the phase."""
-    warmup_steps: int = 20
+    warmup_steps: NonNegativeInt = 20
     """Linear from zero to the peak."""
-    clip_gradient: float = 5.0
+    clip_gradient: NonNegativeFloat = 5.0
     """Largest norm of the gradient; 0 does not clip."""
-    checkpoint_every: int = 100
+    checkpoint_every: PositiveInt = 100
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
         check(self)
-        for name in ("steps", "warmup_steps", "clip_gradient", "weight_decay", "backbone_lr_factor"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}", remedy="give a number that is not negative")
-        for name in ("batch_size", "checkpoint_every", "lr"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}", remedy="give a positive number")
-        for task, steps in self.steps_by_task.items():
-            if task < 1 or steps < 0:
-                raise ConfigError(
-                    f"steps_by_task has {steps} steps for task {task}", remedy="tasks count from 1, steps from 0"
-                )
 
     def for_task(self, task: int) -> PhaseOptions:
         """The phase with the steps of this task."""
@@ -74,14 +62,14 @@ class RunConfig:
     name: str = "demo"
     """Shown in the report."""
     seed: int = 0
-    threads: int = 0
+    threads: NonNegativeInt = 0
     """CPU threads of the arithmetic; 0 leaves torch's choice. Bit-exact resume needs the same number."""
-    batch_factor: float = 1.0
+    batch_factor: PositiveFloat = 1.0
     """The schedule for another batch size, by the linear rule (Goyal et al., 2017): batch sizes and learning rates
     times this; steps, warm-up and the steps that time the prototypes divided by it. 0.25: 2 GPUs in place of 8."""
-    length_factor: float = 1.0
+    length_factor: PositiveFloat = 1.0
     """A shorter or longer run: steps, warm-up and the steps that time the prototypes times this."""
-    tasks: int = 0
+    tasks: NonNegativeInt = 0
     """Run only the first tasks of the schedule; 0 runs all."""
     data: DataOptions = field(default_factory=DataOptions)
     pretrain: PretrainOptions | None = field(default_factory=PretrainOptions)
@@ -102,18 +90,17 @@ class RunConfig:
     def __post_init__(self) -> None:
         check(self)
         if self.pretrain is not None and self.model.weights is not None:
-            raise ConfigError(
-                f"model.weights is {self.model.weights!r} and pretrain is on",
+            refuse(
+                self,
+                "model.weights",
+                f"is {self.model.weights!r} and pretrain is on",
                 remedy="set `pretrain: null` to use the weights, or leave model.weights out",
             )
-        for name in ("batch_factor", "length_factor"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}", remedy="give a positive number, 1 changes nothing"
-                )
-        if not 0 <= self.tasks <= len(self.data.tasks):
-            raise ConfigError(
-                f"tasks is {self.tasks} and the schedule has {len(self.data.tasks)}",
+        if self.tasks > len(self.data.tasks):
+            refuse(
+                self,
+                "tasks",
+                f"is {self.tasks} and the schedule has {len(self.data.tasks)}",
                 remedy="give a number of tasks up to that, or 0 for all",
             )
 

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from openworld.errors import ConfigError
-from openworld.runtime.options import check
+from openworld.runtime.options import (
+    Above,
+    AtLeast,
+    Below,
+    Between,
+    Items,
+    NonNegativeInt,
+    PositiveInt,
+    Share,
+    check,
+    refuse,
+)
 
 
 def default_tasks() -> list[list[str]]:
@@ -43,67 +53,58 @@ class SourceOptions:
 class SyntheticOptions:
     """The procedural open world that the demo trains on."""
 
-    train_images: int = 480
+    train_images: PositiveInt = 480
     """Images for training."""
-    val_images: int = 80
+    val_images: PositiveInt = 80
     """Images for energy fitting."""
-    test_images: int = 160
+    test_images: PositiveInt = 160
     """Images for evaluation."""
-    pretrain_images: int = 400
+    pretrain_images: NonNegativeInt = 400
     """Images without annotations for self-supervised pretraining: close-ups of one object, as photographs for
     classification are. 0: pretrain on the training images."""
-    size: int = 128
+    size: Annotated[int, Between(64, 1024)] = 128
     """Side of the square images in pixels."""
     seed: int = 0
     """The same seed and sizes give the same files."""
 
     def __post_init__(self) -> None:
         check(self)
-        for name in ("train_images", "val_images", "test_images"):
-            _check(name, getattr(self, name), getattr(self, name) >= 1, "give at least 1")
-        _check("pretrain_images", self.pretrain_images, self.pretrain_images >= 0, "give 0 or more")
-        _check("size", self.size, 64 <= self.size <= 1024, "give 64 to 1024 pixels")
 
 
 @dataclass(kw_only=True)
 class LoaderOptions:
     """How images are decoded, resized and augmented."""
 
-    min_size: int = 128
+    min_size: Annotated[int, AtLeast(16)] = 128
     """Shorter side of the image as it enters the model, in pixels."""
-    max_size: int = 128
+    max_size: Annotated[int, AtLeast(16)] = 128
     """Upper limit of the longer side, in pixels; it wins over ``min_size``."""
-    flip: float = 0.5
+    flip: Share = 0.5
     """Probability of a horizontal flip in training."""
-    scale_jitter: list[float] = field(default_factory=lambda: [0.75, 1.0])
+    scale_jitter: Annotated[list[Annotated[float, Between(0.1, 10)]], Items(2, 2)] = field(
+        default_factory=lambda: [0.75, 1.0]
+    )
     """Training multiplies the size by a factor drawn uniformly from this range. [1.0, 1.0] switches it off."""
-    repeat_threshold: float = 0.0
+    repeat_threshold: Share = 0.0
     """A class that less than this share of the training images shows is rare, and its images are drawn more often: by
     the square root of threshold over share (repeat factor sampling; Gupta et al., LVIS, CVPR 2019; there 0.001). 0:
     every image once an epoch."""
     resize: Literal["float", "uint8"] = "float"
     """``float`` interpolates between exact brightnesses. ``uint8`` rounds the result to 256 levels, as Pillow and most
     loaders do, and is faster where images are larger than a few hundred pixels (benchmarks/data.py)."""
-    workers: int = 0
+    workers: NonNegativeInt = 0
     """Processes that decode ahead. 0: in the training process, and small data sets are decoded only once."""
-    cache_mib: int = 1024
+    cache_mib: NonNegativeInt = 1024
     """With ``workers=0``, decoded images are kept when all of them together need less than this many MiB."""
-    max_bad_fraction: float = 0.05
+    max_bad_fraction: Share = 0.05
     """Training stops when more than this fraction of the images cannot be read."""
 
     def __post_init__(self) -> None:
         check(self)
-        _check("min_size", self.min_size, self.min_size >= 16, "give at least 16 pixels")
-        _check("max_size", self.max_size, self.max_size >= self.min_size, f"give at least min_size ({self.min_size})")
-        _check("flip", self.flip, 0 <= self.flip <= 1, "give a probability from 0 to 1")
-        jitter = self.scale_jitter
-        fits = len(jitter) == 2 and 0.1 <= jitter[0] <= jitter[1] <= 10
-        _check("scale_jitter", jitter, fits, "give two rising factors from 0.1 to 10, such as [0.75, 1.0]")
-        _check("repeat_threshold", self.repeat_threshold, 0 <= self.repeat_threshold <= 1, "give a share from 0 to 1")
-        _check("resize", self.resize, self.resize in ("float", "uint8"), "give float or uint8")
-        _check("workers", self.workers, self.workers >= 0, "give 0 or more")
-        _check("cache_mib", self.cache_mib, self.cache_mib >= 0, "give 0 or more")
-        _check("max_bad_fraction", self.max_bad_fraction, 0 <= self.max_bad_fraction <= 1, "give 0 to 1")
+        if self.max_size < self.min_size:
+            refuse(self, "max_size", remedy=f"give at least min_size ({self.min_size})")
+        if self.scale_jitter[0] > self.scale_jitter[1]:
+            refuse(self, "scale_jitter", remedy="give two rising factors, such as [0.75, 1.0]")
 
 
 @dataclass(kw_only=True)
@@ -141,7 +142,7 @@ class BenchmarkOptions:
 class DataOptions:
     """Images, annotations and the schedule of classes."""
 
-    tasks: list[list[str]] | str = field(default_factory=default_tasks)
+    tasks: Annotated[list[list[str]], Items(1)] | str = field(default_factory=default_tasks)
     """Class names that each task introduces. Classes of the data that no task names stay unknown. Or the name of a
     published schedule, or the path of a .yaml file with ``tasks``: the lists, and ``rename``, come from there."""
     synthetic: SyntheticOptions | None = field(default_factory=SyntheticOptions)
@@ -152,7 +153,7 @@ class DataOptions:
     """Images for training. Not read with ``synthetic``."""
     val: SourceOptions = field(default_factory=SourceOptions)
     """Images for energy fitting; without annotations, a part of the training images. Not read with ``synthetic``."""
-    held_out_fraction: float = 0.1
+    held_out_fraction: Annotated[float, Above(0), Below(1)] = 0.1
     """Without ``val``: share of the training images that is kept out of training for energy fitting."""
     test: SourceOptions = field(default_factory=SourceOptions)
     """Images for evaluation. Not read with ``synthetic``."""
@@ -163,7 +164,6 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         check(self)
-        _check("held_out_fraction", self.held_out_fraction, 0 < self.held_out_fraction < 1, "give a share from 0 to 1")
         if self.benchmark is not None:
             self._take_benchmark(self.benchmark.name)
         if isinstance(self.tasks, str):
@@ -171,32 +171,26 @@ class DataOptions:
 
             schedule = read_schedule(self.tasks)
             self.tasks, self.rename = [list(names) for names in schedule.tasks], {**schedule.rename, **self.rename}
-        _check("tasks", self.tasks, len(self.tasks) >= 1, "name the classes of at least one task")
         if self.synthetic is None and self.benchmark is None:
             for name in ("train", "test"):
-                given = getattr(self, name).annotations
-                remedy = "name a COCO .json file, a VOC folder or a YOLO data.yaml"
-                _check(f"data.{name}.annotations", given, given is not None, remedy)
+                if getattr(self, name).annotations is None:
+                    remedy = "name a COCO .json file, a VOC folder or a YOLO data.yaml"
+                    refuse(self, f"{name}.annotations", "is missing", remedy=remedy)
 
     def _take_benchmark(self, name: str) -> None:
         """The classes of the benchmark, and nothing beside it that names images."""
         from openworld.data.schedules import SCHEDULES
 
         published = [list(names) for names in SCHEDULES[name].tasks]
-        fits = self.tasks in (published, name, default_tasks())
-        _check("data.tasks", self.tasks, fits, f"leave it out; data.benchmark.name {name!r} has its classes")
+        if self.tasks not in (published, name, default_tasks()):
+            refuse(self, "tasks", remedy=f"leave it out; the benchmark {name!r} has its classes")
         self.tasks, self.rename = published, {**SCHEDULES[name].rename, **self.rename}
         if self.synthetic == SyntheticOptions():
             self.synthetic = None
         for key in ("synthetic", "train", "val", "test"):
             value = getattr(self, key)
-            fits = value is None or value == SourceOptions()
-            _check(f"data.{key}", value, fits, f"leave it out; data.benchmark.name {name!r} has its images")
-
-
-def _check(name: str, value: object, fits: bool, remedy: str) -> None:
-    if not fits:
-        raise ConfigError(f"{name}={value!r} cannot be used", remedy=remedy)
+            if value is not None and value != SourceOptions():
+                refuse(self, key, remedy=f"leave it out; the benchmark {name!r} has its images")
 
 
 @dataclass(kw_only=True)
@@ -210,7 +204,7 @@ class ExemplarOptions:
     enabled: bool = True
     """Keep exemplars and fine-tune on them after each later task (paper, section 4.4)."""
 
-    per_class: int = 50
+    per_class: PositiveInt = 50
     """N_ex, fewest instances kept of each class, where the data have as many (paper, section 5.2)."""
 
     strategy: Literal["balanced", "greedy", "random", "herding", "by_score"] = "balanced"
@@ -230,10 +224,7 @@ class ExemplarOptions:
     written, else by the stem of the image file, else as a number. Example: ``ImageSets/Main/t{task}_ft.txt``."""
 
     def __post_init__(self) -> None:
-        _check("exemplars.per_class", self.per_class, self.per_class >= 1, "choose 1 or more")
-        strategies = ("balanced", "greedy", "random", "herding", "by_score")
-        fits = self.strategy in strategies
-        _check("exemplars.strategy", self.strategy, fits, f"choose one of {', '.join(strategies)}")
+        check(self)
 
     @property
     def needs_detector(self) -> bool:

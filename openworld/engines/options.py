@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from openworld.errors import ConfigError
-from openworld.runtime.options import check
+from openworld.runtime.options import (
+    Between,
+    Items,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+    check,
+    refuse,
+)
 from ssl_backbones.backbones import BackboneOptions
 
 
@@ -14,55 +23,48 @@ from ssl_backbones.backbones import BackboneOptions
 class RpnOptions:
     """Region proposal network (Faster R-CNN, section 3.1)."""
 
-    anchor_sizes: list[float] = field(default_factory=lambda: [16.0, 32.0, 64.0, 128.0])
+    anchor_sizes: Annotated[list[PositiveFloat], Items(1)] = field(default_factory=lambda: [16.0, 32.0, 64.0, 128.0])
     """Anchor side lengths in pixels: one for each FPN level (C2…C5); with C4 all of them at every cell."""
-    anchor_ratios: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
+    anchor_ratios: Annotated[list[PositiveFloat], Items(1)] = field(default_factory=lambda: [0.5, 1.0, 2.0])
     """Height over width of the anchors."""
-    foreground_iou: float = 0.7
+    foreground_iou: Share = 0.7
     """An anchor is positive from this IoU with a box (each box's best anchor always is)."""
-    background_iou: float = 0.3
+    background_iou: Share = 0.3
     """An anchor is negative below this IoU."""
-    sampled_anchors: int = 256
+    sampled_anchors: PositiveInt = 256
     """Anchors a image in the loss; at most half of them positive."""
-    train_candidates: int = 400
+    train_candidates: PositiveInt = 400
     """Proposals a level before NMS in training."""
-    train_proposals: int = 200
+    train_proposals: PositiveInt = 200
     """Proposals an image after NMS in training."""
-    test_candidates: int = 300
+    test_candidates: PositiveInt = 300
     """Proposals a level before NMS at test."""
-    test_proposals: int = 100
+    test_proposals: PositiveInt = 100
     """Proposals an image after NMS at test."""
-    nms_iou: float = 0.7
+    nms_iou: Share = 0.7
     """IoU above which the weaker of two proposals is removed."""
-    min_side_px: float = 1.0
+    min_side_px: NonNegativeFloat = 1.0
     """Proposals with a shorter side are removed, and empty ones always (reference code of ORE: 0)."""
-    smooth_l1_beta: float = 1 / 9
+    smooth_l1_beta: NonNegativeFloat = 1 / 9
     """Where the quadratic part of the proposals' box loss ends, in deltas (torchvision: 1/9); 0 is L1 (reference
     code)."""
 
     def __post_init__(self) -> None:
         check(self)
-        if not self.anchor_sizes or not self.anchor_ratios:
-            raise ConfigError("rpn.anchor_sizes and rpn.anchor_ratios must not be empty")
-        if not 0 <= self.background_iou <= self.foreground_iou <= 1:
-            raise ConfigError(
-                f"rpn.background_iou {self.background_iou} and foreground_iou {self.foreground_iou} are out of order",
-                remedy="0 <= background_iou <= foreground_iou <= 1",
-            )
-        for name in ("smooth_l1_beta", "min_side_px"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"rpn.{name} is {getattr(self, name)}", remedy="give 0 or more")
+        if self.background_iou > self.foreground_iou:
+            remedy = f"give at most foreground_iou ({self.foreground_iou})"
+            refuse(self, "background_iou", remedy=remedy)
 
 
 @dataclass(kw_only=True)
 class RoiOptions:
     """Box head (Fast R-CNN, section 2)."""
 
-    sampled_regions: int = 48
+    sampled_regions: PositiveInt = 48
     """Regions an image in the classification loss."""
-    positive_fraction: float = 0.25
+    positive_fraction: Share = 0.25
     """At most this share of them is foreground."""
-    foreground_iou: float = 0.5
+    foreground_iou: Share = 0.5
     """A region belongs to a box from this IoU."""
     append_annotated: bool = True
     """The annotated boxes are regions too in training (Fast R-CNN code, torchvision and the reference code of ORE)."""
@@ -79,51 +81,36 @@ class RoiOptions:
     choice; some of the reference code's configurations for incremental detection have it as well). ``per_class``: one
     set for each class and for unknown (Fast R-CNN; reference code for ORE); with ``unknown_box_loss: excluded`` that of
     unknown is never trained."""
-    smooth_l1_beta: float = 1 / 9
+    smooth_l1_beta: NonNegativeFloat = 1 / 9
     """Where the quadratic part of the box loss ends, in deltas (torchvision: 1/9); 0 is L1 (reference code)."""
     mask_future: Literal["training", "always", "never"] = "training"
     """For ``model.head: fixed``: classes that no task has taught yet are left out of the softmax in ``training`` only
     (reference code; at test they take probability from the others), ``always``, or ``never``. Whatever is chosen, none
     of them is ever detected."""
-    hidden_dim: int = 256
+    hidden_dim: PositiveInt = 256
     """Width of the two fully connected layers of the FPN head. (C4: the feature is res5's, 2048-d in a ResNet-50.)"""
-    canonical_size_px: int = 64
+    canonical_size_px: PositiveInt = 64
     """FPN: a region with sides of this length is read from the level at stride 16, one of half the length from the
     level at stride 8 (FPN, eq. 1: 224, for images of 800 pixels)."""
-    sampling_ratio: int = 1
+    sampling_ratio: NonNegativeInt = 1
     """Points a side at which RoIAlign reads each bin (Mask R-CNN and torchvision: 2). 0: as many as the bin has cells
     (reference code of ORE)."""
     aligned: bool = False
     """RoIAlign shifts boxes by half a cell, so that pixel centres meet (detectron2's ROIAlignV2; reference code)."""
-    min_side_px: float = 1.0
+    min_side_px: NonNegativeFloat = 1.0
     """Detections with a shorter side are dropped; 0 keeps all (reference code)."""
-    score_threshold: float = 0.05
+    score_threshold: Share = 0.05
     """Detections below are dropped."""
-    nms_iou: float = 0.5
+    nms_iou: Share = 0.5
     """Overlap above which the weaker of two detections of one class is dropped."""
-    cross_nms_iou: float = 0.5
+    cross_nms_iou: Share = 0.5
     """Overlap above which an unknown detection is dropped beside a better known one, and the reverse. 1 keeps both,
     as in the authors' code."""
-    detections_per_image: int = 100
+    detections_per_image: PositiveInt = 100
     """The best detections of an image are kept."""
 
     def __post_init__(self) -> None:
         check(self)
-        for name in ("positive_fraction", "foreground_iou", "score_threshold", "nms_iou", "cross_nms_iou"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"roi.{name} is {getattr(self, name)}", remedy="give a value from 0 to 1")
-        for name in ("smooth_l1_beta", "min_side_px", "sampling_ratio"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"roi.{name} is {getattr(self, name)}", remedy="give 0 or more")
-        choices = {
-            "unknown_share": ("separate", "shared"),
-            "unknown_box_loss": ("excluded", "included"),
-            "box_regression": ("agnostic", "per_class"),
-            "mask_future": ("training", "always", "never"),
-        }
-        for name, values in choices.items():
-            if getattr(self, name) not in values:
-                raise ConfigError(f"roi.{name} is {getattr(self, name)!r}", remedy=f"choose {' or '.join(values)}")
 
 
 @dataclass(kw_only=True)
@@ -145,14 +132,14 @@ class ModelOptions:
     head: Literal["growing", "fixed"] = "growing"
     """Rows of the head: ``growing`` has the known classes, unknown and background, and each task adds its classes;
     ``fixed`` has all classes of the schedule, unknown and background from the start (reference code: 81 + 1 rows)."""
-    fpn_channels: int = 64
+    fpn_channels: PositiveInt = 64
     """Channels of every pyramid level (the papers: 256)."""
     norm: Literal["batch", "frozen"] = "batch"
     """BatchNorm of the backbone: trained on, or frozen in statistics and affine (for ImageNet-scale weights)."""
     synchronise_norm: bool = True
     """With several processes and ``norm: batch``: BatchNorm's statistics are those of the joined batch, as in one
     process. Off: each process has those of its share, which saves two messages a layer."""
-    freeze_stages: int = 0
+    freeze_stages: Annotated[int, Between(0, 5)] = 0
     """How many stages keep their weights, from the stem on: 0 none, 1 the stem, 2 the stem and C2, …, 5 all."""
     rpn: RpnOptions = field(default_factory=RpnOptions)
     roi: RoiOptions = field(default_factory=RoiOptions)
@@ -163,14 +150,10 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         check(self)
-        if not 0 <= self.freeze_stages <= 5:
-            raise ConfigError(f"model.freeze_stages is {self.freeze_stages}", remedy="give a number from 0 to 5")
-        if self.engine not in ("torchvision", "detectron2"):
-            raise ConfigError(f"model.engine is {self.engine!r}", remedy="choose torchvision or detectron2")
-        if self.head not in ("growing", "fixed"):
-            raise ConfigError(f"model.head is {self.head!r}", remedy="choose growing or fixed")
         if self.neck == "fpn" and len(self.rpn.anchor_sizes) != 4:
-            raise ConfigError(
-                f"an FPN has 4 levels and model.rpn.anchor_sizes has {len(self.rpn.anchor_sizes)} entries",
+            refuse(
+                self,
+                "rpn.anchor_sizes",
+                f"has {len(self.rpn.anchor_sizes)} entries and an FPN 4 levels",
                 remedy="give one anchor size for each of C2, C3, C4, C5",
             )

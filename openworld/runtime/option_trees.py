@@ -84,11 +84,11 @@ def construct(owner: type[T], layers: Sequence[Given], key: str = "", default: o
             and the file where one gave it.
     """
     values: dict[str, Any] = {}
-    sources: dict[str, str] = {}
+    sources: dict[str, str | None] = {}
     for field, hint, given, standard in walk(owner, layers, key, default):
         here = joined(key, field.name)
-        if given and (file := given[-1].file) is not None:
-            sources[field.name] = file
+        if given:
+            sources[field.name] = given[-1].file
         if given and (declared := declared_section(hint)) is not None:
             section = resolve(hint, declared, given, standard, here)
             values[field.name] = section and construct(section.owner, section.layers, here, section.default)

@@ -79,6 +79,19 @@ class Below:
 
 
 @dataclass(frozen=True)
+class AtMost:
+    """``value <= most``."""
+
+    most: float
+
+    def holds(self, value: float) -> bool:
+        return value <= self.most
+
+    def __str__(self) -> str:
+        return f"of at most {_number(self.most)}"
+
+
+@dataclass(frozen=True)
 class Between:
     """``least <= value <= most``."""
 
@@ -108,16 +121,24 @@ class Items:
         return f"of {self.least} or more items" if self.most is None else f"of {self.least} to {self.most} items"
 
 
+PositiveInt = Annotated[int, AtLeast(1)]
+NonNegativeInt = Annotated[int, AtLeast(0)]
+PositiveFloat = Annotated[float, Above(0)]
+NonNegativeFloat = Annotated[float, AtLeast(0)]
+Share = Annotated[float, Between(0, 1)]
+
+
 @dataclass(frozen=True)
 class Place:
-    """Where the reader of a tree stands: the class that it makes an object of, its key, and who gave each field.
+    """Where the reader of a tree stands: the class that it makes an object of, its key, and who gave its fields.
 
-    ``sources`` names a file for each field; a field that it lacks has its default or comes from the command line.
+    ``sources`` has the file of each field that was given, None for the command line. A field that it lacks has its
+    default.
     """
 
     owner: type
     key: str
-    sources: Mapping[str, str]
+    sources: Mapping[str, str | None]
 
 
 _place: ContextVar[Place | None] = ContextVar("place", default=None)
@@ -174,7 +195,9 @@ def refuse(options: object, field: str, problem: str | None = None, *, remedy: s
         value = getattr(value, name)
     where, key = None, f"{owner.__name__}.{field}"
     if place is not None and place.owner is owner:
-        where, key = place.sources.get(field.partition(".")[0]), joined(place.key, field)
+        # A default is refused because of what was given beside it.
+        others = next(reversed(list(place.sources.values())), None)
+        where, key = place.sources.get(field.partition(".")[0], others), joined(place.key, field)
     raise ConfigError(f"{key} {problem or f'is {value!r}'}", where=where, remedy=remedy)
 
 

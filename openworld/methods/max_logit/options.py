@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from openworld.methods.options import MethodOptions
-from openworld.runtime.options import check
+from openworld.runtime.options import Above, Below, PositiveInt, check
 
 if TYPE_CHECKING:
     from openworld.labels import LabelSpace
@@ -18,10 +18,10 @@ class MaxLogitOptions(MethodOptions):
     """A closed detector whose unknowns are found after training, by objectness and the largest known logit."""
 
     name: str = "max_logit"
-    known_rejection_rate: float = 0.05
+    known_rejection_rate: Annotated[float, Above(0), Below(1)] = 0.05
     """Share of held-out known regions that may look less than fully known: a region whose largest known logit is above
     that of this share has no unknown score (own choice)."""
-    min_samples: int = 20
+    min_samples: PositiveInt = 20
     """Fewest held-out known regions to calibrate with; with fewer the softmax says how known a region is (own
     guard)."""
 

@@ -5,23 +5,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from openworld.errors import ConfigError
 from openworld.methods.options import MethodOptions
-from openworld.runtime.options import check
+from openworld.runtime.options import (
+    Above,
+    AtLeast,
+    AtMost,
+    Below,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+    check,
+    refuse,
+)
 
 if TYPE_CHECKING:
     from openworld.labels import LabelSpace
     from openworld.methods.ore.method import Ore
-
-
-def _check(good: bool, name: str, value: object, wanted: str) -> None:
-    if not good:
-        raise ConfigError(f"{name} = {value!r} is out of range", remedy=f"choose {wanted}")
 
 
 @dataclass(kw_only=True)
@@ -35,31 +40,31 @@ class ClusteringOptions:
     enabled: bool = True
     """Add the clustering loss to the detection losses (paper, eq. 1 and algorithm 1)."""
 
-    weight: float = 0.1
+    weight: NonNegativeFloat = 0.1
     """Factor of the loss in the total. The paper prints none; 0.1 is the constant of the reference code, which dates
     from before the paper's runs."""
 
-    items_per_class: int = 20
+    items_per_class: PositiveInt = 20
     """Q, features remembered for each class, first in first out (paper, section 5.2)."""
 
-    start_step: int = 1000
+    start_step: NonNegativeInt = 1000
     """I_b, step at which the prototypes become the class means and the loss begins (paper, algorithm 1)."""
 
-    later_start_step: int | None = None
+    later_start_step: NonNegativeInt | None = None
     """I_b of the tasks after the first, counted from the task's own first step; None: ``start_step``. The reference
     code's ``START_ITER`` is the last iteration of the task before, which is 0 here."""
 
-    update_every: int = 3000
+    update_every: PositiveInt = 3000
     """I_p, steps between two momentum updates of the prototypes (paper, algorithm 1)."""
 
-    momentum: float = 0.99
+    momentum: Share = 0.99
     """Eta, share of the old prototype in an update (paper, algorithm 1)."""
 
-    margin: float = 10.0
+    margin: NonNegativeFloat = 10.0
     """Delta, distance beyond which another class's prototype no longer repels (paper, section 5.2). The reference code
     has 2 here and gives its "margin" of 10 to the distance as its order."""
 
-    distance_order: float = 2.0
+    distance_order: Annotated[float, AtLeast(1)] = 2.0
     """Order of the Minkowski distance: 2 is the Euclidean distance of the paper's eq. 1, 10 the reference code's."""
 
     absent: Literal["masked", "zero"] = "masked"
@@ -90,23 +95,6 @@ class ClusteringOptions:
 
     def __post_init__(self) -> None:
         check(self)
-        _check(math.isfinite(self.weight) and self.weight >= 0, "clustering.weight", self.weight, "0 or more")
-        _check(self.items_per_class >= 1, "clustering.items_per_class", self.items_per_class, "1 or more")
-        _check(self.start_step >= 0, "clustering.start_step", self.start_step, "0 or more")
-        later = self.later_start_step
-        _check(later is None or later >= 0, "clustering.later_start_step", later, "0 or more, or null")
-        _check(self.update_every >= 1, "clustering.update_every", self.update_every, "1 or more")
-        _check(0 <= self.momentum <= 1, "clustering.momentum", self.momentum, "a number from 0 to 1")
-        _check(math.isfinite(self.margin) and self.margin >= 0, "clustering.margin", self.margin, "0 or more")
-        _check(self.distance_order >= 1, "clustering.distance_order", self.distance_order, "1 or more")
-        choices = {
-            "absent": ("masked", "zero"),
-            "reduction": ("region", "all"),
-            "memory": ("synchronised", "per_rank"),
-            "averaged_over": ("all_ranks", "rank"),
-        }
-        for name, values in choices.items():
-            _check(getattr(self, name) in values, f"clustering.{name}", getattr(self, name), " or ".join(values))
 
 
 @dataclass(kw_only=True)
@@ -120,7 +108,7 @@ class UnknownLabelOptions:
     enabled: bool = True
     """Label the most object-like background regions *unknown* (paper, section 4.2)."""
 
-    per_image: int = 1
+    per_image: NonNegativeInt = 1
     """k, regions labelled in an image (paper, section 5.2)."""
 
     among: Literal["all_proposals", "sampled"] = "all_proposals"
@@ -133,20 +121,20 @@ class UnknownLabelOptions:
     the paper's section 4.2. The order is the same but for the -1 of ``foreground``, which no probability is below, and
     for probabilities that round to 1, of which the first wins. Filters and ``min_objectness`` stay in logits."""
 
-    max_iou: float = 0.5
+    max_iou: Share = 0.5
     """A region is a candidate if its IoU with every annotated box is below this; 0.5 is the threshold under which the
     box head calls a region background (paper, section 4.2: no overlap with a ground-truth object)."""
 
     min_objectness: float | None = None
     """Lowest objectness logit of a candidate; None takes the best however low (paper)."""
 
-    min_side_px: float | None = None
+    min_side_px: NonNegativeFloat | None = None
     """Shortest side of a candidate in pixels of the image as it enters the model; None: no limit (paper)."""
 
-    max_area_fraction: float | None = None
+    max_area_fraction: Annotated[float, Above(0), AtMost(1)] | None = None
     """Largest share of the image that a candidate may cover; None: no limit (paper)."""
 
-    spread_iou: float | None = None
+    spread_iou: Annotated[float, Above(0), AtMost(1)] | None = None
     """Background regions that overlap a chosen one by at least this IoU are unknown too, and no second one is chosen
     there; None labels the chosen ones alone (paper). Without it, the neighbours of an unknown region are trained as
     background and the two labels fight over one object (own extension)."""
@@ -158,24 +146,6 @@ class UnknownLabelOptions:
 
     def __post_init__(self) -> None:
         check(self)
-        _check(self.per_image >= 0, "unknown.per_image", self.per_image, "0 or more")
-        _check(0 <= self.max_iou <= 1, "unknown.max_iou", self.max_iou, "a number from 0 to 1")
-        if self.min_objectness is not None:
-            _check(not math.isnan(self.min_objectness), "unknown.min_objectness", self.min_objectness, "a number")
-        if self.min_side_px is not None:
-            _check(self.min_side_px >= 0, "unknown.min_side_px", self.min_side_px, "0 or more")
-        if self.max_area_fraction is not None:
-            area = self.max_area_fraction
-            _check(0 < area <= 1, "unknown.max_area_fraction", area, "a number above 0 and up to 1")
-        if self.spread_iou is not None:
-            _check(0 < self.spread_iou <= 1, "unknown.spread_iou", self.spread_iou, "a number above 0 and up to 1")
-        choices = {
-            "among": ("all_proposals", "sampled"),
-            "score": ("logit", "probability"),
-            "foreground": ("excluded", "logit_minus_one"),
-        }
-        for name, values in choices.items():
-            _check(getattr(self, name) in values, f"unknown.{name}", getattr(self, name), " or ".join(values))
 
 
 @dataclass(kw_only=True)
@@ -190,11 +160,11 @@ class EnergyOptions:
     """Fit the two Weibull distributions after training and let the energy turn known detections into unknown ones
     (paper, section 4.3)."""
 
-    temperature: float = 1.0
+    temperature: PositiveFloat = 1.0
     """T of the free energy in the fit, and at prediction unless ``test_temperature`` says otherwise (paper, eq. 4; the
     reference code fits at 1.5)."""
 
-    test_temperature: float | None = None
+    test_temperature: PositiveFloat | None = None
     """T of the free energy at prediction; None: that of the fit (paper). The reference code predicts at 1 with what it
     fitted at 1.5, which shifts all energies by up to 0.5 log(known classes)."""
 
@@ -209,7 +179,7 @@ class EnergyOptions:
     """Of each Weibull distribution: 3 fits shape, scale and location (paper: shifted Weibull; reference code), 2 leaves
     the location at 0 and falls back where energies are not above it (own extension)."""
 
-    min_samples: int = 20
+    min_samples: Annotated[int, AtLeast(3)] = 20
     """Fewest samples of a kind to fit a Weibull to; with fewer only the classifier decides (own guard: three parameters
     need more than a handful of samples)."""
 
@@ -224,7 +194,7 @@ class EnergyOptions:
     """For ``window``: ``exact`` is the difference of the cumulative distribution; ``riemann`` the reference code's sum
     of 100 densities, which is no number, and decides nothing, where the window reaches below the support."""
 
-    known_rejection_rate: float = 0.05
+    known_rejection_rate: Annotated[float, Above(0), Below(1)] = 0.05
     """For ``threshold``: share of known regions that the energy calls unknown, above 0 and below 1 (own extension)."""
 
     threshold_from: Literal["empirical", "weibull"] = "empirical"
@@ -245,12 +215,12 @@ class EnergyOptions:
     """Non-maximum suppression and the cap on detections come after the decision, so that one object is not called
     unknown twice. False: before it, and not again (reference code)."""
 
-    min_separation: float = 0.0
+    min_separation: Share = 0.0
     """Least difference of the two cumulative distributions at the boundary, from 0 to 1; below it only the classifier
     decides. 0 accepts every separation in the right direction (own guard; the paper has none). ``window`` is measured
     at the boundary of ``density``, and like ``threshold`` only where this is above 0."""
 
-    unknown_region_iou: float = 0.5
+    unknown_region_iou: Share = 0.5
     """For ``auto_labelled``: regions labelled *unknown* are samples of the unknown fit if their IoU with every
     annotated box is below this (paper, section 4.2: background by the box head's threshold)."""
 
@@ -266,35 +236,14 @@ class EnergyOptions:
 
     def __post_init__(self) -> None:
         check(self)
-        for name in ("temperature", "test_temperature"):
-            value = getattr(self, name)
-            good = (name == "test_temperature") if value is None else (math.isfinite(value) and value > 0)
-            _check(good, f"energy.{name}", value, "a finite number above 0")
-        fit_on = ("auto_labelled", "annotated_unknown", "annotated_and_auto", "known_only")
-        choices: dict[str, tuple[object, ...]] = {
-            "fit_on": fit_on,
-            "parameters": (2, 3),
-            "decision": ("density", "window", "threshold"),
-            "window_sum": ("exact", "riemann"),
-            "threshold_from": ("empirical", "weibull"),
-            "contradiction": ("relabel", "drop", "rescore"),
-            "unknown_contradiction": ("keep", "drop"),
-        }
-        for name, values in choices.items():
-            value = getattr(self, name)
-            _check(value in values, f"energy.{name}", value, " or ".join(str(item) for item in values))
-        _check(self.min_samples >= 3, "energy.min_samples", self.min_samples, "3 or more, one a parameter")
-        rate = self.known_rejection_rate
-        _check(0 < rate < 1, "energy.known_rejection_rate", rate, "a number above 0 and below 1")
         if self.decision != "threshold":
-            _check(self.fit_on != "known_only", "energy.fit_on", self.fit_on, "decision threshold with it")
-        elif self.test_temperature is not None:
-            same = self.test_temperature == self.temperature
-            remedy = "the temperature of the fit, for which the threshold is calibrated"
-            _check(same, "energy.test_temperature", self.test_temperature, remedy)
-        _check(0 <= self.min_separation <= 1, "energy.min_separation", self.min_separation, "a number from 0 to 1")
-        iou = self.unknown_region_iou
-        _check(0 <= iou <= 1, "energy.unknown_region_iou", iou, "a number from 0 to 1")
+            if self.fit_on == "known_only":
+                refuse(
+                    self, "fit_on", f"is 'known_only' and decision {self.decision!r}", remedy="set decision: threshold"
+                )
+        elif self.test_temperature not in (None, self.temperature):
+            remedy = f"give the temperature of the fit ({self.temperature}), for which the threshold is calibrated"
+            refuse(self, "test_temperature", remedy=remedy)
 
 
 @dataclass(kw_only=True)

@@ -138,9 +138,9 @@ def test_shape_tells_the_categories_apart_without_colour() -> None:
 
 
 def test_options_out_of_range() -> None:
-    with pytest.raises(ConfigError, match="train_images"):
+    with pytest.raises(ConfigError, match=r"^SyntheticOptions\.train_images is 0"):
         SyntheticOptions(train_images=0)
-    with pytest.raises(ConfigError, match="size"):
+    with pytest.raises(ConfigError, match=r"^SyntheticOptions\.size is 8"):
         SyntheticOptions(size=8)
-    with pytest.raises(ConfigError, match=r"data\.train\.annotations"):
+    with pytest.raises(ConfigError, match=r"^DataOptions\.train\.annotations is missing"):
         DataOptions(synthetic=None)

@@ -50,14 +50,14 @@ from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, Unkn
 )
 def test_out_of_range(options: Any, field: str, value: Any) -> None:
     options()
-    with pytest.raises(ConfigError, match=rf"\.{field} = "):
+    with pytest.raises(ConfigError, match=rf"^{options.__name__}\.{field} is "):
         options(**{field: value})
 
 
 def test_energy_options_that_go_together() -> None:
     assert EnergyOptions(fit_on="known_only", decision="threshold").decision == "threshold"
     assert EnergyOptions(decision="threshold", temperature=2.0, test_temperature=2.0).test_temperature == 2.0
-    with pytest.raises(ConfigError, match=r"\.test_temperature = 1\.0"):
+    with pytest.raises(ConfigError, match=r"^EnergyOptions\.test_temperature is 1\.0"):
         EnergyOptions(decision="threshold", temperature=2.0, test_temperature=1.0)
     told = {kind for kind in ("auto_labelled", "annotated_unknown", "annotated_and_auto") if _told(kind)}
     assert told == {"annotated_unknown", "annotated_and_auto"}
