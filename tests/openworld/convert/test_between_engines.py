@@ -31,6 +31,7 @@ IMAGE = torch.randint(0, 256, (3, 64, 80), dtype=torch.uint8, generator=torch.Ge
 
 def config(neck: str, head: str) -> RunConfig:
     model = ModelOptions(
+        weights="weights/gone.pth",
         arch=ResNetOptions(width=0.125),
         neck=neck,  # type: ignore[arg-type]
         head=head,  # type: ignore[arg-type]
@@ -85,7 +86,8 @@ def test_there_and_back_is_the_same_run(tmp_path: Path, neck: str, head: str) ->
         assert (tmp_path / "back" / f"task{task}" / "calibration.json").exists()
     native = tmp_path / "there" / "detectron2" / "task2"
     keys = yaml.safe_load((native / "config.yaml").read_text())
-    assert keys["ORE"]["TASKS"] == TASKS and keys["ORE"]["TASK"] == 2 and keys["ORE"]["HEAD"] == head
+    ours = keys["OPENWORLD"]
+    assert ours["TASKS"] == TASKS and ours["TASK"] == 2 and ours["LAYOUT"] == head
     state = torch.load(native / "model_final.pth", weights_only=True)["model"]
     assert "roi_heads.box_predictor.method.prototypes.vectors" in state and "pixel_mean" not in state
     with pytest.raises(ConfigError, match="its engine is detectron2 already"):
