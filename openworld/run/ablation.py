@@ -165,7 +165,7 @@ def run_ablation(
         OpenWorldError: a run failed; its log is named.
     """
     if switch is not None and backbones:
-        raise ConfigError("switch and backbones are given", remedy="ablate one after the other")
+        raise ConfigError("--switch and --backbones are both given", remedy="ablate one after the other")
     changes = variants_of(config) if switch is None else switched_one_by_one(config, switch)
     if backbones:
         config = replace(config, pretrain=None)
