@@ -179,8 +179,8 @@ def start_stage(run: Run, task: int, stage: str) -> tuple[Detector, Checkpoint |
     run.log.truncate(run.log.offset_of_task(task) if newest is None else Progress.of(newest).log_offset)
     seed_everything(run.config.seed, task, stage)
     if run.backbone is not None and (newest is not None or task > 1):
-        # The generators stand where they stood when each stage loaded the backbone anew, which draws a network: runs
-        # that were measured before keep their numbers.
+        # The generators stand where they stood when each stage loaded the backbone anew, which draws a network: new
+        # rows and samples, and so all published figures, stay as they are.
         (run.config.model.arch or ResNetOptions()).build()
     if newest is not None:
         detector = restore_detector(run.config, newest)

@@ -48,7 +48,7 @@ def select_device(name: str) -> str:
         count = torch.cuda.device_count()
         raise EnvironmentProblem(
             f"device {name!r} was asked for and torch sees {count or 'no'} GPU{'s' if count > 1 else ''}",
-            remedy="choose cpu, auto or the number of a GPU, or install a torch build for this GPU's driver",
+            remedy="set model.device (or --device) to cpu or auto, or install a torch build for this GPU's driver",
         )
     return name
 

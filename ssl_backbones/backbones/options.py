@@ -105,15 +105,3 @@ class BackboneOptions(ABC):
 
     def __str__(self) -> str:
         return self.name
-
-
-def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
-    """Raise ConfigError unless the value is one of those allowed."""
-    if value not in allowed:
-        raise ConfigError(f"{name} is {value!r}", remedy=f"choose one of {', '.join(allowed)}")
-
-
-def at_least(name: str, value: float, least: float) -> None:
-    """Raise ConfigError unless the value is at least ``least``."""
-    if not value >= least:
-        raise ConfigError(f"{name} is {value}", remedy=f"choose a value of at least {least:g}")

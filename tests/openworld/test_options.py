@@ -18,12 +18,21 @@ import pytest
 from openworld.config import PhaseOptions, RunConfig
 from openworld.engines.options import ModelOptions
 from openworld.errors import ConfigError
+from openworld.methods import METHODS
+from openworld.methods.options import MethodOptions
 from openworld.methods.ore.options import ClusteringOptions
 from openworld.runtime.option_trees import Given, construct, from_words
 from openworld.runtime.options import Above, AtLeast, AtMost, Below, Between, Items
+from ssl_backbones.backbones import BackboneOptions
+from ssl_backbones.methods import METHODS as PRETRAIN_METHODS
+from ssl_backbones.methods.options import MethodOptions as PretrainMethodOptions
 from ssl_backbones.options import PretrainOptions
 
-NAMES: dict[type, tuple[str, ...]] = {}
+NAMES: dict[type, tuple[str, ...]] = {
+    MethodOptions: tuple(METHODS),
+    PretrainMethodOptions: tuple(PRETRAIN_METHODS),
+    BackboneOptions: ("resnet18", "convnext_tiny"),
+}
 """The names of each class that chooses its section's class by name."""
 REQUIRED: dict[str, dict[str, Any]] = {"data.benchmark": {"name": "m_owodb"}}
 """What a section needs that is off by default, beside the field in question."""
@@ -138,7 +147,12 @@ def test_a_value_outside_its_domain_is_refused_under_the_full_key(field: str) ->
 
 def test_the_walk_reaches_every_class() -> None:
     """Counted by hand from the classes, so that the walk does not end early."""
-    assert {"train.milestones", "model.arch.width", "data.benchmark.root", "pretrain.swav.epsilon"} <= set(FIELDS)
+    assert {
+        "train.milestones",
+        "model.arch.width resnet18",
+        "data.benchmark.root",
+        "pretrain.method.epsilon swav",
+    } <= set(FIELDS)
     assert len([key for key in FIELDS if key.startswith("increment.")]) == 12
     assert len(FIELDS) > 280
 
@@ -171,11 +185,17 @@ def test_objects_made_in_python_are_checked_too(owner: Any, values: dict[str, An
         ({"data": {"benchmark": {"name": "voc_19_1"}, "val": {"images": "x"}}}, "data.val is SourceOptions("),
         ({"model": {"rpn": {"background_iou": 0.8}}}, "model.rpn.background_iou is 0.8"),
         ({"model": {"rpn": {"anchor_sizes": [8.0]}}}, "model.rpn.anchor_sizes has 1 entries"),
-        ({"ore": {"energy": {"fit_on": "known_only"}}}, "ore.energy.fit_on is 'known_only'"),
-        ({"ore": {"energy": {"decision": "threshold", "test_temperature": 2}}}, "ore.energy.test_temperature is 2.0"),
+        ({"method": {"energy": {"fit_on": "known_only"}}}, "method.energy.fit_on is 'known_only'"),
+        (
+            {"method": {"energy": {"decision": "threshold", "test_temperature": 2}}},
+            "method.energy.test_temperature is 2.0",
+        ),
         ({"pretrain": {"arch": {"stem": "clip"}}}, "pretrain.arch.stem is 'clip'"),
-        ({"pretrain": {"clip": {"text_heads": 3}}}, "pretrain.clip.text_width is 64"),
-        ({"pretrain": {"instdisc": {"proximal_weight": 1, "form": "softmax"}}}, "pretrain.instdisc.proximal_weight is"),
+        ({"pretrain": {"method": {"name": "clip", "text_heads": 3}}}, "pretrain.method.text_width is 64"),
+        (
+            {"pretrain": {"method": {"name": "instdisc", "proximal_weight": 1, "form": "softmax"}}},
+            "pretrain.method.proximal_weight is",
+        ),
         ({"model": {"weights": "a.pth"}}, "model.weights is 'a.pth' and pretrain is on"),
         ({"tasks": 9}, "tasks is 9 and the schedule has 3"),
     ],

@@ -31,6 +31,7 @@ IMAGE = torch.randint(0, 256, (3, 64, 80), dtype=torch.uint8, generator=torch.Ge
 
 def config(neck: str, head: str) -> RunConfig:
     model = ModelOptions(
+        weights="weights/gone.pth",
         arch=ResNetOptions(width=0.125),
         neck=neck,  # type: ignore[arg-type]
         head=head,  # type: ignore[arg-type]

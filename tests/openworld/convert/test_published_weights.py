@@ -473,7 +473,6 @@ def test_a_converted_checkpoint_is_a_run(
     config = read_config(folder / "config.yaml")
     detector = load_task(folder, config, None)
     assert detector.space == LABELS
-    assert detector.space == LABELS
     assert config.model.weights is None and not (folder / "backbone").exists()
     for name, value in model.state_dict().items():
         assert torch.equal(detector.engine.state_dict()[name], value), name

@@ -28,9 +28,7 @@ def test_a_test_image_that_cannot_be_read_has_no_detections(
         Image.new("RGB", (20, 10)).save(tmp_path / f"{name}.png")
         records.append(record(tmp_path / f"{name}.png"))
     (tmp_path / "b.png").write_bytes(b"no image")
-    one = Detections(
-        torch.ones(1, 4), torch.ones(1), torch.zeros(1).long(), torch.zeros(1).long(), {"energy": torch.zeros(1)}
-    )
+    one = Detections(torch.ones(1, 4), torch.ones(1), torch.zeros(1).long(), torch.zeros(1).long())
     monkeypatch.setattr(evaluate, "detect_prepared", lambda detector, images, scales, sizes: [one] * len(images))
 
     def found(chosen: list[Record]) -> list[int]:

@@ -38,9 +38,9 @@ class Watched(Detector):
     """A detector whose regions are the boxes that it is shown, and one background region per image."""
 
     def __init__(self, method: Ore) -> None:
-        engine = nn.Module()
+        engine: Any = nn.Module()
         engine.space = method.space
-        super().__init__(engine, method)  # type: ignore[arg-type]
+        super().__init__(engine, method)
         self.shown: list[tuple[int | str, int]] = []
         self.generator = torch.Generator().manual_seed(0)
 

@@ -145,7 +145,6 @@ def test_a_start_that_failed_does_not_keep_the_folder(
     with monkeypatch.context() as patch, pytest.raises((ConfigError, DataError, CheckpointError)) as error:
         if fault == "batch":
             patch.setattr(distributed, "world_size", lambda: 2)
-            patch.setattr(distributed, "on_first", lambda function: function())
         run_schedule(wrong, folder, resume=False)
     assert "holds a run" not in str(error.value)
 

@@ -14,17 +14,20 @@ import torch
 from torch import Tensor
 
 from openworld.config import PhaseOptions, RunConfig
-from openworld.data.options import DataOptions, ExemplarOptions
+from openworld.data.options import DataOptions, ExemplarOptions, LoaderOptions, SyntheticOptions
 from openworld.detector import Detector, build_detector, detector_to_load
-from openworld.engines.options import ModelOptions, RoiOptions
+from openworld.engines import weights
+from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
 from openworld.errors import CheckpointError
-from openworld.run import checkpoints, schedule
+from openworld.run import checkpoints, evaluate, schedule
 from openworld.run.checkpoints import Progress, load_task, save_progress
 from openworld.run.folder import Run
-from openworld.run.schedule import run_task, start_stage
+from openworld.run.schedule import run_schedule, run_task, start_stage
 from openworld.runtime.checkpoint import newest_valid
 from openworld.runtime.runlog import RunLog
 from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.handover import load_backbone_file
+from ssl_backbones.options import PretrainOptions
 
 TASKS = [["cat", "dog"], ["cow"], ["kite"]]
 
@@ -145,6 +148,57 @@ def test_the_first_stage_alone_builds_on_the_backbone(tmp_path: Path, monkeypatc
     save(run, 1, "calibrate", 1, done=True)
     start_stage(run, 2, "train")
     assert len(built) == 1
+
+
+def test_a_run_loads_its_backbone_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tasks to their end, of which the first training alone needs the file: it is gone afterwards."""
+    file, loaded = tmp_path / "backbone.pth", []
+    torch.save(ResNetOptions(width=1 / 64).build().state_dict(), file)
+
+    def noted(path: Path, **options: Any) -> Any:
+        loaded.append(path)
+        return load_backbone_file(path, **options)
+
+    calibrate = evaluate.calibrate
+
+    def without_file(run: Run, task: int, detector: Detector) -> dict[str, Any]:
+        file.unlink(missing_ok=True)
+        return calibrate(run, task, detector)
+
+    monkeypatch.setattr(weights, "load_backbone_file", noted)
+    monkeypatch.setattr(evaluate, "calibrate", without_file)
+    world = SyntheticOptions(train_images=24, val_images=4, test_images=2, pretrain_images=0, size=64)
+    one_step = PhaseOptions(steps=1, lr=1e-3, batch_size=2)
+    chosen = replace(
+        config(),
+        data=DataOptions(tasks=[["ball"], ["cube"]], synthetic=world, loader=LoaderOptions(min_size=64, max_size=64)),
+        model=replace(
+            config().model, weights=str(file), arch=None, rpn=RpnOptions(train_proposals=8, test_proposals=8)
+        ),
+        train=one_step,
+        increment=one_step,
+        replay=one_step,
+    )
+    metrics = run_schedule(chosen, tmp_path / "run", resume=False)
+    assert [found["task"] for found in metrics] == [1, 2] and loaded == [file]
+    (tmp_path / "run" / "task2" / "metrics.json").unlink()
+    assert run_schedule(chosen, tmp_path / "run", resume=True) == metrics  # its architecture is in config.yaml
+    assert loaded == [file]
+
+
+def test_a_backbone_is_not_pretrained_again_once_a_task_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run that was moved without its backbone folder."""
+    run, pretrained = open_run(tmp_path, replace(config(), pretrain=PretrainOptions())), list[Path]()
+    monkeypatch.setattr(schedule, "pretrain", lambda options, images, folder, **_: pretrained.append(folder))
+    sources = SimpleNamespace(pretraining_images=lambda options: [], labelled_crops=lambda side: ([], []))
+    run = replace(run, sources=sources)
+    schedule.pretrain_backbone(run, resume=True)
+    assert pretrained == [tmp_path / "backbone"]
+    save(run, 1, "train", 2, done=False)
+    schedule.pretrain_backbone(run, resume=True)
+    assert len(pretrained) == 1
 
 
 def test_an_interrupted_stage_goes_on_from_its_own_checkpoint(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """The log of a run: lines, truncation, half-written ends."""
 
+import time
 from pathlib import Path
+
+import pytest
 
 from openworld.runtime.runlog import RunLog
 
@@ -25,6 +28,18 @@ def test_offset_of_a_task(tmp_path: Path) -> None:
     assert log.offset_of_task(1) == start
     log.truncate(log.offset_of_task(2))
     assert [entry.get("task") for entry in log.read()] == [None, 1]
+
+
+def test_a_phase_is_written_when_it_is_through(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "metrics.jsonl")
+    with log.phase("train", 2):
+        time.sleep(0.01)
+        log.append("step", step=1)
+    with pytest.raises(KeyboardInterrupt), log.phase("replay", 2):
+        raise KeyboardInterrupt
+    step, phase = log.read()
+    assert step["event"] == "step" and phase.pop("seconds") >= 0.01
+    assert phase == {"event": "phase", "stage": "train", "task": 2}
 
 
 def test_a_half_written_line_is_passed_over(tmp_path: Path) -> None:
