@@ -180,7 +180,7 @@ class LabelSpace:
         if self.layout != older.layout:
             raise ConfigError(
                 f"a head of {older.layout} layout cannot go on in {self.layout} layout",
-                remedy="keep model.head as the model was trained with",
+                remedy="keep model.layout as the model was trained with",
             )
         if self.layout == "fixed" and self.row_names != older.row_names:
             raise ConfigError(

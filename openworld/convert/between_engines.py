@@ -64,7 +64,7 @@ def convert_engine(source: Path, folder: Path, engine: Engine) -> RunConfig:
         if (source / "backbone").is_dir():
             shutil.copytree(source / "backbone", folder / "backbone", dirs_exist_ok=True)
         for task, checkpoint in finished.items():
-            space = LabelSpace.of(config.schedule, task, config.model.head)
+            space = LabelSpace.of(config.schedule, task, config.model.layout)
             tensors = renamed(checkpoint.tensors, config, space, engine)
             save_checkpoint(
                 checkpoints_of(folder, task),

@@ -84,7 +84,7 @@ class RoiOptions:
     smooth_l1_beta: NonNegativeFloat = 1 / 9
     """Where the quadratic part of the box loss ends, in deltas (torchvision: 1/9); 0 is L1 (reference code)."""
     mask_future: Literal["training", "always", "never"] = "training"
-    """For ``model.head: fixed``: classes that no task has taught yet are left out of the softmax in ``training`` only
+    """For ``model.layout: fixed``: classes that no task has taught yet are left out of the softmax in ``training`` only
     (reference code; at test they take probability from the others), ``always``, or ``never``. Whatever is chosen, none
     of them is ever detected."""
     hidden_dim: PositiveInt = 256
@@ -129,7 +129,7 @@ class ModelOptions:
     Needed for weights whose tensors do not tell everything (stride in the 1x1, padding of the pool)."""
     neck: Literal["fpn", "c4"] = "fpn"
     """Feature pyramid with a two-layer box head, or ORE's C4 with res5 as the box head."""
-    head: Literal["growing", "fixed"] = "growing"
+    layout: Literal["growing", "fixed"] = "growing"
     """Rows of the head: ``growing`` has the known classes, unknown and background, and each task adds its classes;
     ``fixed`` has all classes of the schedule, unknown and background from the start (reference code: 81 + 1 rows)."""
     fpn_channels: PositiveInt = 64

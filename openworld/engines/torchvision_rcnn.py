@@ -45,7 +45,7 @@ class OpenWorldRCNN(nn.Module):
         options: see :class:`ModelOptions`.
 
     Raises:
-        ConfigError: the label space has another layout than ``options.head``.
+        ConfigError: the label space has another layout than ``options.layout``.
     """
 
     pixel_mean: Tensor
@@ -53,10 +53,10 @@ class OpenWorldRCNN(nn.Module):
 
     def __init__(self, space: LabelSpace, body: Backbone, options: ModelOptions) -> None:
         super().__init__()
-        if space.layout != options.head:
+        if space.layout != options.layout:
             raise ConfigError(
-                f"model.head is {options.head!r} and the label space has the {space.layout} layout",
-                remedy="give the label space the layout of model.head",
+                f"model.layout is {options.layout!r} and the label space has the {space.layout} layout",
+                remedy="give the label space the layout of model.layout",
             )
         self.space = space
         self.options = options

@@ -119,7 +119,7 @@ def restore_detector(config: RunConfig, checkpoint: Checkpoint) -> Detector:
         CheckpointError: the checkpoint is damaged, or of another model.
     """
     progress = Progress.of(checkpoint)
-    space = LabelSpace.of(config.schedule, progress.task, config.model.head)
+    space = LabelSpace.of(config.schedule, progress.task, config.model.layout)
     remedy = "use the configuration of the run that wrote it"
     if space.known != progress.known:
         raise CheckpointError(

@@ -52,7 +52,7 @@ class Run:
         return checkpoints_of(self.folder, task)
 
     def space(self, task: int) -> LabelSpace:
-        return LabelSpace.of(self.config.schedule, task, self.config.model.head)
+        return LabelSpace.of(self.config.schedule, task, self.config.model.layout)
 
     @property
     def backbone(self) -> Path | None:

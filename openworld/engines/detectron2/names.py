@@ -125,7 +125,7 @@ def openworld_defaults() -> dict[str, Any]:
         "SCHEDULE": "",
         "TASKS": [],
         "TASK": 1,
-        "LAYOUT": ModelOptions().head,
+        "LAYOUT": ModelOptions().layout,
         "STAGE": "train",
         "FIRST_STEP": 0,
         "BACKBONE": "",

@@ -29,12 +29,12 @@ LOADER = LoaderOptions(min_size=64, max_size=64)
 IMAGE = torch.randint(0, 256, (3, 64, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def config(neck: str, head: str) -> RunConfig:
+def config(neck: str, layout: str) -> RunConfig:
     model = ModelOptions(
         weights="weights/gone.pth",
         arch=ResNetOptions(width=0.125),
         neck=neck,  # type: ignore[arg-type]
-        head=head,  # type: ignore[arg-type]
+        layout=layout,  # type: ignore[arg-type]
         fpn_channels=8,
         device="cpu",
         rpn=RpnOptions(test_proposals=20),
@@ -49,7 +49,7 @@ def written_run(folder: Path, chosen: RunConfig) -> Path:
     (folder / "config.yaml").write_text(dump_config(chosen))
     for task in (1, 2):
         torch.manual_seed(task)
-        labels = LabelSpace.of(TASKS, task, chosen.model.head)
+        labels = LabelSpace.of(TASKS, task, chosen.model.layout)
         detector = build_detector(chosen, labels, None)
         for parameter in detector.parameters():
             if parameter.ndim == 2:
@@ -71,9 +71,9 @@ def tensors_of(run: Path, task: int) -> dict[str, Tensor]:
     return checkpoint.tensors
 
 
-@pytest.mark.parametrize(("neck", "head"), [("fpn", "growing"), ("c4", "fixed")])
-def test_there_and_back_is_the_same_run(tmp_path: Path, neck: str, head: str) -> None:
-    chosen = config(neck, head)
+@pytest.mark.parametrize(("neck", "layout"), [("fpn", "growing"), ("c4", "fixed")])
+def test_there_and_back_is_the_same_run(tmp_path: Path, neck: str, layout: str) -> None:
+    chosen = config(neck, layout)
     run = written_run(tmp_path / "run", chosen)
     assert convert_engine(run, tmp_path / "there", "detectron2").model.engine == "detectron2"
     convert_engine(tmp_path / "there", tmp_path / "back", "torchvision")
@@ -87,7 +87,7 @@ def test_there_and_back_is_the_same_run(tmp_path: Path, neck: str, head: str) ->
     native = tmp_path / "there" / "detectron2" / "task2"
     keys = yaml.safe_load((native / "config.yaml").read_text())
     node = keys["OPENWORLD"]
-    assert node["TASKS"] == TASKS and node["TASK"] == 2 and node["LAYOUT"] == head and node["METHOD"]["NAME"] == "ore"
+    assert node["TASKS"] == TASKS and node["TASK"] == 2 and node["LAYOUT"] == layout and node["METHOD"]["NAME"] == "ore"
     state = torch.load(native / "model_final.pth", weights_only=True)["model"]
     assert "roi_heads.box_predictor.method.prototypes.vectors" in state and "pixel_mean" not in state
     with pytest.raises(ConfigError, match="its engine is detectron2 already"):
@@ -104,15 +104,15 @@ def test_a_run_without_a_finished_task_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.detectron2
 @pytest.mark.skipif(find_spec("detectron2") is None, reason="detectron2 is not installed")
-@pytest.mark.parametrize(("neck", "head"), [("fpn", "growing"), ("c4", "fixed")])
-def test_predictions_are_equal_in_the_engine_and_in_detectron2_itself(tmp_path: Path, neck: str, head: str) -> None:
+@pytest.mark.parametrize(("neck", "layout"), [("fpn", "growing"), ("c4", "fixed")])
+def test_predictions_are_equal_in_the_engine_and_in_detectron2_itself(tmp_path: Path, neck: str, layout: str) -> None:
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model
 
     from openworld.engines.detectron2.parts import add_ore_config
 
-    chosen = config(neck, head)
+    chosen = config(neck, layout)
     run = written_run(tmp_path / "run", chosen)
     there = convert_engine(run, tmp_path / "there", "detectron2")
     wanted = detect_images(load_task(run, chosen, 2), [IMAGE], LOADER)[0]

@@ -43,7 +43,7 @@ def test_the_detectron2_file_says_the_same() -> None:
     found = {**nodes["ROI"], **given["ROI"]}
     size = "CANONICAL_SIZE_PX"  # detectron2's own, which no preset changes
     assert {**found, size: 0} == {**roi, size: 0} and size not in given["ROI"]
-    assert given["LAYOUT"] == PRESET.model.head
+    assert given["LAYOUT"] == PRESET.model.layout
     assert given.keys() == {"LAYOUT", "ROI", "METHOD"}
     keys = model_keys(PRESET.model, ResNetOptions(name="resnet50"), LabelSpace.of([["a"], ["b"]], 1, "fixed"))
     named = dict(leaves({"MODEL": DETECTRON2["MODEL"]}))

@@ -32,7 +32,7 @@ from tests.regions import training_step
 
 SPACE = LabelSpace.of((("cat", "dog"), ("car",)), 1)
 FIXED = LabelSpace.of(SPACE.tasks, 1, "fixed")  # cat 0, dog 1, car 2 (not taught yet), unknown 3, background 4
-HEADS = pytest.mark.parametrize("head", ["growing", "fixed"])
+LAYOUTS = pytest.mark.parametrize("layout", ["growing", "fixed"])
 KINDS = pytest.mark.parametrize("box_regression", ["agnostic", "per_class"])
 TINY = ResNetOptions(name="resnet18", width=0.125)
 
@@ -45,7 +45,7 @@ def options(**changes: object) -> ModelOptions:
 def engine(seed: int = 0, **changes: object) -> OpenWorldRCNN:
     torch.manual_seed(seed)
     chosen = options(**changes)
-    return build_engine(SPACE if chosen.head == "growing" else FIXED, chosen, None)
+    return build_engine(SPACE if chosen.layout == "growing" else FIXED, chosen, None)
 
 
 def roi(**changes: object) -> RoiOptions:
@@ -271,12 +271,12 @@ def test_no_proposals_gives_no_detections() -> None:
 # -- layouts of the head, and what the reference code does otherwise --------------------------------------------------
 
 
-@HEADS
+@LAYOUTS
 @KINDS
 @pytest.mark.parametrize("targets", [[ONE, EMPTY], [EMPTY, EMPTY]])
-def test_every_head_trains(head: str, box_regression: str, targets: list[Target]) -> None:
+def test_every_head_trains(layout: str, box_regression: str, targets: list[Target]) -> None:
     """With unknowns in the box loss too, images without annotated boxes give finite losses."""
-    model = engine(head=head, roi=roi(box_regression=box_regression, unknown_box_loss="included")).train()
+    model = engine(layout=layout, roi=roi(box_regression=box_regression, unknown_box_loss="included")).train()
     ore = Ore(model.space, model.feature_dim, ClusteringOptions(start_step=0), UnknownLabelOptions(per_image=2))
     losses = Detector(model, ore).losses(images((64, 64), (48, 80)), targets, 0)
     assert all(bool(torch.isfinite(value)) for value in losses.values())
@@ -286,17 +286,17 @@ def test_every_head_trains(head: str, box_regression: str, targets: list[Target]
     )
     columns = model.space.background if box_regression == "per_class" else 1
     assert model.bbox_pred.weight.shape[0] == 4 * columns
-    if head == "fixed":
+    if layout == "fixed":
         assert model.cls_score.weight.grad is not None and not model.cls_score.weight.grad[2].any()  # car
         assert bool(model.cls_score.weight.grad[[0, 1, 3, 4]].abs().sum(1).all())
 
 
-@HEADS
+@LAYOUTS
 @KINDS
-def test_losses_equal_a_slow_loop(head: str, box_regression: str) -> None:
+def test_losses_equal_a_slow_loop(layout: str, box_regression: str) -> None:
     """The losses of the reference code's options, region by region from what the engine returns."""
     changed = roi(box_regression=box_regression, unknown_box_loss="included", smooth_l1_beta=0.0)
-    model = engine(head=head, roi=changed).train()
+    model = engine(layout=layout, roi=changed).train()
     space = model.space
     ore = Ore(space, model.feature_dim, unknown_labels=UnknownLabelOptions(per_image=3, among="sampled"))
     torch.manual_seed(0)
@@ -334,11 +334,11 @@ def test_unknowns_are_labelled_among_all_proposals_or_among_the_sampled_ones() -
     assert not bool((regions.labels == SPACE.unknown).any())
 
 
-@HEADS
+@LAYOUTS
 @pytest.mark.parametrize(("share", "known", "unknown"), [("separate", 4, 4), ("shared", 0, 0)])
-def test_shares_of_the_sample(head: str, share: str, known: int, unknown: int) -> None:
+def test_shares_of_the_sample(layout: str, share: str, known: int, unknown: int) -> None:
     """A quarter of 16 is 4: of known and of unknown regions each, or of both together."""
-    model = engine(head=head, roi=roi(unknown_share=share))
+    model = engine(layout=layout, roi=roi(unknown_share=share))
     space = model.space
     labels = torch.full((80,), space.background)
     labels[:10], labels[10:20] = 1, space.unknown
@@ -367,7 +367,7 @@ def test_annotated_boxes_are_regions_or_not() -> None:
 
 @KINDS
 def test_growth_of_a_fixed_head_moves_nothing(box_regression: str) -> None:
-    model = engine(head="fixed", roi=roi(box_regression=box_regression)).train()
+    model = engine(layout="fixed", roi=roi(box_regression=box_regression)).train()
     ore = Ore(FIXED, model.feature_dim, ClusteringOptions(start_step=0))
     detector = Detector(model, ore)
     detector.losses(images((64, 64)), [ONE], 0)
@@ -402,7 +402,7 @@ def test_growth_keeps_the_deltas_of_each_class() -> None:
 def test_a_class_that_no_task_has_taught_is_never_detected(mask_future: str, box_regression: str) -> None:
     """Its row has the largest logit everywhere; it takes probability from the others unless it is masked."""
     chosen = roi(score_threshold=0.0, mask_future=mask_future, box_regression=box_regression)
-    model = engine(head="fixed", roi=chosen).eval()
+    model = engine(layout="fixed", roi=chosen).eval()
     torch.nn.init.zeros_(model.cls_score.weight)
     with torch.no_grad():
         model.cls_score.bias.copy_(torch.tensor([1.0, 0.0, 5.0, 0.5, 0.0]))
@@ -417,7 +417,7 @@ def test_a_class_that_no_task_has_taught_is_never_detected(mask_future: str, box
 def test_future_classes_are_in_the_loss_only_where_they_are_not_masked() -> None:
     values = {}
     for mask_future in ("training", "always", "never"):
-        model = engine(head="fixed", roi=roi(mask_future=mask_future)).train()
+        model = engine(layout="fixed", roi=roi(mask_future=mask_future)).train()
         torch.nn.init.zeros_(model.cls_score.weight)
         torch.manual_seed(0)
         losses, _ = training_step(model, images((64, 64)), [EMPTY])
@@ -429,8 +429,8 @@ def test_future_classes_are_in_the_loss_only_where_they_are_not_masked() -> None
 def test_each_class_is_detected_with_its_own_box() -> None:
     """Agnostic deltas repeated for every class give the detections of a class-agnostic head."""
     chosen = roi(score_threshold=0.0, cross_nms_iou=1.0, detections_per_image=10**6)
-    shared = engine(head="fixed", roi=chosen).eval()
-    model = engine(head="fixed", roi=replace(chosen, box_regression="per_class")).eval()
+    shared = engine(layout="fixed", roi=chosen).eval()
+    model = engine(layout="fixed", roi=replace(chosen, box_regression="per_class")).eval()
     state = dict(shared.state_dict())
     state |= {f"bbox_pred.{part}": torch.cat([state[f"bbox_pred.{part}"]] * 4) for part in ("weight", "bias")}
     model.load_state_dict(state)
@@ -453,7 +453,7 @@ def reference_model() -> ModelOptions:
     return ModelOptions(
         arch=replace(TINY, stride_in_1x1=True, name="resnet50"),
         neck="c4",
-        head="fixed",
+        layout="fixed",
         rpn=RpnOptions(
             anchor_sizes=[32, 64, 128, 256, 512],
             train_candidates=12000,
@@ -500,7 +500,7 @@ def test_the_configuration_of_the_reference_code_can_be_said() -> None:
 
 
 def test_a_head_of_another_layout_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model\.head is 'growing' and the label space has the fixed layout"):
+    with pytest.raises(ConfigError, match=r"model\.layout is 'growing' and the label space has the fixed layout"):
         build_engine(FIXED, options(), None)
 
 
@@ -519,8 +519,8 @@ def test_a_head_of_another_layout_is_refused() -> None:
 def test_box_head_options_out_of_range(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=rf"roi\.{field} is"):
         roi(**{field: value})
-    with pytest.raises(ConfigError, match=r"model\.head"):
-        options(head="round")
+    with pytest.raises(ConfigError, match=r"model\.layout"):
+        options(layout="round")
     with pytest.raises(ConfigError, match=r"rpn\.smooth_l1_beta"):
         RpnOptions(smooth_l1_beta=-1.0)
 

@@ -69,10 +69,10 @@ def test_options_are_switched_one_by_one() -> None:
     together = changed.pop("all of them")
     assert len(together) == len(changed) > 20
     assert changed["method.clustering.margin=2.0"] == ["method.clustering.margin: 10.0 → 2.0"]
-    assert changed["model.head=fixed"] == ["model.head: 'growing' → 'fixed'"]
+    assert changed["model.layout=fixed"] == ["model.layout: 'growing' → 'fixed'"]
     assert all(len(lines) == 1 for lines in changed.values())
     assert "method.clustering.items_per_class=20" not in changed  # as it was
-    assert list(switched_one_by_one(config, {"model": {"head": "fixed"}})) == ["full", "model.head=fixed"]
+    assert list(switched_one_by_one(config, {"model": {"layout": "fixed"}})) == ["full", "model.layout=fixed"]
     with pytest.raises(ConfigError, match=r"no option 'ore\.clustering\.margins'"):
         switched_one_by_one(config, {"ore": {"clustering": {"margins": 2}}})
 
@@ -105,7 +105,7 @@ def test_training_is_shared_by_what_comes_after_it() -> None:
     assert "full" in shared and "model.roi.cross_nms_iou=1.0" in shared
     assert {name for name in variants if name.startswith("method.energy.")} <= shared
     assert not {name for name in variants if name.startswith(("method.clustering.", "method.unknown_labels."))} & shared
-    assert "model.head=fixed" not in shared and "all of them" not in shared
+    assert "model.layout=fixed" not in shared and "all of them" not in shared
 
 
 @pytest.mark.parametrize("chosen", [True, False])

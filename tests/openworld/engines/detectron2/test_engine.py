@@ -38,7 +38,7 @@ CASES = {
     "fpn as the reference code": ModelOptions(
         arch=replace(TINY, name="resnet50"),
         fpn_channels=16,
-        head="fixed",
+        layout="fixed",
         rpn=RpnOptions(min_side_px=0, smooth_l1_beta=0),
         roi=RoiOptions(
             unknown_share="shared",
@@ -54,7 +54,7 @@ CASES = {
     "c4 as the reference code": ModelOptions(
         arch=replace(TINY, name="resnet50", stride_in_1x1=True, pool_padding="end"),
         neck="c4",
-        head="fixed",
+        layout="fixed",
         rpn=RpnOptions(min_side_px=0, smooth_l1_beta=0),
         roi=RoiOptions(box_regression="per_class", smooth_l1_beta=0, sampling_ratio=0, aligned=True, min_side_px=0),
     ),
@@ -79,7 +79,7 @@ def twins(options: ModelOptions, space: LabelSpace = SPACE) -> list[Any]:
         roi=replace(options.roi, hidden_dim=24, sampled_regions=16, score_threshold=0.0),
     )
     torch.manual_seed(0)
-    ours: Any = build_engine(replace(space, layout=options.head), options, None)
+    ours: Any = build_engine(replace(space, layout=options.layout), options, None)
     with torch.no_grad():
         for module, spread in (
             (ours.rpn.head.cls_logits, 0.5),
@@ -88,7 +88,7 @@ def twins(options: ModelOptions, space: LabelSpace = SPACE) -> list[Any]:
             (ours.bbox_pred, 0.05),
         ):
             nn.init.normal_(module.weight, std=spread)
-    theirs: Any = build_engine(replace(space, layout=options.head), replace(options, engine="detectron2"), None)
+    theirs: Any = build_engine(replace(space, layout=options.layout), replace(options, engine="detectron2"), None)
     state = {detectron2_name(name, options.neck): value for name, value in ours.state_dict().items()}
     result = theirs.model.load_state_dict(state, strict=False)
     assert result.unexpected_keys == [] and result.missing_keys == ["roi_heads.box_predictor.num_known"]
