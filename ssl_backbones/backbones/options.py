@@ -43,7 +43,7 @@ class BackboneOptions(ABC):
             if name in family.names():
                 return family
         known = [known for family in FAMILIES.values() for known in family.names()]
-        raise ConfigError(f"arch.name is {name!r}", remedy=f"choose one of {', '.join(known)}")
+        raise ConfigError(f"there is no backbone {name!r}", remedy=f"choose one of {', '.join(known)}")
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

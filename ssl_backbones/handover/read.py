@@ -154,7 +154,9 @@ def _read_card(path: Path) -> tuple[BackboneOptions, Preprocess] | None:
             raise ValueError(f"preprocess holds only {sorted(preprocess)}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CheckpointError(
-            f"is no card of a backbone ({error})", where=str(card_path), remedy="pretrain again, or remove the card"
+            f"is not the card of a backbone ({error})",
+            where=str(card_path),
+            remedy="pretrain again, or remove the card",
         ) from error
     if recorded != sha256_of(path):
         raise CheckpointError(

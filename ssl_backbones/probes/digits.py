@@ -1,6 +1,6 @@
 """Digits drawn with a font, for experiments that need many labelled pictures and no download.
 
-Shapes: N pictures, S pixels a side.
+Shapes: N pictures, S pixels per side.
 """
 
 from __future__ import annotations

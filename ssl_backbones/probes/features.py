@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ssl_backbones.backbones.base import Backbone
 
 BATCH = 64
-"""Images a forward pass."""
+"""Images per forward pass."""
 STATISTICS = 2000
 """Most images whose activations give the untrained network its batch-norm statistics."""
 
@@ -46,13 +46,13 @@ def features_of(
 def with_statistics(
     network: Network, view: ViewOf, positions: Sequence[int], device: torch.device | str = "cpu"
 ) -> Network:
-    """A copy whose batch norms have the statistics of these images: an untrained network has none of its own."""
+    """A copy whose batch norms have the statistics of these images: an untrained network has none."""
     network = copy.deepcopy(network).train()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # cumulative average
     for batch in _batches(view, positions, device):
-        if len(batch) > 1 or len(positions) == 1:  # one image alone may be one value a channel: no statistics
+        if len(batch) > 1 or len(positions) == 1:  # one image alone may be one value per channel: no statistics
             network(batch)
     return network
 

@@ -1,6 +1,6 @@
 """Probes of a pretrained network on a set of labelled images, each beside the same network untrained.
 
-Shapes: N images, T transformed pictures, D dimensions, S pixels a side.
+Shapes: N images, T transformed pictures, D dimensions, S pixels per side.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images with classes that the probes classify: crops of objects, or a folder with one folder a class.
+"""Images with classes that the probes classify: crops of objects, or a folder with one folder per class.
 
 Shapes: N images.
 """
@@ -59,7 +59,7 @@ class LabelledSet:
         return features_ND[train], features_ND[test]
 
     def thinned(self, at_most: int) -> LabelledSet:
-        """Only so many of the images, spread evenly over both parts."""
+        """At most this number of images, spread evenly over both parts."""
         total = len(self.train) + len(self.test)
         if total <= at_most:
             return self
@@ -74,7 +74,7 @@ def from_crops(crops: LabelledCrops) -> LabelledSet | None:
     """Crops as a set of which every fifth of a class is for testing; None for fewer than two.
 
     Raises:
-        DataError: crops and labels differ in number, or a crop is no image.
+        DataError: crops and labels differ in number, or a crop is not an image.
     """
     images, names = crops
     if len(images) != len(names):
@@ -88,7 +88,7 @@ def from_crops(crops: LabelledCrops) -> LabelledSet | None:
 
 
 def from_folder(folder: Path, *, side: int, cache_megabytes: int) -> LabelledSet:
-    """A folder with one folder a class, or ``train`` and ``val`` below it, each with one folder a class.
+    """A folder with one folder per class, or ``train`` and ``val`` below it, each with one folder per class.
 
     Raises:
         DataError: no such folder, no images, one class only, or only one of the two parts.
@@ -113,9 +113,9 @@ def from_pool(pool: ImagePool, source: str, *, test: set[Path] | None = None) ->
 
 
 def classes_of(folder: Path, paths: Sequence[Path]) -> list[str] | None:
-    """Names of the classes where ``folder`` has one folder of images a class, and nothing else; otherwise None.
+    """Names of the classes where ``folder`` has one folder of images per class, and nothing else; otherwise None.
 
-    Folders that are named like parts of a data set (train2017, val) are no classes.
+    Folders that are named like parts of a data set (train2017, val) are not classes.
     """
     names = Counter(path.parent.name for path in paths)
     flat = all(path.parent.parent == folder for path in paths)
@@ -127,11 +127,12 @@ def classes_of(folder: Path, paths: Sequence[Path]) -> list[str] | None:
 def hold_out(labels_N: Tensor) -> tuple[list[int], list[int]]:
     """Positions to learn from, and every fifth of each class to test on."""
     seen: Counter[int] = Counter()
-    parts: tuple[list[int], list[int]] = [], []
+    train: list[int] = []
+    test: list[int] = []
     for position, label in enumerate(labels_N.tolist()):
         seen[label] += 1
-        parts[seen[label] % EVERY == 0].append(position)
-    return parts
+        (test if seen[label] % EVERY == 0 else train).append(position)
+    return train, test
 
 
 def _as_tensor(image: Tensor | np.ndarray[Any, Any]) -> Tensor:

@@ -120,7 +120,7 @@ class SgdProtocol:
     lr: float = 30.0
     """Learning rate at ``batch_size``."""
     batch_size: int = 256
-    """Samples a step; a smaller set is used whole. ``lr`` stays what it is."""
+    """Samples per step; a smaller set is used whole. ``lr`` stays what it is."""
     epochs: int = 100
     """Passes over the samples."""
     milestones: tuple[int, ...] | None = (60, 80)

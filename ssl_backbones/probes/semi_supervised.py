@@ -1,6 +1,6 @@
 """Semi-supervised probe: the whole network fine-tuned on a small part of the labels (in the papers 1 % and 10 %).
 
-Shapes: N images, B images a step, C classes.
+Shapes: N images, B images per step, C classes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class SemiProtocol:
     head_lr: float = 5.0
     """Learning rate of the classifier."""
     batch_size: int = 256
-    """Images a step."""
+    """Images per step."""
     epochs: int = 20
     """Passes over the images."""
     milestones: tuple[int, ...] | None = (12, 16)
@@ -63,7 +63,7 @@ PROTOCOLS: dict[str, SemiProtocol] = {
 """By paper and per cent of the labels.
 
 SwAV: appendix A.4 and eval_semisup.py. Barlow Twins: the command in the README (1 % alone; until June 2021 it had 0.002
-for the trunk) and evaluate.py, where the cosine moves once an epoch and not once a step as here. SimCLR: appendix B.5,
+for the trunk) and evaluate.py, where the cosine moves once per epoch, not once per step as here. SimCLR: appendix B.5,
 and the cosine of the authors' model_util.py. They start the classifier from random numbers, see :func:`fine_tune`."""
 
 
@@ -176,14 +176,14 @@ def fine_tune(
         nesterov=protocol.nesterov,
     )
     recipe = _crop_and_flip(preprocess)
-    steps_an_epoch = math.ceil(len(positions) / batch)
+    steps_per_epoch = math.ceil(len(positions) / batch)
     for epoch in range(protocol.epochs):
         order = torch.randperm(len(positions), generator=generator(seed, "fine-tune", epoch))
         for number, rows in enumerate(order.split(batch)):
             if len(rows) == 1 and len(positions) > 1:
                 continue  # batch norm has no statistics of one image
-            step = epoch * steps_an_epoch + number
-            factor = _factor(protocol, epoch, step, protocol.epochs * steps_an_epoch)
+            step = epoch * steps_per_epoch + number
+            factor = _factor(protocol, epoch, step, protocol.epochs * steps_per_epoch)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             chosen = [positions[row] for row in rows.tolist()]

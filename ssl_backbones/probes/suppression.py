@@ -5,7 +5,7 @@ channels of random bits that both views share; MultiDigits puts several digits i
 small networks of its own with NT-Xent, asks a linear probe for the digit, and asks the same network before training,
 fed the same pictures: without that row, what the input alone makes hard looks like suppression.
 
-Shapes: N pictures, B of a step, C channels, S pixels a side, K random bits.
+Shapes: N pictures, B of a step, C channels, S pixels per side, K random bits.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SuppressionOptions:
     epochs: int = 20
     """Passes over the training pictures (paper, RandBits on MNIST: 10 over 60,000)."""
     batch_size: int = 128
-    """Pictures a step (paper: 1000)."""
+    """Pictures per step (paper: 1000)."""
     lr: float = 1e-3
     """Learning rate of Adam, which falls linearly to 0."""
     digit_size: int = 28

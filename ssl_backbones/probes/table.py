@@ -81,7 +81,7 @@ class Probes:
             "trained": self._knn(data, trained),
             "untrained": self._knn(data, untrained),
             "chance": majority_share(asked),
-            "k": min(self.options.knn_k, samples - data.leave_one_out),
+            "k": min(self.options.knn_k, samples - 1 if data.leave_one_out else samples),
             "samples": samples,
             "test_samples": len(asked),
             "leave_one_out": data.leave_one_out,
@@ -97,8 +97,8 @@ class Probes:
         """For some images, the ``k`` nearest others by the cosine of the features of the network and of the control.
 
         Returns:
-            One entry a query: ``image`` is its absolute path, ``trained`` and ``untrained`` are lists of ``image`` and
-            ``similarity``, the nearest first.
+            One entry per query: ``image`` is its absolute path, ``trained`` and ``untrained`` are lists of ``image``
+            and ``similarity``, the nearest first.
         """
         positions = spread_evenly(len(self.pool), GALLERY)
         asked = spread_evenly(len(positions), queries)

@@ -3,7 +3,7 @@
 SimCLR (Chen et al. 2020, section 4.2 and table 3): a small network is asked what was done to a picture, from h and
 from g(h). Contrastive learning makes views alike, and its last layer drops what tells them apart.
 
-Shapes: N images, T transformed pictures, D dimensions, S pixels a side.
+Shapes: N images, T transformed pictures, D dimensions, S pixels per side.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class TransformOptions:
     epochs: int = 60
     """Passes over the training pictures."""
     batch_size: int = 256
-    """Pictures a step."""
+    """Pictures per step."""
     lr: float = 1e-3
     """Learning rate of Adam."""
 

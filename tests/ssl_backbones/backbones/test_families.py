@@ -110,7 +110,7 @@ def test_names_choose_the_family_and_are_unique() -> None:
     assert len(set(names)) == len(names)
     for family in FAMILIES.values():
         assert {BackboneOptions.named(name) for name in family.names()} == {family}
-    with pytest.raises(ConfigError, match=r"arch\.name is 'vgg16'(.|\n)*resnet18.*convnext_tiny"):
+    with pytest.raises(ConfigError, match=r"there is no backbone 'vgg16'(.|\n)*resnet18.*convnext_tiny"):
         BackboneOptions.named("vgg16")
 
 

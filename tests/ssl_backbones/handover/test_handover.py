@@ -55,7 +55,7 @@ def test_own_file_with_card(network: ResNet, tmp_path: Path) -> None:
 def test_a_card_that_does_not_fit(network: ResNet, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="SHA-256"):
         load_backbone_file(write_own(tmp_path, network, sha256="0"))
-    with pytest.raises(CheckpointError, match="is no card"):
+    with pytest.raises(CheckpointError, match="is not the card"):
         load_backbone_file(write_own(tmp_path, network, preprocess={"mean": [0]}))
 
 
