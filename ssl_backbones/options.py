@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, TypedDict, get_args
+from typing import Any, ClassVar, Literal, TypedDict, get_args
 
 from openworld.errors import ConfigError
 from openworld.runtime.options import check
 from ssl_backbones.backbones import BackboneOptions, ResNetOptions
-from ssl_backbones.backbones.options import at_least, one_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -586,3 +586,15 @@ class PretrainOptions:
         for name in ("temperature", "knn_temperature"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}", remedy="choose a value above 0")
+
+
+def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
+    """Raise ConfigError unless the value is one of those allowed."""
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}", remedy=f"choose one of {', '.join(allowed)}")
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """Raise ConfigError unless the value is at least ``least``."""
+    if not value >= least:
+        raise ConfigError(f"{name} is {value}", remedy=f"choose a value of at least {least:g}")

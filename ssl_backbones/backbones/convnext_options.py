@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from openworld.errors import ConfigError
-from ssl_backbones.backbones.options import STAGES, BackboneOptions, at_least, one_of
+from openworld.runtime.options import AtLeast, Items
+from ssl_backbones.backbones.options import STAGES, BackboneOptions
 
 if TYPE_CHECKING:
     from ssl_backbones.backbones.convnext import ConvNeXt
@@ -33,19 +34,12 @@ class ConvNeXtOptions(BackboneOptions):
 
     name: Literal["convnext_tiny", "convnext_small", "convnext_base", "convnext_large"] = "convnext_tiny"
     """Widths and depths."""
-    width: float = 1.0
+    width: Annotated[float, AtLeast(1 / 64)] = 1.0
     """Multiplier on all channels; 1.0 is the original."""
-    depths: list[int] | None = None
+    depths: Annotated[list[Annotated[int, AtLeast(1)]], Items(4, 4)] | None = None
     """Blocks of each of the four stages; None means those of ``name``."""
-    layer_scale: float = LAYER_SCALE
+    layer_scale: Annotated[float, AtLeast(0)] = LAYER_SCALE
     """What the scale of each residual branch starts at."""
-
-    def __post_init__(self) -> None:
-        one_of("name", self.name, self.names())
-        at_least("width", self.width, 1 / 64)
-        if self.depths is not None and (len(self.depths) != 4 or min(self.depths) < 1):
-            raise ConfigError(f"depths is {self.depths}", remedy="give the number of blocks of each of four stages")
-        at_least("layer_scale", self.layer_scale, 0)
 
     @classmethod
     def of_shapes(cls, shapes: Mapping[str, Sequence[int]], where: str) -> Self:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args, get_type_hints
 
 from openworld.errors import ConfigError
+from openworld.runtime.options import check
 
 if TYPE_CHECKING:
     from ssl_backbones.backbones.base import Backbone
@@ -29,6 +30,9 @@ class BackboneOptions(ABC):
 
     name: str
     """Which network of the family."""
+
+    def __post_init__(self) -> None:
+        check(self)
 
     @classmethod
     def named(cls, name: str) -> type[BackboneOptions]:
@@ -105,15 +109,3 @@ class BackboneOptions(ABC):
 
     def __str__(self) -> str:
         return self.name
-
-
-def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
-    """Raise ConfigError unless the value is one of those allowed."""
-    if value not in allowed:
-        raise ConfigError(f"{name} is {value!r}", remedy=f"choose one of {', '.join(allowed)}")
-
-
-def at_least(name: str, value: float, least: float) -> None:
-    """Raise ConfigError unless the value is at least ``least``."""
-    if not value >= least:
-        raise ConfigError(f"{name} is {value}", remedy=f"choose a value of at least {least:g}")

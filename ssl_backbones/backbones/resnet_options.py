@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from openworld.errors import CheckpointError, ConfigError, HandoverError
-from ssl_backbones.backbones.options import STAGES, BackboneOptions, at_least, one_of
+from openworld.errors import CheckpointError, HandoverError
+from openworld.runtime.options import AtLeast, refuse
+from ssl_backbones.backbones.options import STAGES, BackboneOptions
 
 if TYPE_CHECKING:
     from ssl_backbones.backbones.resnet import ResNet
@@ -30,9 +31,9 @@ class ResNetOptions(BackboneOptions):
 
     name: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
     """Depth and block type."""
-    width: float = 0.5
+    width: Annotated[float, AtLeast(1 / 64)] = 0.5
     """Multiplier on all channels; 1.0 is the original."""
-    stem_width: int | None = None
+    stem_width: Annotated[int, AtLeast(1)] | None = None
     """Output channels of the stem; None means 64 * width, rounded."""
     stem: Literal["imagenet7x7", "cifar3x3", "clip"] = "imagenet7x7"
     """7x7 stride 2 with max pool (stride 4), 3x3 stride 1 without pool (stride 1), or CLIP's: three 3x3, the first of
@@ -51,16 +52,9 @@ class ResNetOptions(BackboneOptions):
     positions of each image, with one scale and shift per channel."""
 
     def __post_init__(self) -> None:
-        one_of("name", self.name, self.names())
-        one_of("stem", self.stem, ("imagenet7x7", "cifar3x3", "clip"))
-        one_of("pool_padding", self.pool_padding, ("both", "end"))
-        one_of("conv_padding", self.conv_padding, ("both", "end"))
+        super().__post_init__()
         if self.stem == "clip" and self.name != "resnet50":
-            raise ConfigError(f"stem is 'clip' and name {self.name!r}", remedy="CLIP's stem goes with resnet50")
-        one_of("norm", self.norm, ("batch", "frozen", "layer"))
-        at_least("width", self.width, 1 / 64)
-        if self.stem_width is not None:
-            at_least("stem_width", self.stem_width, 1)
+            refuse(self, "stem", f"is 'clip' and name {self.name!r}", remedy="CLIP's stem goes with resnet50")
 
     @classmethod
     def of_shapes(cls, shapes: Mapping[str, Sequence[int]], where: str) -> Self:
