@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from openworld.config import PhaseOptions, RunConfig
+from openworld.configfile import read_config
 from openworld.data.options import DataOptions, LoaderOptions, SyntheticOptions
 from openworld.detector import load_task
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
@@ -58,6 +59,10 @@ def test_it_is_pretrained_and_its_card_names_it(finished: Path) -> None:
     assert backbone.arch == ARCH and isinstance(backbone.network(), ConvNeXt)
     torch.manual_seed(0)
     assert not torch.equal(backbone.state_dict["features.0.0.weight"], ARCH.build().features[0][0].weight)
+
+
+def test_the_configuration_comes_back_from_the_folder(finished: Path, config: RunConfig) -> None:
+    assert read_config(finished / "config.yaml").pretrain == config.pretrain
 
 
 def test_the_detector_trained_on_from_the_handed_over_weights(finished: Path, config: RunConfig) -> None:
