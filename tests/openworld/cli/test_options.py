@@ -59,7 +59,9 @@ def test_errors(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 def test_help_lists_the_keys_with_their_texts(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "run", "--help")
     assert "--train.batch_size BATCH_SIZE Images " in text and "--pretrain PRETRAIN Contrastive" in text
-    assert "--model.arch.width" in text  # a section that is null by default
+    assert "--model.arch ARCH" in text and "--model.arch.width" not in text  # null by default: of no family yet
+    assert "--model.arch.depths" in printed(capsys, "run", "--model.arch", "convnext_tiny", "--help")
+    assert "--pretrain.arch.stem" in text
     assert "(adamw or sgd; default: adamw)" in text
     assert "default: 77)" in printed(capsys, "run", "--train.steps", "77", "--help")
     assert "--knn_k" in printed(capsys, "pretrain", "-h")
