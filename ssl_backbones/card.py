@@ -40,10 +40,10 @@ def write_backbone(
     projector: nn.Module | None,
     measured: dict[str, Any],
 ) -> PretrainResult:
-    """Weights first (torchvision's key names), then the head in a file of its own, then the card.
+    """Write the weights (torchvision's key names), then the head in a second file, then the card.
 
     Args:
-        images: how many it was trained on.
+        images: number of images that it was trained on.
         projector: see :meth:`ssl_backbones.method.Method.projection`.
         measured: what the probes and meters found, entries of the card.
     """

@@ -104,7 +104,7 @@ def from_backbones(config: RunConfig, files: Mapping[str, Path]) -> dict[str, Ch
     for name, network in networks.items():
         if network != networks[first]:
             raise ConfigError(
-                f"the backbones {first!r} and {name!r} are different networks: {networks[first]} and {network}",
+                f"the backbones {first!r} and {name!r} are different networks: {networks[first]!r} and {network!r}",
                 remedy="pretrain them with the same arch options, or compare them in two calls",
             )
 

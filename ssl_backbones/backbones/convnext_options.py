@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from openworld.errors import ConfigError
-from openworld.runtime.options import AtLeast, Items, NonNegativeFloat, PositiveInt, check
+from openworld.runtime.options import AtLeast, Items
 from ssl_backbones.backbones.options import STAGES, BackboneOptions
 
 if TYPE_CHECKING:
@@ -36,13 +36,10 @@ class ConvNeXtOptions(BackboneOptions):
     """Widths and depths."""
     width: Annotated[float, AtLeast(1 / 64)] = 1.0
     """Multiplier on all channels; 1.0 is the original."""
-    depths: Annotated[list[PositiveInt], Items(4, 4)] | None = None
+    depths: Annotated[list[Annotated[int, AtLeast(1)]], Items(4, 4)] | None = None
     """Blocks of each of the four stages; None means those of ``name``."""
-    layer_scale: NonNegativeFloat = LAYER_SCALE
+    layer_scale: Annotated[float, AtLeast(0)] = LAYER_SCALE
     """What the scale of each residual branch starts at."""
-
-    def __post_init__(self) -> None:
-        check(self)
 
     @classmethod
     def of_shapes(cls, shapes: Mapping[str, Sequence[int]], where: str) -> Self:

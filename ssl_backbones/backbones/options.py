@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args, get_type_hints
 
 from openworld.errors import ConfigError
+from openworld.runtime.options import check
 
 if TYPE_CHECKING:
     from ssl_backbones.backbones.base import Backbone
@@ -30,6 +31,9 @@ class BackboneOptions(ABC):
     name: str
     """Which network of the family."""
 
+    def __post_init__(self) -> None:
+        check(self)
+
     @classmethod
     def named(cls, name: str) -> type[BackboneOptions]:
         """The options of the family that has a network of this name.
@@ -43,7 +47,7 @@ class BackboneOptions(ABC):
             if name in family.names():
                 return family
         known = [known for family in FAMILIES.values() for known in family.names()]
-        raise ConfigError(f"arch.name is {name!r}", remedy=f"choose one of {', '.join(known)}")
+        raise ConfigError(f"there is no backbone {name!r}", remedy=f"choose one of {', '.join(known)}")
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

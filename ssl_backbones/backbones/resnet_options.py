@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from openworld.errors import CheckpointError, HandoverError
-from openworld.runtime.options import AtLeast, PositiveInt, check, refuse
+from openworld.runtime.options import AtLeast, refuse
 from ssl_backbones.backbones.options import STAGES, BackboneOptions
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class ResNetOptions(BackboneOptions):
     """Depth and block type."""
     width: Annotated[float, AtLeast(1 / 64)] = 0.5
     """Multiplier on all channels; 1.0 is the original."""
-    stem_width: PositiveInt | None = None
+    stem_width: Annotated[int, AtLeast(1)] | None = None
     """Output channels of the stem; None means 64 * width, rounded."""
     stem: Literal["imagenet7x7", "cifar3x3", "clip"] = "imagenet7x7"
     """7x7 stride 2 with max pool (stride 4), 3x3 stride 1 without pool (stride 1), or CLIP's: three 3x3, the first of
@@ -52,7 +52,7 @@ class ResNetOptions(BackboneOptions):
     positions of each image, with one scale and shift per channel."""
 
     def __post_init__(self) -> None:
-        check(self)
+        super().__post_init__()
         if self.stem == "clip" and self.name != "resnet50":
             refuse(self, "stem", f"is 'clip' and name {self.name!r}", remedy="CLIP's stem goes with resnet50")
 

@@ -249,7 +249,8 @@ def _detectron2(flat: dict[str, Tensor]) -> Found | None:
         mean, std = flat["pixel_mean"].flatten().tolist(), flat["pixel_std"].flatten().tolist()
         preprocess = {"order": "BGR" if mean[0] < mean[2] else "RGB", "range": 255.0, "mean": mean, "std": std}
         arch = {"stride_in_1x1": std == [1.0] * 3}  # the MSRA networks, which detectron2 feeds so
-    return Found("detectron2's names" + f" under {prefix!r}" * bool(prefix), tensors, left_out, preprocess, arch)
+    layout = f"detectron2's names under {prefix!r}" if prefix else "detectron2's names"
+    return Found(layout, tensors, left_out, preprocess, arch)
 
 
 def _caffe2(flat: dict[str, Tensor]) -> Found | None:

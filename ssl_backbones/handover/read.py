@@ -110,7 +110,13 @@ def infer_arch(tensors: dict[str, Tensor], path: Path) -> BackboneOptions:
         CheckpointError: no network of this project has such shapes.
     """
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
-    family = next(family for family in FAMILIES.values() if all(key in shapes for key in family.telling_keys))
+    family = next((each for each in FAMILIES.values() if all(key in shapes for key in each.telling_keys)), None)
+    if family is None:
+        raise CheckpointError(
+            f"has no first convolution or no first block; its keys begin with {list(shapes)[:3]}",
+            where=str(path),
+            remedy="fetch the file again, or give a whole backbone",
+        )
     shape = shapes[f"{family.first_convolution}.weight"]
     if len(shape) != 4 or shape[1] != 3:
         raise CheckpointError(
@@ -154,7 +160,9 @@ def _read_card(path: Path) -> tuple[BackboneOptions, Preprocess] | None:
             raise ValueError(f"preprocess holds only {sorted(preprocess)}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CheckpointError(
-            f"is no card of a backbone ({error})", where=str(card_path), remedy="pretrain again, or remove the card"
+            f"is not the card of a backbone ({error})",
+            where=str(card_path),
+            remedy="pretrain again, or remove the card",
         ) from error
     if recorded != sha256_of(path):
         raise CheckpointError(

@@ -177,7 +177,7 @@ def fine_tune(
         nesterov=protocol.nesterov,
     )
     recipe = _crop_and_flip(preprocess)
-    steps_an_epoch = math.ceil(len(positions) / batch)
+    steps_per_epoch = math.ceil(len(positions) / batch)
     for epoch in range(protocol.epochs):
         order = torch.randperm(len(positions), generator=generator(seed, "fine-tune", epoch))
         for number, rows in enumerate(order.split(batch)):

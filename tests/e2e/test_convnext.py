@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from openworld.config import PhaseOptions, RunConfig
+from openworld.configfile import read_config
 from openworld.data.options import DataOptions, LoaderOptions, SyntheticOptions
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
 from openworld.run.checkpoints import load_task
@@ -60,20 +61,25 @@ def test_it_is_pretrained_and_its_card_names_it(finished: Path) -> None:
     assert not torch.equal(backbone.state_dict["features.0.0.weight"], ARCH.build().features[0][0].weight)
 
 
-def test_the_detector_trained_on_from_the_handed_over_weights(finished: Path, config: RunConfig) -> None:
-    """All weights have moved by a few steps at most; the restored detector sees what the trained one saw."""
+def test_the_configuration_comes_back_from_the_folder(finished: Path, config: RunConfig) -> None:
+    found = read_config(finished / "config.yaml")
+    assert found.pretrain == config.pretrain and found.model.arch == ARCH
+
+
+def test_the_detector_trained_on_from_the_handed_over_weights(finished: Path) -> None:
+    """All weights of the restored detector have moved from those, by a few steps at most."""
     start = safetensors.torch.load_file(finished / "backbone" / "backbone.safetensors")
-    detector = load_task(finished, config, 1)
+    detector = load_task(finished, read_config(finished / "config.yaml"), 1)
     trained = detector.engine.backbone.state_dict()
     assert set(trained) == set(start)
     moved = {key: float((trained[key] - start[key]).abs().max()) for key in start}
     assert all(0 < distance < 0.01 for distance in moved.values())
 
 
-def test_it_predicts(finished: Path, config: RunConfig, tmp_path: Path) -> None:
+def test_it_predicts(finished: Path, tmp_path: Path) -> None:
     images = finished / "world" / "images" / "test"
     number = sum(path.is_file() for path in images.rglob("*"))
-    count, broken = predict_folder(finished, config, None, images, tmp_path / "out", score=0.5)
+    count, broken = predict_folder(finished, None, images, tmp_path / "out", score=0.5)
     assert (count, broken) == (number, [])
     entries = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
     assert len(entries) == number and any(entry["detections"] for entry in entries)

@@ -11,6 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from openworld.cli import main
 from openworld.errors import CheckpointError, ConfigError, HandoverError
 from ssl_backbones.backbones import ConvNeXtOptions
 from ssl_backbones.backbones.convnext import ConvNeXt
@@ -117,6 +118,17 @@ def test_what_is_for_resnets_alone_says_so(tmp_path: Path) -> None:
     for target, suffix in (("detectron2", ".pkl"), ("torchvision", ".pth")):
         with pytest.raises(ConfigError, match=r"written for ResNets, and arch\.name is 'convnext_tiny'"):
             export_backbone(backbone, target, tmp_path / f"out{suffix}")  # type: ignore[arg-type]
+
+
+def test_the_command_line_tells_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"model": {**network().state_dict(), "classifier.2.weight": torch.ones(2, 64)}}, tmp_path / "w.pth")
+    main(["backbone", "inspect", str(tmp_path / "w.pth")])
+    text = capsys.readouterr().out
+    assert "convnext_tiny" in text and "depths" in text and "classifier.2.weight" in text
+    with pytest.raises(SystemExit) as refused:
+        main(["backbone", "inspect", str(tmp_path / "w.pth"), "--pool-padding", "end"])
+    assert refused.value.code == 2
+    assert "--pool-padding is for ResNets, and this is a convnext_tiny" in capsys.readouterr().err
 
 
 def test_curl_reads_a_stack_of_frames_and_exports_one_picture() -> None:

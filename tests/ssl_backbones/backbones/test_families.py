@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from openworld.errors import ConfigError
+from openworld.runtime.option_trees import Given, construct, from_words
 from ssl_backbones.backbones import FAMILIES, BackboneOptions, ConvNeXtOptions, ResNetOptions
 from ssl_backbones.backbones.base import Backbone, spared_by_decay
 from ssl_backbones.backbones.options import STAGES
+from ssl_backbones.options import PretrainOptions
 
 SMALL: list[BackboneOptions] = [
     ResNetOptions(name="resnet18", width=1 / 16),
@@ -110,8 +112,25 @@ def test_names_choose_the_family_and_are_unique() -> None:
     assert len(set(names)) == len(names)
     for family in FAMILIES.values():
         assert {BackboneOptions.named(name) for name in family.names()} == {family}
-    with pytest.raises(ConfigError, match=r"arch\.name is 'vgg16'(.|\n)*resnet18.*convnext_tiny"):
+    with pytest.raises(ConfigError, match=r"there is no backbone 'vgg16'(.|\n)*resnet18.*convnext_tiny"):
         BackboneOptions.named("vgg16")
+
+
+def test_a_configuration_chooses_the_family_by_its_name() -> None:
+    """``arch: {name: …}`` in a file, ``--arch.name`` on the command line; another name drops the options before it."""
+
+    def arch(*layers: Given) -> BackboneOptions:
+        return construct(PretrainOptions, layers).arch
+
+    file = Given({"arch": {"name": "convnext_tiny", "width": 0.125, "depths": [1, 1, 2, 1]}}, "a.yaml")
+    assert arch(file) == ConvNeXtOptions(width=0.125, depths=[1, 1, 2, 1])
+    assert arch(file, *from_words([("arch.width", "0.25")])).width == 0.25  # type: ignore[attr-defined]
+    assert arch(file, *from_words([("arch.name", "resnet50")])) == ResNetOptions(name="resnet50")
+    assert arch(*from_words([("arch.width", "1")])) == ResNetOptions(width=1.0)
+    with pytest.raises(ConfigError, match=r"a\.yaml: arch\.stem is not an option"):
+        arch(Given({"arch": {"name": "convnext_tiny", "stem": "clip"}}, "a.yaml"))
+    with pytest.raises(ConfigError, match=r"arch\.name is 'vgg16': there is no backbone"):
+        arch(Given({"arch": "vgg16"}, "a.yaml"))
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from openworld.runtime.files import sha256_of
 from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.backbones.resnet import ResNet
 from ssl_backbones.handover import load_backbone_file, stage_features, test_image, verify
+from ssl_backbones.handover.read import infer_arch
 from ssl_backbones.options import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 
 ARCH = ResNetOptions(name="resnet50", width=0.125, stem_width=16)
@@ -55,7 +56,7 @@ def test_own_file_with_card(network: ResNet, tmp_path: Path) -> None:
 def test_a_card_that_does_not_fit(network: ResNet, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="SHA-256"):
         load_backbone_file(write_own(tmp_path, network, sha256="0"))
-    with pytest.raises(CheckpointError, match="is no card"):
+    with pytest.raises(CheckpointError, match="is not the card"):
         load_backbone_file(write_own(tmp_path, network, preprocess={"mean": [0]}))
 
 
@@ -89,6 +90,12 @@ def test_the_first_differing_keys_are_named(network: ResNet, tmp_path: Path) -> 
     torch.save(deep, tmp_path / "deep.pth")
     with pytest.raises(CheckpointError, match=r"bottleneck blocks \(4, 4, 6, 3\)"):
         load_backbone_file(tmp_path / "deep.pth")
+
+
+def test_a_backbone_without_its_first_block_is_refused(network: ResNet) -> None:
+    half = {key: value for key, value in network.state_dict().items() if not key.startswith("layer1.")}
+    with pytest.raises(CheckpointError, match=r"half\.pth: has no first convolution or no first block"):
+        infer_arch(half, Path("half.pth"))
 
 
 def twin(network: ResNet, **changes: Any) -> ResNet:
