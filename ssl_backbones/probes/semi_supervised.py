@@ -183,8 +183,8 @@ def fine_tune(
         for number, rows in enumerate(order.split(batch)):
             if len(rows) == 1 and len(positions) > 1:
                 continue  # a single image has no batch statistics
-            step = epoch * steps_an_epoch + number
-            factor = _factor(protocol, epoch, step, protocol.epochs * steps_an_epoch)
+            step = epoch * steps_per_epoch + number
+            factor = _factor(protocol, epoch, step, protocol.epochs * steps_per_epoch)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             chosen = [positions[row] for row in rows.tolist()]

@@ -263,7 +263,7 @@ def test_batched_detection_equals_one_image_at_a_time() -> None:
 
 
 def test_no_proposals_gives_no_detections() -> None:
-    model = engine(rpn=RpnOptions(test_proposals=0)).eval()
+    model = engine(rpn=RpnOptions(min_side_px=1000)).eval()
     (found,) = Detector(model, Ore(SPACE, model.feature_dim)).detect(images((64, 64)))
     assert len(found) == 0 and set(found.extras) == {"energy"}
 
@@ -502,27 +502,6 @@ def test_the_configuration_of_the_reference_code_can_be_said() -> None:
 def test_a_head_of_another_layout_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model\.layout is 'growing' and the label space has the fixed layout"):
         build_engine(FIXED, options(), None)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("unknown_share", "both"),
-        ("unknown_box_loss", "on"),
-        ("box_regression", "all"),
-        ("mask_future", "test"),
-        ("smooth_l1_beta", -1.0),
-        ("min_side_px", float("nan")),
-        ("sampling_ratio", -1),
-    ],
-)
-def test_box_head_options_out_of_range(field: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=rf"roi\.{field} is"):
-        roi(**{field: value})
-    with pytest.raises(ConfigError, match=r"model\.layout"):
-        options(layout="round")
-    with pytest.raises(ConfigError, match=r"rpn\.smooth_l1_beta"):
-        RpnOptions(smooth_l1_beta=-1.0)
 
 
 # -- numbers, frozen parts --------------------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ def test_growth_keeps_both_the_same(case: str) -> None:
 
 
 def test_no_proposals_give_no_detections() -> None:
-    options = replace(CASES["fpn"], engine="detectron2", rpn=RpnOptions(test_proposals=0))
+    options = replace(CASES["fpn"], engine="detectron2", rpn=RpnOptions(min_side_px=1000))
     engine: Any = build_engine(SPACE, options, None)
     found = Detector(engine, Ore(SPACE, engine.feature_dim)).eval().detect(images())
     assert [len(each) for each in found] == [0, 0]
