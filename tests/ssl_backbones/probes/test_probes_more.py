@@ -288,7 +288,7 @@ def test_a_head_from_its_pretraining_to_the_probe(tmp_path: Path) -> None:
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
     images = ["--images", str(tmp_path / "images"), "--device", "cpu"]
     small = ["--arch.width", "0.0625", "--view_size", "16", "--batch_size", "4", "--steps", "1", "--probe_every", "0"]
-    main(["pretrain", *images, "--output", str(tmp_path / "run"), *small, "--projection_dim", "5"])
+    main(["pretrain", *images, "--output", str(tmp_path / "run"), *small, "--method.projection_dim", "5"])
     card = json.loads((tmp_path / "run" / "card.json").read_text())
     written = tmp_path / "run" / "projector.safetensors"
     assert card["projector"] == {"file": written.name, "sha256": sha256_of(written)}
