@@ -517,11 +517,11 @@ def test_a_head_of_another_layout_is_refused() -> None:
     ],
 )
 def test_box_head_options_out_of_range(field: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=rf"roi\.{field} is"):
+    with pytest.raises(ConfigError, match=rf"^RoiOptions\.{field} is"):
         roi(**{field: value})
-    with pytest.raises(ConfigError, match=r"model\.head"):
+    with pytest.raises(ConfigError, match=r"^ModelOptions\.head is"):
         options(head="round")
-    with pytest.raises(ConfigError, match=r"rpn\.smooth_l1_beta"):
+    with pytest.raises(ConfigError, match=r"^RpnOptions\.smooth_l1_beta is"):
         RpnOptions(smooth_l1_beta=-1.0)
 
 
