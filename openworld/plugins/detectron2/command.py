@@ -12,6 +12,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from openworld.engines.detectron2.config import add_openworld_config, label_space, method_options
@@ -49,6 +50,7 @@ def run(arguments: Namespace) -> Any:
     """Train or evaluate in this process."""
     cfg = setup(arguments)
     if not arguments.eval_only and not arguments.resume and comm.is_main_process():
+        seed_all_rng(None if cfg.SEED < 0 else cfg.SEED)  # new rows are drawn; default_setup seeds again
         cfg.MODEL.WEIGHTS = grow_weights(cfg)
     cfg.MODEL.WEIGHTS = comm.all_gather(cfg.MODEL.WEIGHTS)[0]
     cfg.freeze()

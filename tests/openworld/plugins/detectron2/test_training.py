@@ -135,3 +135,20 @@ def test_bf16_on_a_cpu(arguments: Callable[..., Namespace], tmp_path: Path) -> N
     predictor.register_forward_hook(lambda *given: seen.extend(part.dtype for part in given[2]))
     trainer.train()
     assert seen[:4] == [torch.bfloat16, torch.float32, torch.float32, torch.float32]
+
+
+def test_rows_of_new_classes_are_drawn_from_the_seed(
+    arguments: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+
+    def noted(cfg: Any) -> str:
+        seeds.append(torch.initial_seed())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "grow_weights", noted)
+    for before in (11, 12):
+        torch.manual_seed(before)
+        with pytest.raises(KeyboardInterrupt):
+            command.run(arguments(tmp_path, 2, "train"))
+    assert seeds == [1, 1]
