@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from openworld.audit.duplicates import (
     MAX_DISTANCE,
@@ -35,10 +34,10 @@ from openworld.audit.suspicions import (
     WHOLE_SHARE,
     suspicions,
 )
-from openworld.data.images import is_turned, load_image
 from openworld.data.records import Dataset
 from openworld.data.splits import check_schedule
 from openworld.errors import DataError
+from openworld.runtime.images import is_turned, read_rgb
 from openworld.runtime.runlog import progress_bar
 
 LISTED = 1000
@@ -120,10 +119,9 @@ def _decode(paths: Sequence[Path], workers: int) -> tuple[dict[Path, Seen], dict
 
     def examine(path: Path) -> Seen | str:
         try:
-            pixels = load_image(path)
+            picture = read_rgb(path)
         except DataError as error:
             return error.problem
-        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
         return Seen(picture.size, look_of(picture))
 
     distinct = list(dict.fromkeys(paths))

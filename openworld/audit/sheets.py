@@ -20,13 +20,13 @@ from torchvision.ops import box_iou
 
 from openworld.audit.suspicions import SAME_IOU, suspicions
 from openworld.audit.terminal import CLASS_ROWS
-from openworld.data.images import load_image
 from openworld.data.records import Dataset, Record
 from openworld.errors import DataError
 from openworld.report.draw import contact_sheet, draw_ground_truth
 from openworld.report.plots import TASK_COLOURS, png
 from openworld.report.text import shortened
 from openworld.runtime.files import write_atomic, write_json
+from openworld.runtime.images import read_rgb
 from openworld.runtime.runlog import progress_bar
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _file_name(text: str) -> str:
 
 def _open(record: Record) -> Image.Image | None:
     try:
-        return Image.fromarray(load_image(record.path).permute(1, 2, 0).numpy())
+        return read_rgb(record.path)
     except DataError:
         return None  # the check has named it
 

@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from openworld.data.images import load_image
 from openworld.data.options import LoaderOptions
 from openworld.data.records import Record
 from openworld.data.repeat_factors import epoch_length, epoch_order, repeat_factors
@@ -32,6 +31,7 @@ from openworld.data.splits import Sample
 from openworld.data.transforms import augment, prepare
 from openworld.errors import DataError, EnvironmentProblem
 from openworld.runtime import distributed
+from openworld.runtime.images import load_image
 from openworld.runtime.seeding import generator
 from openworld.structures import Target
 
@@ -60,8 +60,8 @@ def load_record(record: Record) -> Tensor:
     """Decode a record's image to (3, H, W) uint8, in the orientation in which it was annotated.
 
     Raises:
-        DataError: as :func:`openworld.data.images.load_image`, or the file's size is not the annotated one: the boxes
-            would lie elsewhere.
+        DataError: as :func:`openworld.runtime.images.read_rgb`, or the size of the file is not the annotated one: the
+            boxes would lie elsewhere.
     """
     image = load_image(record.path, (record.width, record.height))
     height, width = image.shape[-2:]

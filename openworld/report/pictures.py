@@ -16,13 +16,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
 from openworld.errors import DataError
 from openworld.labels import UNKNOWN_NAME
 from openworld.report.draw import contact_sheet, draw_detections, draw_ground_truth
 from openworld.report.run_folder import RunArtefacts, mapping, read_run, sequence
 from openworld.report.text import number
+from openworld.runtime.images import read_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -332,15 +333,14 @@ def _iou(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> npt.ND
 
 
 def _open(candidates: Sequence[Path], entry: Mapping[str, Any]) -> Image.Image | None:
-    """Open the first candidate that is an image, turned by its EXIF tag if only that gives the size in ``entry``."""
-    wanted = (entry.get("width"), entry.get("height"))
+    """Open the first candidate that is an image, in the orientation that gives the size in ``entry``."""
+    width, height = number(entry.get("width")), number(entry.get("height"))
+    annotated = None if width is None or height is None else (round(width), round(height))
     for path in candidates:
         try:
-            with Image.open(path) as opened:
-                turned = ImageOps.exif_transpose(opened)
-                return (turned if opened.size != wanted and turned.size == wanted else opened).convert("RGB")
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            logger.warning("%s: cannot be opened for the report (%s)", path, error)
+            return read_rgb(path, annotated)
+        except DataError as error:
+            logger.warning("not shown in the report: %s", error)
     return None
 
 

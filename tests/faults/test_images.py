@@ -14,12 +14,12 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from openworld.data.images import load_image
 from openworld.data.loader import TrainBatches, load_record
 from openworld.data.options import LoaderOptions
 from openworld.data.records import Record
 from openworld.data.splits import Sample
 from openworld.errors import DataError, EnvironmentProblem
+from openworld.runtime.images import load_image
 
 RGB = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
 

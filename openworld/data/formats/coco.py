@@ -41,10 +41,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openworld.data.formats.cache import AnnotationCache, AnnotationTable
-from openworld.data.images import image_size
 from openworld.data.records import Dataset, IntArray, Repairs, check_files, clean_boxes, file_exists, size_of_boxes
 from openworld.errors import AnnotationError
 from openworld.runtime.files import write_json
+from openworld.runtime.images import image_size
 
 Value = TypeVar("Value")
 

@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 
 from openworld.data.formats.cache import AnnotationCache, AnnotationTable, digest_of_files
 from openworld.data.formats.coco import check_inside
-from openworld.data.images import image_size
 from openworld.data.records import Dataset, Repairs, check_files, clean_boxes, file_exists, size_of_boxes
 from openworld.errors import AnnotationError
+from openworld.runtime.images import image_size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 

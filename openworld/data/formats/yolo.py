@@ -48,11 +48,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openworld.data.formats.coco import check_inside
-from openworld.data.images import image_size
 from openworld.data.options import SourceOptions
 from openworld.data.records import Dataset, Record, Repairs, check_files, clean_boxes
 from openworld.errors import DataError
 from openworld.runtime.files import read_yaml
+from openworld.runtime.images import image_size
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2"})
 """Of images, in lower case."""

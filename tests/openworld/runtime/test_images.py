@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from openworld.data.images import image_size, load_image
 from openworld.errors import DataError
+from openworld.runtime.images import image_size, load_image
 
 
 def save(path: Path, image: Image.Image, **options: object) -> Path:
