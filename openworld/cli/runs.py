@@ -145,8 +145,8 @@ def pretrain(arguments: Namespace, options: PretrainOptions) -> None:
     from openworld.runtime.console import narrow_table
     from openworld.runtime.distributed import first_goes_ahead, is_first, session
     from openworld.runtime.environment import select_device
+    from openworld.runtime.images import find_images
     from openworld.runtime.runlog import RunLog
-    from ssl_backbones.images import find_images
     from ssl_backbones.pretrain import pretrain as run_pretraining
 
     output = Path(arguments.output)

@@ -24,7 +24,7 @@ from openworld.data.splits import check_schedule, hold_out
 from openworld.data.synthetic import make_world, pretrain_folder, world_sources
 from openworld.data.transforms import as_float, resize
 from openworld.errors import ConfigError, DataError
-from ssl_backbones.images import find_images
+from openworld.runtime.images import find_images
 from ssl_backbones.options import PretrainOptions
 
 PROBE_CROPS = 600
