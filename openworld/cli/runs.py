@@ -229,11 +229,12 @@ def report(arguments: Namespace) -> None:
 def _report_of_run(folder: Path) -> Path:
     """The page of a run; where its test set has gone, the page says so instead of showing it."""
     from openworld.errors import DataError
+    from openworld.records import check_files
     from openworld.report.build import build_report
     from openworld.run.sources import open_test
 
     try:
-        test, gone = open_test(read_config(folder / "config.yaml"), folder), None
+        test, gone = check_files(open_test(read_config(folder / "config.yaml"), folder), folder), None
     except DataError as error:
         test, gone = None, f"{error.where}: {error.problem}" if error.where else error.problem
     return build_report(folder, test, gone=gone)
