@@ -1,8 +1,8 @@
 """Reading annotations, and feeding images, beside a loader written as torchvision's detection reference writes its own.
 
-    python benchmarks/data.py [--xml 10000] [--images 96] [--size 640 480] [--repeats 5] [--json FILE]
+    python benchmarks/data.py [--xml 10000] [--boxes 100000] [--images 96] [--size 640 480] [--repeats 5] [--json FILE]
 
-Annotations: a VOC folder with so many generated XML files is parsed, and read from the cache; the records must agree.
+Annotations: a generated VOC folder and a generated COCO file are parsed, and read from the cache; both must agree.
 The cache does not take files that have only just been written, so the run waits two seconds first. The files are in the
 system's page cache both times.
 
@@ -37,14 +37,13 @@ from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
 from openworld.data.formats import cache as annotation_cache
-from openworld.data.formats.cache import AnnotationCache
 from openworld.data.formats.coco import read_coco
 from openworld.data.formats.voc import read_voc
 from openworld.data.loader import TrainBatches
 from openworld.data.options import LoaderOptions
-from openworld.data.records import Dataset
-from openworld.data.splits import Sample
+from openworld.data.splits import View
 from openworld.data.transforms import as_float
+from openworld.records import Dataset
 
 BATCH = 4
 NAMES = ["cat", "dog", "bird", "car"]
@@ -123,33 +122,55 @@ def agree(first: Dataset, second: Dataset) -> bool:
         and np.array_equal(a.boxes, b.boxes)
         and np.array_equal(a.categories, b.categories)
         and np.array_equal(a.ignore, b.ignore)
-        for a, b in zip(first.records, second.records, strict=True)
+        for a, b in zip(first, second, strict=True)
     )
 
 
-def measure_annotations(folder: Path, count: int, repeats: int) -> dict[str, Any]:
-    root = write_voc(folder / "voc", count)
-    cache = AnnotationCache(folder / "cache")
+def write_coco_file(path: Path, num_images: int, num_boxes: int) -> Path:
+    """A COCO file with polygons of ten points, as large per box as the published ones."""
+    rng = np.random.default_rng(2)
+    images = [
+        {"id": number, "file_name": f"{number:012d}.jpg", "width": 640, "height": 480, "license": 1}
+        for number in range(num_images)
+    ]
+    annotations = [
+        {
+            "id": number + 1,
+            "image_id": image,
+            "category_id": number % len(NAMES) + 1,
+            "bbox": rng.uniform(1, 200, 4).round(2).tolist(),
+            "segmentation": [rng.uniform(1, 400, 20).round(2).tolist()],
+            "area": 1.0,
+            "iscrowd": 0,
+        }
+        for number, image in enumerate(rng.integers(0, num_images, num_boxes).tolist())
+    ]
+    categories = [{"id": number, "name": name} for number, name in enumerate(NAMES, start=1)]
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path
+
+
+def measure_annotations(folder: Path, read: Callable[[Path | None], Dataset], repeats: int) -> dict[str, Any]:
+    """Seconds to read annotations without and with a cache in ``folder``; ``read`` takes the folder of the cache."""
     time.sleep(annotation_cache.SETTLED_S + 0.1)
     cold, warm = [], []
     for _ in range(repeats):
-        taken, parsed = seconds_of(lambda: read_voc(root, need_images=False))
+        taken, parsed = seconds_of(lambda: read(None))
         cold.append(taken)
-    read_voc(root, need_images=False, cache=cache)
-    files = list((folder / "cache").iterdir())
-    if count >= annotation_cache.MIN_RECORDS and len(files) != 1:
+    read(folder)
+    if len(parsed) >= annotation_cache.MIN_IMAGES and len(list(folder.iterdir())) != 1:
         raise SystemExit("the cache was not written")
     for _ in range(repeats):
-        taken, kept = seconds_of(lambda: read_voc(root, need_images=False, cache=cache))
+        taken, kept = seconds_of(lambda: read(folder))
         warm.append(taken)
     if not agree(parsed, kept):
         raise SystemExit("the cache holds other records than the files")
     return {
-        "files": count,
+        "images": len(parsed),
         "boxes": parsed.num_annotations,
         "parsed_s": summary(cold),
         "cached_s": summary(warm),
-        "cache_bytes": sum(file.stat().st_size for file in files),
+        "cache_bytes": sum(file.stat().st_size for file in folder.iterdir()) if folder.exists() else 0,
         "speedup": statistics.median(cold) / statistics.median(warm),
     }
 
@@ -184,7 +205,6 @@ def peer_batches(path: Path, sides: tuple[int, int], workers: int) -> Iterator[A
 
 def own_batches(dataset: Dataset, sides: tuple[int, int], workers: int, resize: str) -> Iterator[Any]:
     """One epoch of this package's loader, images decoded every time."""
-    samples = [Sample(record, record.boxes, record.categories, record.ignore) for record in dataset.records]
     options = LoaderOptions(
         min_size=sides[0],
         max_size=sides[1],
@@ -194,11 +214,11 @@ def own_batches(dataset: Dataset, sides: tuple[int, int], workers: int, resize: 
         resize="uint8" if resize == "uint8" else "float",
     )
     batches = TrainBatches(
-        samples,
+        View(dataset, dataset.box_categories),
         batch_size=BATCH,
         seed_parts=(0,),
         start_step=0,
-        total_steps=len(samples) // BATCH,
+        total_steps=len(dataset) // BATCH,
         options=options,
     )
     for images, targets in batches:  # with uint8 an engine makes them float32, the peer's loader here
@@ -230,12 +250,13 @@ def measure_images(
             for name, make in loaders.items():
                 rates[name].append(rate(make(number)))
         found[str(number)] = {name: summary(values) for name, values in rates.items()}
-    return {"images": len(dataset.records), "model_sides": list(sides), "images_per_second": found}
+    return {"images": len(dataset), "model_sides": list(sides), "images_per_second": found}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--xml", type=int, default=10_000, help="XML files")
+    parser.add_argument("--boxes", type=int, default=100_000, help="boxes of the COCO file")
     parser.add_argument("--images", type=int, default=96, help="photographs")
     parser.add_argument("--size", type=int, nargs=2, default=[640, 480], help="of the photographs, pixels")
     parser.add_argument("--sides", type=int, nargs=2, default=[600, 1000], help="min_size and max_size of the model")
@@ -245,8 +266,17 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        xml = write_voc(folder / "voc", options.xml)
+        coco = write_coco_file(folder / "coco.json", options.boxes // 7, options.boxes)
         report = {
-            "annotations": measure_annotations(folder, options.xml, options.repeats),
+            "annotations": {
+                "XML files": measure_annotations(
+                    folder / "voc_cache", lambda cache: read_voc(xml, cache=cache), options.repeats
+                ),
+                "COCO file": measure_annotations(
+                    folder / "coco_cache", lambda cache: read_coco(coco, cache=cache), options.repeats
+                ),
+            },
             "loader": measure_images(
                 write_photographs(folder / "photographs", options.images, tuple(options.size)),
                 tuple(options.sides),
@@ -255,11 +285,12 @@ def main() -> None:
             "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__,
                         "torchvision": torchvision.__version__},
         }  # fmt: skip
-    annotations, loader = report["annotations"], report["loader"]
-    print(f"{annotations['files']} XML files, {annotations['boxes']} boxes")
-    for key, label in (("parsed_s", "parsed"), ("cached_s", "from the cache")):
-        row = annotations[key]
-        print(f"  {label:<26}{row['median']:8.3f} s   ({row['min']:.3f} to {row['max']:.3f})")
+    loader = report["loader"]
+    for kind, reading in report["annotations"].items():
+        print(f"{kind}: {reading['images']} images, {reading['boxes']} boxes")
+        for key, label in (("parsed_s", "parsed"), ("cached_s", "from the cache")):
+            row = reading[key]
+            print(f"  {label:<26}{row['median']:8.3f} s   ({row['min']:.3f} to {row['max']:.3f})")
     width, height = options.size
     print(f"{loader['images']} JPEG of {width}x{height} to sides {options.sides}, images/s")
     for number, rows in loader["images_per_second"].items():

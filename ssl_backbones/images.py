@@ -1,4 +1,4 @@
-"""Images without labels: found, decoded, kept in memory where they fit, and turned into batches of views."""
+"""Images without labels: decoded, kept in memory where they fit, and turned into batches of views."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from openworld.errors import ConfigError, DataError
+from openworld.runtime.images import read_rgb
 from openworld.runtime.seeding import generator
 from ssl_backbones.captions import Captions
 from ssl_backbones.method import Batch
@@ -25,42 +26,19 @@ from ssl_backbones.views import ViewRecipe, evaluation_view, sample_view
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-
-
-def find_images(folder: Path) -> list[Path]:
-    """All image files below a folder, sorted by path.
-
-    Raises:
-        DataError: there is no such folder, or no image in it.
-    """
-    if not folder.is_dir():
-        raise DataError("is no folder", where=str(folder), remedy="give the folder that holds the images")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    if not found:
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError("holds no images", where=str(folder), remedy=f"put images there ({suffixes})")
-    return found
-
 
 def read_image(path: Path, side: int | None = None) -> Tensor:
     """Decode one image to (3, H, W) uint8 RGB; with ``side``, its shorter side is reduced to that many pixels.
 
     Raises:
-        DataError: the file is missing or damaged.
+        DataError: as :func:`openworld.runtime.images.read_rgb`.
     """
-    try:
-        with Image.open(path) as opened:
-            if side is not None:
-                opened.draft("RGB", (side, side))
-            image = opened.convert("RGB")
-        factor = 1.0 if side is None else side / min(image.size)
-        if factor < 1:
-            reduced = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-            image = image.resize(reduced, Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # stays HWC in memory: faster to crop and resize
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"cannot be decoded ({error})", where=str(path), remedy="repair or remove the file") from error
+    image = read_rgb(path, shorter_side=side)
+    factor = 1.0 if side is None else side / min(image.size)
+    if factor < 1:
+        reduced = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+        image = image.resize(reduced, Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # stays HWC in memory: faster to crop and resize
 
 
 def labels_of(paths: Sequence[Path]) -> list[int]:

@@ -18,10 +18,10 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from openworld.audit.findings import make_finding
 from openworld.data.options import LoaderOptions
-from openworld.data.records import Dataset
 from openworld.data.transforms import resized_size
 from openworld.engines.backbone import LevelGrid, anchor_sizes, level_grid
 from openworld.engines.options import ModelOptions
+from openworld.records import Dataset
 from openworld.report.text import counted, percent
 from ssl_backbones.backbones import ResNetOptions
 
@@ -117,15 +117,14 @@ def _as_fed(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Boxes (N, 4) in pixels of the model's input, and the columns and rows (N, L, 2) of their image's levels."""
     strides, padding = _grid(model)
-    boxes, cells = [np.zeros((0, 4))], [np.zeros((0, len(strides), 2), dtype=np.int64)]
-    for record in dataset.records:
-        own = record.boxes if record.crowd is None else record.boxes[~record.crowd]
-        height, width = resized_size(record.height, record.width, loader.min_size, loader.max_size)
-        boxes.append(own.astype(np.float64) * np.tile([width / record.width, height / record.height], 2))
-        padded = np.ceil(np.array([width, height]) / padding) * padding
-        grid = np.ceil(padded / np.array(strides)[:, None]).astype(int)
-        cells.append(np.broadcast_to(grid, (len(own), *grid.shape)))
-    return np.concatenate(boxes), np.concatenate(cells)
+    fed = [resized_size(height, width, loader.min_size, loader.max_size) for width, height in dataset.sizes.tolist()]
+    sizes_I2 = np.array(fed, dtype=np.int64).reshape(-1, 2)[:, ::-1]  # width, height
+    padded_I2 = np.ceil(sizes_I2 / padding) * padding
+    grids_IL2 = np.ceil(padded_I2[:, None] / np.array(strides)[:, None]).astype(np.int64)
+    single = ~dataset.crowd
+    image_index = dataset.image_index[single]
+    scales_I4 = np.tile(sizes_I2 / dataset.sizes, 2)
+    return dataset.boxes[single].astype(np.float64) * scales_I4[image_index], grids_IL2[image_index]
 
 
 def _grid(model: ModelOptions) -> LevelGrid:

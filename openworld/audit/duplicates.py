@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from openworld.data.records import BoolArray, Dataset, FloatArray, IntArray
 from openworld.errors import DataError
+from openworld.records import BoolArray, Dataset, FloatArray, IntArray
 from openworld.runtime.files import sha256_of
 
 HashArray = NDArray[np.uint64]
@@ -85,12 +85,12 @@ def identical_files(
         ``across`` {"train_test": {"same_id", "other_id"}, …}, images of the second set that have the content of one of
         the first, under the same id or only under others, each {"images", "examples"}, pairs of ids.
     """
-    paths = list(dict.fromkeys(record.path for dataset in sets.values() for record in dataset.records))
+    paths = [Path(path) for path in dict.fromkeys(str(path) for dataset in sets.values() for path in dataset.paths)]
     content = file_contents(paths) if content is None else content
     by_content: dict[str, dict[str, list[int | str]]] = {}
     for name, dataset in sets.items():
         groups = by_content.setdefault(name, {})
-        for record in dataset.records:
+        for record in dataset:
             if record.path in content:
                 groups.setdefault(content[record.path], []).append(record.image_id)
     within = {}
@@ -239,7 +239,7 @@ def similar_images(
     chosen: list[Look] = []
     owners: list[dict[int, int | str]] = []
     for column, dataset in enumerate(sets.values()):
-        for record in dataset.records:
+        for record in dataset:
             if record.path not in looks:
                 continue
             key = content.get(record.path, record.path)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from openworld.audit.duplicates import (
     MAX_DISTANCE,
@@ -35,10 +34,10 @@ from openworld.audit.suspicions import (
     WHOLE_SHARE,
     suspicions,
 )
-from openworld.data.images import is_turned, load_image
-from openworld.data.records import Dataset
 from openworld.data.splits import check_schedule
 from openworld.errors import DataError
+from openworld.records import Dataset
+from openworld.runtime.images import is_turned, read_rgb
 from openworld.runtime.runlog import progress_bar
 
 LISTED = 1000
@@ -86,8 +85,9 @@ def check_data(
     if not sets:
         raise DataError("there is no data set to check", remedy="name at least one of train, val and test")
     check_schedule(tasks, *sets.values())
-    seen, problems = _decode([record.path for dataset in sets.values() for record in dataset.records], workers)
-    content = file_contents(record.path for dataset in sets.values() for record in dataset.records)
+    paths = [Path(str(path)) for dataset in sets.values() for path in dataset.paths]
+    seen, problems = _decode(paths, workers)
+    content = file_contents(paths)
     result: dict[str, Any] = {
         "tasks": [list(names) for names in tasks],
         "thresholds": {
@@ -120,10 +120,9 @@ def _decode(paths: Sequence[Path], workers: int) -> tuple[dict[Path, Seen], dict
 
     def examine(path: Path) -> Seen | str:
         try:
-            pixels = load_image(path)
+            picture = read_rgb(path)
         except DataError as error:
             return error.problem
-        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
         return Seen(picture.size, look_of(picture))
 
     distinct = list(dict.fromkeys(paths))
@@ -143,7 +142,7 @@ def _decode(paths: Sequence[Path], workers: int) -> tuple[dict[Path, Seen], dict
 
 
 def _facts(dataset: Dataset, seen: Mapping[Path, Seen], problems: Mapping[Path, str]) -> dict[str, Any]:
-    records = dataset.records
+    records = list(dataset)
     empty = [record.image_id for record in records if not len(record)]
     broken = [
         {"image": record.image_id, "path": str(record.path), "problem": problems[record.path]}
@@ -164,8 +163,7 @@ def _facts(dataset: Dataset, seen: Mapping[Path, Seen], problems: Mapping[Path, 
         if record.image_id not in turned
     ]
     sizes = Counter((record.width, record.height) for record in records)
-    boxes = np.concatenate([record.boxes for record in records] or [np.zeros((0, 4), dtype=np.float32)])
-    sides = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64)
+    sides = (dataset.boxes[:, 2:] - dataset.boxes[:, :2]).astype(np.float64)
     return {
         "images": len(records),
         "objects": dataset.num_annotations,
@@ -195,7 +193,7 @@ def _size_summary(sizes: Counter[tuple[int, int]]) -> dict[str, Any]:
 
 def _suspicious(dataset: Dataset) -> dict[str, Any]:
     found: dict[str, Any] = {kind: {"boxes": 0, "images": 0, "examples": []} for kind in SUSPICIONS}
-    for record in dataset.records:
+    for record in dataset:
         for kind, places in suspicions(record).items() if len(record) else ():
             entry = found[kind]
             entry["boxes"] += len(places)
@@ -204,7 +202,7 @@ def _suspicious(dataset: Dataset) -> dict[str, Any]:
                 entry["examples"].append(
                     {
                         "image": record.image_id,
-                        "annotation": record.annotation_ids[place] if record.annotation_ids else place,
+                        "annotation": record.annotation_ids[place],
                         "class": dataset.categories[record.categories[place]],
                         "box": [round(value, 2) for value in record.boxes[place].tolist()],
                     }
@@ -217,11 +215,8 @@ def _suspicious(dataset: Dataset) -> dict[str, Any]:
 
 def class_counts(dataset: Dataset) -> dict[str, int]:
     """Objects of each class of a data set, without crowds, in the order of its categories."""
-    counts: Counter[int] = Counter()
-    for record in dataset.records:
-        single = record.categories if record.crowd is None else record.categories[~record.crowd]
-        counts.update(single.tolist())
-    return {name: counts[position] for position, name in enumerate(dataset.categories)}
+    counts = np.bincount(dataset.box_categories[~dataset.crowd], minlength=len(dataset.categories))
+    return dict(zip(dataset.categories, counts.tolist(), strict=True))
 
 
 def _classes(sets: Mapping[str, Dataset], tasks: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
@@ -244,13 +239,9 @@ def _task_objects(sets: Mapping[str, Dataset], tasks: Sequence[Sequence[str]]) -
     rows: list[dict[str, Any]] = [{"task": number or None} for number in (*range(1, len(tasks) + 1), 0)]
     for key, dataset in sets.items():
         number_of = np.array([task_of.get(name, 0) for name in dataset.categories], dtype=np.int64)
-        images, objects = Counter[int](), Counter[int]()
-        for record in dataset.records:
-            single = record.categories if record.crowd is None else record.categories[~record.crowd]
-            present = number_of[single].tolist()
-            objects.update(present)
-            images.update(set(present))
+        single = ~dataset.crowd
+        number_of_box, image_index = number_of[dataset.box_categories[single]], dataset.image_index[single]
         for row in rows:
-            number = row["task"] or 0
-            row[key] = {"images": images[number], "objects": objects[number]}
+            here = number_of_box == (row["task"] or 0)
+            row[key] = {"images": len(np.unique(image_index[here])), "objects": int(here.sum())}
     return rows

@@ -20,13 +20,13 @@ from torchvision.ops import box_iou
 
 from openworld.audit.suspicions import SAME_IOU, suspicions
 from openworld.audit.terminal import CLASS_ROWS
-from openworld.data.images import load_image
-from openworld.data.records import Dataset, Record
 from openworld.errors import DataError
+from openworld.records import Dataset, Record
 from openworld.report.draw import contact_sheet, draw_ground_truth
 from openworld.report.plots import TASK_COLOURS, png
 from openworld.report.text import shortened
 from openworld.runtime.files import write_atomic, write_json
+from openworld.runtime.images import read_rgb
 from openworld.runtime.runlog import progress_bar
 
 if TYPE_CHECKING:
@@ -84,9 +84,7 @@ def histograms(result: Mapping[str, Any], sets: Mapping[str, Dataset]) -> bytes:
     colours = dict(zip(("train", "val", "test"), TASK_COLOURS, strict=False))
     classes = result["classes"][:CLASS_ROWS]
     sides = {
-        name: np.concatenate(
-            [np.zeros((0, 2)), *(record.boxes[:, 2:] - record.boxes[:, :2] for record in dataset.records)]
-        )
+        name: np.concatenate([np.zeros((0, 2)), *(record.boxes[:, 2:] - record.boxes[:, :2] for record in dataset)])
         for name, dataset in sets.items()
     }
     height = max(2.8, 0.9 + 0.2 * len(classes))
@@ -142,26 +140,24 @@ def _sheets(result: Mapping[str, Any], sets: Mapping[str, Dataset], samples: int
     first = next(iter(sets))
     for number, names in enumerate(tasks, start=1):
         title = f"Task {number} in {first}: {', '.join(names)}"
-        chosen = _spread([record for record in sets[first].records if _shows(record, sets[first], names)], samples)
+        chosen = _spread([record for record in sets[first] if _shows(record, sets[first], names)], samples)
         yield f"task{number}_{first}", _image_sheet(sets[first], chosen, title, set(names))
     if not tasks:
         for name, dataset in sets.items():
-            title = f"{name}: {len(dataset.records):,} images, {dataset.num_annotations:,} objects"
-            chosen = _spread(dataset.records, samples)
+            title = f"{name}: {len(dataset):,} images, {dataset.num_annotations:,} objects"
+            chosen = _spread(dataset, samples)
             yield f"images_{name}", _image_sheet(dataset, chosen, title, set(dataset.categories))
     for name, dataset in sets.items():
         for position, category in enumerate(dataset.categories):
             places = [
-                (record, int(place))
-                for record in dataset.records
-                for place in np.flatnonzero(record.categories == position)
+                (record, int(place)) for record in dataset for place in np.flatnonzero(record.categories == position)
             ]
             title = f"{category} in {name}: {min(samples, len(places))} of {len(places):,}"
             if places:
                 yield f"class_{_file_name(category)}_{name}", _crop_sheet(dataset, _spread(places, samples), title)
         for kind, entry in result["sets"][name]["suspicious"].items():
             if entry["boxes"]:
-                places = [(record, place) for record in dataset.records for place in suspicions(record)[kind]]
+                places = [(record, place) for record in dataset for place in suspicions(record)[kind]]
                 title = f"{kind} in {name}: {min(samples, len(places))} of {len(places):,}"
                 chosen = _spread(places, samples)
                 yield f"suspicious_{_file_name(kind)}_{name}", _crop_sheet(dataset, chosen, title, others=True)
@@ -178,7 +174,7 @@ def _shows(record: Record, dataset: Dataset, names: Sequence[str]) -> bool:
     return any(dataset.categories[position] in names for position in record.categories.tolist())
 
 
-def _spread(items: Sequence[Any], count: int) -> list[Any]:
+def _spread(items: Sequence[Any] | Dataset, count: int) -> list[Any]:
     """Choose ``count`` items, evenly spread over all of them."""
     if len(items) <= count:
         return list(items)
@@ -191,7 +187,7 @@ def _file_name(text: str) -> str:
 
 def _open(record: Record) -> Image.Image | None:
     try:
-        return Image.fromarray(load_image(record.path).permute(1, 2, 0).numpy())
+        return read_rgb(record.path)
     except DataError:
         return None  # the check has named it
 
@@ -258,7 +254,7 @@ def _pair_sheet(first: Dataset, second: Dataset, pairs: Sequence[Sequence[Any]],
     def draw() -> Image.Image | None:
         panels = []
         for old, new, _ in pairs:
-            for record in (first.by_id[old], second.by_id[new]):
+            for record in (first.find(old), second.find(new)):
                 image = _open(record)
                 if image is not None:
                     sides = {"at_least": IMAGE_SIDE, "at_most": IMAGE_SIDE}

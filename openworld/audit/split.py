@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from openworld.audit.duplicates import identical_files
 from openworld.audit.split_facts import (
     EXAMPLES,
@@ -23,11 +25,11 @@ from openworld.audit.split_facts import (
     most_objects,
 )
 from openworld.audit.split_findings import split_findings
-from openworld.data.records import Dataset
 from openworld.data.splits import training_view
 from openworld.labels import LabelSpace
 from openworld.metrics.ground_truth import GroundTruth
 from openworld.metrics.protocols import PROTOCOLS, Protocol
+from openworld.records import Dataset
 
 
 def audit_split(
@@ -62,9 +64,9 @@ def audit_split(
     """
     spaces = [LabelSpace.of(tasks, number) for number in range(1, max(len(tasks), 1) + 1)]
     sets = {name: dataset for name, dataset in (("train", train), ("val", val), ("test", test)) if dataset is not None}
-    truths = [GroundTruth.from_records(test, space) for space in spaces]
+    truths = [GroundTruth.from_dataset(test, space) for space in spaces]
     lines = {
-        name: truths[0] if dataset is test else GroundTruth.from_records(dataset, spaces[0])
+        name: truths[0] if dataset is test else GroundTruth.from_dataset(dataset, spaces[0])
         for name, dataset in sets.items()
     }
     result: dict[str, Any] = {
@@ -97,10 +99,8 @@ def audit_split(
 
 def _objects_by_class(dataset: Dataset) -> dict[str, int]:
     """Objects of each category that are not ignored."""
-    counts: Counter[int] = Counter()
-    for record in dataset.records:
-        counts.update(record.categories[~record.ignore].tolist())
-    return {name: counts[position] for position, name in enumerate(dataset.categories)}
+    counts = np.bincount(dataset.box_categories[~dataset.ignore], minlength=len(dataset.categories))
+    return dict(zip(dataset.categories, counts.tolist(), strict=True))
 
 
 def _training(train: Dataset, space: LabelSpace) -> dict[str, Any]:
@@ -117,8 +117,8 @@ def _training(train: Dataset, space: LabelSpace) -> dict[str, Any]:
     view = training_view(train, space)
     for sample in view:
         taught.update(train.categories[position] for position in sample.record.categories.tolist())
-        record = train.by_id[sample.record.image_id]
-        single = [True] * len(record) if record.crowd is None else (~record.crowd).tolist()
+        record = train.find(sample.record.image_id)
+        single = (~record.crowd).tolist()
         crowds += single.count(False)
         names = [
             train.categories[position]

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from openworld.errors import DataError
 from openworld.labels import LabelSpace
-from openworld.metrics.ground_truth import GroundTruth, ImageId, ScoredBoxes
+from openworld.metrics.ground_truth import GroundTruth, ScoredBoxes
 from openworld.metrics.owod import evaluate
 from openworld.metrics.protocol_inputs import as_number, read_list
 from openworld.metrics.protocols import UNIQUE, Protocol
 from openworld.metrics.scoring import score_detections
+from openworld.records import ImageId
 
 Flags = NDArray[np.bool_]
 

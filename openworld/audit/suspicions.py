@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from openworld.data.records import Record
+from openworld.records import Record
 
 TINY_SIDE = 4.0
 """Pixels. A box with a shorter side below this is *tiny*."""
@@ -79,8 +79,7 @@ def suspicions(record: Record) -> dict[str, list[int]]:
     repeated, two_classes = np.zeros((2, len(record)), dtype=np.bool_)
     if len(record) > 1:
         same_place = np.tril(box_iou(torch.from_numpy(boxes), torch.from_numpy(boxes)).numpy() >= SAME_IOU, -1)
-        if record.crowd is not None:
-            same_place &= ~record.crowd[None, :]
+        same_place &= ~record.crowd[None, :]
         same_class = record.categories[:, None] == record.categories[None, :]
         repeated = (same_place & same_class).any(axis=1)
         two_classes = (same_place & ~same_class).any(axis=1)
@@ -92,5 +91,4 @@ def suspicions(record: Record) -> dict[str, list[int]]:
         "repeated": repeated,
         "two classes": two_classes,
     }
-    single = np.ones(len(record), dtype=np.bool_) if record.crowd is None else ~record.crowd
-    return {kind: np.flatnonzero(flags[kind] & single).tolist() for kind in SUSPICIONS}
+    return {kind: np.flatnonzero(flags[kind] & ~record.crowd).tolist() for kind in SUSPICIONS}

@@ -8,11 +8,10 @@ from jsonargparse import ArgumentParser, Namespace
 
 from openworld.cli.verbs import AddVerb
 from openworld.configfile import find_config, read_config
+from openworld.data.formats import annotations_help, image_set_help
 
-_ANNOTATIONS = "COCO .json file, VOC folder or YOLO data.yaml"
-_IMAGE_SET = (
-    "COCO: field=value; VOC: name or path of the list of images; YOLO: which set, by default the one of the same name"
-)
+_ANNOTATIONS = annotations_help()
+_IMAGE_SET = image_set_help()
 
 
 def add_verbs(verb: AddVerb) -> None:

@@ -67,10 +67,10 @@ def evaluate(arguments: Namespace) -> None:
     """Scores of predictions, under one protocol or all."""
     from rich.console import Console
 
-    from openworld.data.records import Repairs
     from openworld.metrics.protocols import PROTOCOLS, protocol_named, with_rules
     from openworld.predictions.open import open_predictions
     from openworld.predictions.score import evaluate_protocols
+    from openworld.records import Repairs
     from openworld.report.evaluation import write_results
     from openworld.report.terminal import print_details, print_table
     from openworld.run.sources import open_ground_truth

@@ -145,8 +145,8 @@ def pretrain(arguments: Namespace, options: PretrainOptions) -> None:
     from openworld.runtime.console import narrow_table
     from openworld.runtime.distributed import first_goes_ahead, is_first, session
     from openworld.runtime.environment import select_device
+    from openworld.runtime.images import find_images
     from openworld.runtime.runlog import RunLog
-    from ssl_backbones.images import find_images
     from ssl_backbones.pretrain import pretrain as run_pretraining
 
     output = Path(arguments.output)
@@ -229,11 +229,12 @@ def report(arguments: Namespace) -> None:
 def _report_of_run(folder: Path) -> Path:
     """The page of a run; where its test set has gone, the page says so instead of showing it."""
     from openworld.errors import DataError
+    from openworld.records import check_files
     from openworld.report.build import build_report
     from openworld.run.sources import open_test
 
     try:
-        test, gone = open_test(read_config(folder / "config.yaml"), folder), None
+        test, gone = check_files(open_test(read_config(folder / "config.yaml"), folder), folder), None
     except DataError as error:
         test, gone = None, f"{error.where}: {error.problem}" if error.where else error.problem
     return build_report(folder, test, gone=gone)

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from openworld.data.options import ExemplarOptions
 from openworld.errors import DataError, NumericsError
 from openworld.labels import LabelSpace
+from openworld.records import ImageId
 
-ImageId = int | str
 ImageRows = tuple[ImageId, Sequence[int]]
 """An image id and the head rows of its annotations."""
 FloatArray = NDArray[np.float32]

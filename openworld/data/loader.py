@@ -8,44 +8,27 @@ of each batch.
 
 from __future__ import annotations
 
-import gc
-import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
-from openworld.data.images import load_image
 from openworld.data.options import LoaderOptions
-from openworld.data.records import Record
 from openworld.data.repeat_factors import epoch_length, epoch_order, repeat_factors
-from openworld.data.splits import Sample
+from openworld.data.splits import Sample, View
 from openworld.data.transforms import augment, prepare
-from openworld.errors import DataError, EnvironmentProblem
+from openworld.data.workers import in_order
+from openworld.errors import DataError
+from openworld.records import Dataset, Record
 from openworld.runtime import distributed
+from openworld.runtime.images import load_image
 from openworld.runtime.seeding import generator
 from openworld.structures import Target
-
-__all__ = [
-    "EvalBatch",
-    "TrainBatch",
-    "TrainBatches",
-    "eval_batches",
-    "eval_target",
-    "load_image",
-    "load_record",
-    "own_batches",
-    "to_original",
-]
 
 log = logging.getLogger("openworld.data")
 
@@ -60,8 +43,8 @@ def load_record(record: Record) -> Tensor:
     """Decode a record's image to (3, H, W) uint8, in the orientation in which it was annotated.
 
     Raises:
-        DataError: as :func:`openworld.data.images.load_image`, or the file's size is not the annotated one: the boxes
-            would lie elsewhere.
+        DataError: as :func:`openworld.runtime.images.read_rgb`, or the size of the file is not the annotated one: the
+            boxes would lie elsewhere.
     """
     image = load_image(record.path, (record.width, record.height))
     height, width = image.shape[-2:]
@@ -85,7 +68,7 @@ def to_original(boxes: Tensor, scale: Tensor, width: int, height: int) -> Tensor
 
 @dataclass
 class _Step:
-    """One training batch and the images that could not be read for it: (position in samples, message)."""
+    """One training batch and the images that could not be read for it: (position in the view, message)."""
 
     images: list[Tensor] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
@@ -97,67 +80,27 @@ class _Step:
         return self
 
 
-class _PackedSamples:
-    """What training needs of its samples, in a few flat arrays.
-
-    A worker process that is forked shares memory with its parent until one of them writes, and counting references is
-    writing: of many small objects every worker soon has its own copy.
-    """
-
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        names = [json.dumps([sample.record.image_id, str(sample.record.path)]).encode() for sample in samples]
-        self._names = np.frombuffer(b"".join(names), dtype=np.uint8)
-        self._name_ends = np.cumsum([0, *map(len, names)])
-        self._sizes = np.array([(s.record.width, s.record.height) for s in samples], dtype=np.int64).reshape(-1, 2)
-        self._ends = np.cumsum([0, *map(len, samples)])
-        self._boxes = np.concatenate([sample.boxes for sample in samples], dtype=np.float32)
-        self._labels = np.concatenate([sample.labels for sample in samples], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._sizes)
-
-    @property
-    def pixels(self) -> int:
-        """Of all images together."""
-        return int(self._sizes.prod(axis=1).sum())
-
-    def repeat_factors(self, threshold: float) -> NDArray[np.float64]:
-        """(N,) how many times an epoch shows each image."""
-        return repeat_factors(self._labels, self._ends, threshold)
-
-    def record(self, index: int) -> Record:
-        """The image of a sample, without annotations."""
-        image_id, path = json.loads(self._names[self._name_ends[index] : self._name_ends[index + 1]].tobytes())
-        width, height = self._sizes[index].tolist()
-        return Record(image_id, Path(path), width, height, *_NOTHING)
-
-    def targets(self, index: int) -> tuple[Tensor, Tensor]:
-        """(N, 4) float32 boxes in pixels of the original image, (N,) int64 labels. Copies."""
-        own = slice(int(self._ends[index]), int(self._ends[index + 1]))
-        return torch.from_numpy(self._boxes[own].copy()), torch.from_numpy(self._labels[own].copy())
-
-
-_NOTHING = (np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.bool_))
-
-
 class _TrainSteps:
     """Builds the batch of any step; lives in the training process or in each worker."""
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        view: View,
         batch_size: int,
         positions: range,
         seed_parts: tuple[int | str, ...],
         options: LoaderOptions,
     ) -> None:
-        self.samples, self.batch_size, self.seed_parts = _PackedSamples(samples), batch_size, seed_parts
+        self.view, self.batch_size, self.seed_parts = view, batch_size, seed_parts
         self.positions, self.options = positions, options
-        keep = options.workers == 0 and 3 * self.samples.pixels < options.cache_mib * 2**20
+        decoded_bytes = 3 * int(view.images.sizes.prod(axis=1).sum())
+        keep = options.workers == 0 and decoded_bytes < options.cache_mib * 2**20
         self._cache: dict[int, Tensor] | None = {} if keep else None
         self._broken: dict[int, str] = {}
-        self._factors = self.samples.repeat_factors(options.repeat_threshold) if options.repeat_threshold else None
-        self._epoch_length = epoch_length(len(self.samples), self._factors)
+        self._factors: NDArray[np.float64] | None = None
+        if options.repeat_threshold:
+            self._factors = repeat_factors(view.labels, view.images.offsets, options.repeat_threshold)
+        self._epoch_length = epoch_length(len(view), self._factors)
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, dtype=np.int64))
 
     def __getitem__(self, step: int) -> _Step:
@@ -165,7 +108,7 @@ class _TrainSteps:
         for position in self.positions:
             self._add(batch, step, position)
         if not batch.images:  # every image was broken: the first good one of those that come next
-            for place in range(self.batch_size, self.batch_size + len(self.samples)):
+            for place in range(self.batch_size, self.batch_size + len(self.view)):
                 self._add(batch, step, place + self.positions.start)
                 if batch.images:
                     break
@@ -173,24 +116,23 @@ class _TrainSteps:
 
     def _add(self, batch: _Step, step: int, position: int) -> None:
         index = self._index(step * self.batch_size + position)
-        record = self.samples.record(index)
+        record, labels = self.view[index]
         try:
             image = self._image(index, record)
         except DataError as error:
             self._broken[index] = str(error)
             batch.broken.append((index, str(error)))
             return
-        boxes, labels = self.samples.targets(index)
         random = generator(*self.seed_parts, "augment", step, position)
-        pixels, boxes = augment(image, boxes, self.options, random)
+        pixels, boxes = augment(image, torch.from_numpy(record.boxes.copy()), self.options, random)
         batch.images.append(pixels)
-        batch.targets.append(Target(boxes, labels, record.image_id))
+        batch.targets.append(Target(boxes, torch.from_numpy(labels.copy()), record.image_id))
 
     def _index(self, place: int) -> int:
         epoch, offset = divmod(place, self._epoch_length)
         if self._order[0] != epoch:
             random = generator(*self.seed_parts, "order", epoch)
-            self._order = (epoch, epoch_order(len(self.samples), self._factors, random))
+            self._order = (epoch, epoch_order(len(self.view), self._factors, random))
         return int(self._order[1][offset])
 
     def _image(self, index: int, record: Record) -> Tensor:
@@ -210,8 +152,8 @@ class TrainBatches:
     left. It is logged once and kept in ``broken``.
 
     Args:
-        samples: a view that training may see.
-        batch_size: images a step, of all processes together.
+        view: what training may see.
+        batch_size: images per step, of all processes together.
         seed_parts: numbers and names that all order and augmentation are derived from.
         start_step: first step, counted from 0; a resumed run gives the step that it stopped before.
         total_steps: one past the last step.
@@ -219,12 +161,13 @@ class TrainBatches:
         positions: this process's part of each batch, which is all of it by default.
 
     Raises:
-        DataError: no samples; or, while iterating, more than ``options.max_bad_fraction`` of the images are broken.
+        DataError: the view is empty; or, while iterating, more than ``options.max_bad_fraction`` of the images are
+            broken.
     """
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        view: View,
         *,
         batch_size: int,
         seed_parts: tuple[int | str, ...],
@@ -233,39 +176,39 @@ class TrainBatches:
         options: LoaderOptions,
         positions: range | None = None,
     ) -> None:
-        if not samples:
+        if not len(view):
             raise DataError(
                 "there is no image to train on: none has a box of the classes that this phase trains",
                 remedy="check `tasks` against the classes that the training data annotates",
             )
         self.broken: dict[str, str] = {}
         """Path of each image that could not be read: why."""
-        self._samples = samples
+        self._view = view
         self._range = range(start_step, total_steps)
         self._options = options
-        own = range(batch_size) if positions is None else positions
-        self._steps = _TrainSteps(samples, batch_size, own, tuple(seed_parts), options)
+        share = range(batch_size) if positions is None else positions
+        self._steps = _TrainSteps(view, batch_size, share, tuple(seed_parts), options)
 
     def __len__(self) -> int:
         return len(self._range)
 
     def __iter__(self) -> Iterator[TrainBatch]:
-        for batch in _in_order(self._steps, self._range, self._options.workers):
+        for batch in in_order(self._steps, self._range, self._options.workers):
             self._report(batch.broken)
             if not batch.images:
                 raise DataError(
-                    f"none of {len(self._samples)} images can be read; the last: {batch.broken[-1][1]}",
+                    f"none of {len(self._view)} images can be read; the last: {batch.broken[-1][1]}",
                     remedy="check the folder of the images",
                 )
             yield batch.images, batch.targets
 
     def _report(self, broken: list[tuple[int, str]]) -> None:
         for index, message in broken:
-            path = str(self._samples[index].record.path)
+            path = str(self._view.images.paths[index])
             if path not in self.broken:
                 self.broken[path] = message
                 log.warning("image left out: %s", message)
-        distinct = {str(sample.record.path) for sample in self._samples} if broken else set()
+        distinct = set(self._view.images.paths) if broken else set()
         if len(self.broken) > self._options.max_bad_fraction * len(distinct) and broken:
             shown = "\n  ".join(list(self.broken.values())[:20])
             raise DataError(
@@ -276,18 +219,18 @@ class TrainBatches:
 
 
 def eval_batches(
-    samples: Sequence[Sample] | Sequence[Record],
+    images: Dataset,
     batch_size: int,
     options: LoaderOptions,
     *,
     numbers: range | None = None,
     broken: Callable[[str], None] | None = None,
 ) -> Iterator[EvalBatch]:
-    """Every image once, in order, without augmentation; decoded ahead if there are workers.
+    """Yield every image once, in order, without augmentation; decoded ahead if there are workers.
 
     Args:
-        samples: all images.
-        batch_size: images a batch.
+        images: all images.
+        batch_size: images per batch.
         options: sizes, workers.
         numbers: which batches, counted from 0; all by default.
         broken: is told of an image that cannot be read, which is then left out of its batch; the batch may be empty.
@@ -295,98 +238,47 @@ def eval_batches(
     Raises:
         DataError: an image cannot be read and ``broken`` is not given.
     """
-    records = [sample.record if isinstance(sample, Sample) else sample for sample in samples]
-    wanted = range(math.ceil(len(records) / batch_size)) if numbers is None else numbers
-    prepared = _in_order(_EvalBatches(records, batch_size, options), wanted, options.workers)
+    wanted = range(math.ceil(len(images) / batch_size)) if numbers is None else numbers
+    prepared = in_order(_EvalBatches(images, batch_size, options), wanted, options.workers)
     for number, batch in zip(wanted, prepared, strict=True):
-        images, positions, scales = [], [], []
+        pixels, positions, scales = [], [], []
         for position, found in enumerate(batch, start=number * batch_size):
             if isinstance(found, str):
                 if broken is None:
                     raise DataError(found)
                 broken(found)
                 continue
-            images.append(found[0])
+            pixels.append(found[0])
             positions.append(position)
             scales.append(found[1])
-        yield images, positions, scales
+        yield pixels, positions, scales
 
 
-def own_batches(count: int, batch_size: int) -> range:
-    """Numbers of this process's share of the batches of so many images: whole batches, padded as in one process."""
-    share = distributed.local_range(math.ceil(count / batch_size))
+def own_batches(num_images: int, batch_size: int) -> range:
+    """Numbers of the batches that this process evaluates: whole batches, padded as in one process."""
+    share = distributed.local_range(math.ceil(num_images / batch_size))
     return range(share.start, share.stop)
 
 
 def eval_target(sample: Sample, scale: Tensor) -> Target:
-    """What is annotated on an image, in pixels of the image as evaluation feeds it."""
-    boxes, rows = torch.from_numpy(sample.boxes) * scale, torch.from_numpy(sample.labels)
+    """Return what is annotated on an image, in pixels of the image as evaluation feeds it."""
+    boxes, rows = torch.from_numpy(sample.record.boxes) * scale, torch.from_numpy(sample.labels)
     return Target(boxes, rows, sample.record.image_id)
 
 
 class _EvalBatches:
     """Image and scale of each record of any batch; of one that cannot be read the message (it must cross processes)."""
 
-    def __init__(self, records: list[Record], batch_size: int, options: LoaderOptions) -> None:
-        self.records, self.batch_size, self.options = records, batch_size, options
+    def __init__(self, images: Dataset, batch_size: int, options: LoaderOptions) -> None:
+        self.images, self.batch_size, self.options = images, batch_size, options
 
     def __getitem__(self, number: int) -> list[tuple[Tensor, Tensor] | str]:
         first = number * self.batch_size
-        return [self._prepared(record) for record in self.records[first : first + self.batch_size]]
+        last = min(first + self.batch_size, len(self.images))
+        return [self._prepared(self.images[position]) for position in range(first, last)]
 
     def _prepared(self, record: Record) -> tuple[Tensor, Tensor] | str:
         try:
             return prepare(load_record(record), self.options)
         except DataError as error:
             return str(error)
-
-
-Item = TypeVar("Item", covariant=True)
-
-
-class _Indexed(Protocol[Item]):
-    def __getitem__(self, index: int, /) -> Item: ...
-
-
-def _in_order(source: _Indexed[Item], numbers: range, workers: int) -> Iterator[Item]:
-    """``source[n]`` for each number in order, computed ahead by worker processes if there are any.
-
-    Where there is a GPU a thread then moves them to pinned memory, from which the copy to the GPU waits for nothing.
-
-    Raises:
-        EnvironmentProblem: the system killed a worker.
-    """
-    if workers == 0:
-        for number in numbers:
-            yield source[number]
-        return
-    loader = DataLoader(
-        _AsTorch(source),
-        batch_size=None,
-        sampler=numbers,
-        num_workers=min(workers, max(1, len(numbers))),
-        generator=torch.Generator(),  # or the loader draws from the global one, and workers would change the run
-        worker_init_fn=_enter_worker,
-        pin_memory=torch.cuda.is_available(),
-    )
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):  # but an error that a worker met and passed on
-            raise
-        raise EnvironmentProblem(
-            f"a process that decodes images died ({error})",
-            remedy="resume the run; if memory ran out, set data.loader.workers lower, or to 0",
-        ) from error
-
-
-def _enter_worker(worker: int) -> None:
-    gc.freeze()  # the collector writes into every object that it visits, and would so copy all that is shared
-
-
-class _AsTorch(TorchDataset[Item]):
-    def __init__(self, source: _Indexed[Item]) -> None:
-        self.source = source
-
-    def __getitem__(self, index: int) -> Item:
-        return self.source[index]

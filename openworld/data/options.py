@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from openworld.data.formats import FORMATS, annotations_help
 from openworld.runtime.options import (
     Above,
     AtLeast,
@@ -24,6 +25,16 @@ def default_tasks() -> list[list[str]]:
     return [["ball", "cube", "ring"], ["heart", "cone", "gear"], ["star", "cross", "crescent"]]
 
 
+class KnownFormat:
+    """The rule for a format's name: one of :data:`openworld.data.formats.FORMATS`, or ``auto``."""
+
+    def holds(self, value: str) -> bool:
+        return value == "auto" or value in FORMATS
+
+    def __str__(self) -> str:
+        return f"out of {', '.join(('auto', *FORMATS))}"
+
+
 @dataclass(kw_only=True)
 class SourceOptions:
     """One annotated set of images."""
@@ -34,9 +45,9 @@ class SourceOptions:
     images: str | None = None
     """Folder of the images. Default for COCO: images/ beside the .json file, or else the file's folder; for VOC:
     JPEGImages/; for YOLO: as data.yaml says, or images/."""
-    format: Literal["auto", "coco", "voc", "yolo"] = "auto"
-    """Format of the annotations. ``auto``: a .json file is COCO, a folder with Annotations/ is VOC, a .yaml file or a
-    folder with data.yaml or labels/ is YOLO."""
+    format: Annotated[str, KnownFormat()] = "auto"
+    """Format of the annotations: a name in :data:`openworld.data.formats.FORMATS` (coco, voc, yolo). ``auto``: a .json
+    file is COCO, a folder with Annotations/ is VOC, a .yaml file or a folder with data.yaml or labels/ is YOLO."""
     image_set: str | None = None
     """COCO: ``field=value`` takes the images that have it, as in ``fold=train``. VOC: a list in ImageSets/Main such as
     ``trainval``, or the path of a .txt file. Default of both: every image. YOLO: a key of data.yaml or a folder below
@@ -174,8 +185,7 @@ class DataOptions:
         if self.synthetic is None and self.benchmark is None:
             for name in ("train", "test"):
                 if getattr(self, name).annotations is None:
-                    remedy = "name a COCO .json file, a VOC folder or a YOLO data.yaml"
-                    refuse(self, f"{name}.annotations", "is missing", remedy=remedy)
+                    refuse(self, f"{name}.annotations", "is missing", remedy=f"name a {annotations_help()}")
 
     def _take_benchmark(self, name: str) -> None:
         """The classes of the benchmark, and nothing beside it that names images."""

@@ -8,38 +8,57 @@ and no category outside the schedule leaves this module towards training.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from openworld.data.records import BoolArray, Dataset, FloatArray, IntArray, Record
 from openworld.errors import DataError
 from openworld.labels import LabelSpace
+from openworld.records import Dataset, ImageId, IntArray, Record
 from openworld.runtime.seeding import derive_seed
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One image with what a task sees of it.
+class Sample(NamedTuple):
+    """One image with what a task sees of it: K boxes.
 
     Args:
-        record: the image, with the annotations that this view shows and no others.
-        boxes: (N, 4) float32, pixels of the original image.
-        labels: (N,) int64 head rows.
-        ignore: (N,) bool, crowd or difficult.
+        record: the image, with the annotations that the view shows and no others.
+        labels: (K,) int64 head rows of its boxes.
     """
 
     record: Record
-    boxes: FloatArray
     labels: IntArray
-    ignore: BoolArray
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What a task sees of a data set: some of its images, and of their boxes those that it may see; N boxes.
+
+    Args:
+        images: the images with the annotations that the view shows. The others are not in it, so that nothing
+            downstream can reach them.
+        labels: (N,) int64 head row of each box.
+    """
+
+    images: Dataset
+    labels: IntArray
 
     def __len__(self) -> int:
-        return len(self.boxes)
+        """Number of images."""
+        return len(self.images)
 
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(self.images[index], self.labels_of(index))
 
-View = tuple[Sample, ...]
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def labels_of(self, index: int) -> IntArray:
+        """(K,) head rows of the boxes of one image."""
+        place = range(len(self))[index]
+        return self.labels[self.images.offsets[place] : self.images.offsets[place + 1]]
 
 
 def check_schedule(tasks: Sequence[Sequence[str]], *datasets: Dataset) -> None:
@@ -68,104 +87,91 @@ def check_schedule(tasks: Sequence[Sequence[str]], *datasets: Dataset) -> None:
 def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     """Split off a share of the images for energy fitting.
 
-    The choice depends on each image's id alone, so that it is the same in every task and every run.
+    The choice depends on the id of each image alone, so that it is the same in every task and every run.
 
     Returns:
         the rest, and the held-out images. Both have the repairs of the whole.
     """
-    held = [derive_seed("held out", record.image_id) / 2**63 < fraction for record in dataset.records]
-    rest, kept = (
-        tuple(record for record, is_held in zip(dataset.records, held, strict=True) if is_held == wanted)
-        for wanted in (False, True)
-    )
-    return replace(dataset, records=rest), replace(dataset, records=kept)
+    shares = [derive_seed("held out", image_id) / 2**63 for image_id in dataset.image_ids]
+    held = np.array([share < fraction for share in shares], dtype=np.bool_)
+    return dataset.select(np.flatnonzero(~held)), dataset.select(np.flatnonzero(held))
 
 
-def training_view(dataset: Dataset, labels: LabelSpace) -> View:
+def training_view(dataset: Dataset, space: LabelSpace) -> View:
     """Images with at least one box of a current class, and only those boxes. Crowds are left out.
 
     Where the data set has lists of the tasks (``Dataset.task_images``), only the images on the task's list.
     """
-    return _view(_listed(dataset, labels.task, labels.task), _rows(dataset, labels, labels.current))
+    return _view(dataset, _listed(dataset, space.task, space.task), _rows(dataset, space, space.current))
 
 
-def replay_view(dataset: Dataset, labels: LabelSpace, image_ids: Iterable[int | str]) -> View:
+def replay_view(dataset: Dataset, space: LabelSpace, image_ids: Iterable[ImageId]) -> View:
     """The named images with the boxes of all known classes, in the order of ``image_ids``. Crowds are left out.
 
     Raises:
         DataError: an id that the data set does not have.
     """
     wanted = list(image_ids)
-    absent = [image_id for image_id in wanted if image_id not in dataset.by_id]
+    absent = [image_id for image_id in wanted if image_id not in dataset.position_of]
     if absent:
         raise DataError(
             f"{len(absent)} of {len(wanted)} replay images are not in the data: {absent[:3]}",
             remedy="replay with the training data that the exemplars were chosen from",
         )
-    return _view((dataset.by_id[image_id] for image_id in wanted), _rows(dataset, labels, labels.known))
+    images = np.array([dataset.position_of[image_id] for image_id in wanted], dtype=np.int64)
+    return _view(dataset, images, _rows(dataset, space, space.known))
 
 
-def held_out_view(dataset: Dataset, labels: LabelSpace, *, with_unknown: bool = False) -> View:
+def held_out_view(dataset: Dataset, space: LabelSpace, *, with_unknown: bool = False) -> View:
     """For energy fitting: images with at least one box of a known class, and only those boxes, without crowds.
 
     Where the data set has lists of the tasks, only the images on the lists of the task and of earlier ones.
 
     Args:
         dataset: the held-out images.
-        labels: label space of the task.
+        space: of the task.
         with_unknown: show the boxes of all other categories too, as *unknown*, and the images that have only these.
             This uses labels of later tasks, as the fit of the paper does; only energy fitting on annotated unknown
             objects may ask for it, and its results say so.
     """
-    rows = _rows(dataset, labels, labels.known)
+    rows = _rows(dataset, space, space.known)
     if with_unknown:
-        rows[rows < 0] = labels.unknown
-    return _view(_listed(dataset, 1, labels.task), rows)
+        rows[rows < 0] = space.unknown
+    return _view(dataset, _listed(dataset, 1, space.task), rows)
 
 
-def test_view(dataset: Dataset, labels: LabelSpace) -> View:
+def test_view(dataset: Dataset, space: LabelSpace) -> View:
     """For evaluation: every image and every box; what is not a known class is *unknown*."""
-    rows = _rows(dataset, labels, labels.known)
-    rows[rows < 0] = labels.unknown
-    return tuple(Sample(record, record.boxes, rows[record.categories], record.ignore) for record in dataset.records)
+    rows = _rows(dataset, space, space.known)
+    rows[rows < 0] = space.unknown
+    return View(dataset, rows[dataset.box_categories])
 
 
 test_view.__test__ = False  # type: ignore[attr-defined]  # the name is the protocol's; pytest shall not collect it
 
 
-def _listed(dataset: Dataset, first: int, last: int) -> Sequence[Record]:
-    """The records that the lists of the tasks from ``first`` to ``last`` name; all, where there are no lists."""
+def _listed(dataset: Dataset, first: int, last: int) -> IntArray:
+    """Positions of the images on the lists of the tasks from ``first`` to ``last``; all, if there are no lists."""
     if not dataset.task_images:
-        return dataset.records
-    named = frozenset[int | str]().union(*dataset.task_images[first - 1 : last])
-    return [record for record in dataset.records if record.image_id in named]
+        return np.arange(len(dataset))
+    named = frozenset[ImageId]().union(*dataset.task_images[first - 1 : last])
+    return np.flatnonzero([image_id in named for image_id in dataset.image_ids])
 
 
-def _rows(dataset: Dataset, labels: LabelSpace, visible: Sequence[str]) -> IntArray:
+def _rows(dataset: Dataset, space: LabelSpace, visible: Sequence[str]) -> IntArray:
     """(C,) head row of each category of the data set, -1 for a category that is not visible."""
-    return np.array([labels.row(name) if name in visible else -1 for name in dataset.categories], dtype=np.int64)
+    return np.array([space.row(name) if name in visible else -1 for name in dataset.categories], dtype=np.int64)
 
 
-def _view(records: Iterable[Record], rows: IntArray) -> View:
-    samples = []
-    for record in records:
-        labels = rows[record.categories]
-        keep = labels >= 0
-        if record.crowd is not None:
-            keep &= ~record.crowd
-        if keep.any():
-            shown = _narrow(record, keep)
-            samples.append(Sample(shown, shown.boxes, labels[keep], shown.ignore))
-    return tuple(samples)
+def _view(dataset: Dataset, images: IntArray, rows: IntArray) -> View:
+    """Those of the images that have a box of a visible category, and only these boxes, without crowds.
 
-
-def _narrow(record: Record, keep: BoolArray) -> Record:
-    """The record without the annotations that are not kept, so that nothing downstream can reach them."""
-    return replace(
-        record,
-        boxes=record.boxes[keep],
-        categories=record.categories[keep],
-        ignore=record.ignore[keep],
-        crowd=None if record.crowd is None else record.crowd[keep],
-        annotation_ids=tuple(name for name, kept in zip(record.annotation_ids, keep, strict=False) if kept),
-    )
+    Args:
+        dataset: all images and boxes.
+        images: (M,) positions of images, in the order of the view.
+        rows: (C,) head row of each category, -1: not visible.
+    """
+    visible = (rows[dataset.box_categories] >= 0) & ~dataset.crowd
+    boxes_left = np.bincount(dataset.image_index[visible], minlength=len(dataset))
+    shown = dataset.select(images[boxes_left[images] > 0], visible)
+    return View(shown, rows[shown.box_categories])

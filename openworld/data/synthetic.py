@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from scipy.ndimage import distance_transform_edt
 
-from openworld.data.formats.coco import write_coco
+from openworld.data.formats.coco_writer import write_coco
 from openworld.data.options import SourceOptions, SyntheticOptions, default_tasks
-from openworld.data.records import Dataset, Record
+from openworld.records import Dataset, Record
 from openworld.runtime.files import write_json
 from openworld.runtime.runlog import StepBar, progress_bar
 from openworld.runtime.seeding import numpy_generator
@@ -526,7 +526,7 @@ def make_world(folder: Path, options: SyntheticOptions) -> None:
     with progress_bar("draw the world", sum(counts.values()) + options.pretrain_images) as bar:
         for split, count in counts.items():
             records = _write_split(images / split, split, count, first_id, options, bar)
-            write_coco(folder / f"{split}.json", Dataset(CATEGORIES, tuple(records)), images)
+            write_coco(folder / f"{split}.json", Dataset.from_records(CATEGORIES, records), images)
             first_id += count
         _write_split(images / "pretrain", "pretrain", options.pretrain_images, first_id, options, bar)
     write_json(marker, content)

@@ -6,34 +6,20 @@ width. Labels are rows of a label space: known classes from 0, then unknown.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from openworld.errors import DataError
 from openworld.labels import LabelSpace
+from openworld.records import Dataset, ImageId
 
 Reals = NDArray[np.float64]
 Whole = NDArray[np.int64]
 Flags = NDArray[np.bool_]
-ImageId = int | str
-
-
-class AnnotatedImages(Protocol):
-    """Any data set whose records have ``image_id``, ``boxes`` (N, 4) xyxy, ``categories`` (N,) and ``ignore`` (N,).
-
-    An entry of ``categories`` is a class name, or a position in the data set's own ``categories``. A record may also
-    have ``crowd`` (N,), and ``listed``, how often the list of images names it.
-    """
-
-    @property
-    def records(self) -> Iterable[Any]: ...
-
-    @property
-    def categories(self) -> Sequence[str]: ...
 
 
 def _columns(owner: str, boxes: ArrayLike, **others: tuple[ArrayLike, type]) -> tuple[Reals, dict[str, NDArray[Any]]]:
@@ -52,14 +38,23 @@ def _columns(owner: str, boxes: ArrayLike, **others: tuple[ArrayLike, type]) -> 
                 f"{owner} has {len(table)} boxes and {len(column)} values of {name}",
                 remedy="give one value for each box",
             )
-    wrong = ~np.isfinite(table).all(axis=1) | (table[:, 2:] < table[:, :2]).any(axis=1)
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        raise DataError(
-            f"box {row} of {owner} is {table[row].tolist()}",
-            remedy="give finite x1 y1 x2 y2 with x1 <= x2 and y1 <= y2",
-        )
+    if len(wrong := _wrong_boxes(table)):
+        raise _box_error(table, int(wrong[0]), 0, owner, None)
     return table, columns
+
+
+def _wrong_boxes(boxes: Reals) -> Whole:
+    """Positions of boxes that are not finite or not ordered."""
+    return np.flatnonzero(~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < boxes[:, :2]).any(axis=1))
+
+
+def _box_error(boxes: Reals, row: int, first: int, owner: str, where: str | None) -> DataError:
+    """The error for a wrong box; ``first`` is the position of the first box of its owner."""
+    return DataError(
+        f"box {row - first} of {owner} is {boxes[row].tolist()}",
+        where=where,
+        remedy="give finite x1 y1 x2 y2 with x1 <= x2 and y1 <= y2",
+    )
 
 
 def _check_images(owner: str, image_index: Whole, num_images: int) -> None:
@@ -129,42 +124,28 @@ class GroundTruth:
         return cls(ids, columns["image_index"], table, rows, columns["ignore"] | groups, groups)
 
     @classmethod
-    def from_records(cls, dataset: AnnotatedImages, space: LabelSpace) -> Self:
+    def from_dataset(cls, dataset: Dataset, space: LabelSpace) -> Self:
         """Build from a data set and the label space of a task; rows are those of its growing layout.
 
-        A record that is listed again comes again, with the same id and objects, after all records.
+        An image that is listed again comes again, with the same id and objects, after all images.
 
         Raises:
             DataError: as :meth:`from_arrays`, naming the image.
         """
-        names = list(dataset.categories)
         space = space.growing
-        row_of = {name: space.row(name) for name in space.known}
-        records = list(dataset.records)
-        records += [record for record in records for _ in range(getattr(record, "listed", 1) - 1)]
-        tables: list[tuple[NDArray[Any], ...]] = []
-        for position, record in enumerate(records):
-            rows = [
-                row_of.get(category if isinstance(category, str) else names[int(category)], space.unknown)
-                for category in record.categories
-            ]
-            crowd = getattr(record, "crowd", None)
-            try:
-                boxes, columns = _columns(
-                    "the record",
-                    record.boxes,
-                    categories=(rows, np.int64),
-                    ignore=(record.ignore, np.bool_),
-                    crowd=(np.zeros(len(rows), dtype=bool) if crowd is None else crowd, np.bool_),
-                )
-            except DataError as error:
-                raise DataError(error.problem, where=f"image {record.image_id!r}", remedy=error.remedy) from None
-            index = np.full(len(boxes), position, dtype=np.int64)
-            tables.append((index, boxes, columns["categories"], columns["ignore"] | columns["crowd"], columns["crowd"]))
-        if not tables:
-            return cls.from_arrays((), [], np.zeros((0, 4)), [], space.num_known)
-        stacked = (np.concatenate(parts) for parts in zip(*tables))
-        return cls(tuple(record.image_id for record in records), *stacked)
+        known = {name: space.row(name) for name in space.known}
+        row_of = np.array([known.get(name, space.unknown) for name in dataset.categories], dtype=np.int64)
+        images = np.arange(len(dataset))
+        listed = dataset.select(np.concatenate([images, np.repeat(images, dataset.listed - 1)]))
+        boxes = listed.boxes.astype(np.float64)
+        if len(wrong := _wrong_boxes(boxes)):
+            image = int(listed.image_index[wrong[0]])
+            raise _box_error(
+                boxes, int(wrong[0]), int(listed.offsets[image]), "the record", f"image {listed.image_ids[image]!r}"
+            )
+        ignore = listed.ignore | listed.crowd
+        labels = row_of[listed.box_categories]
+        return cls(tuple(listed.image_ids), listed.image_index, boxes, labels, ignore, listed.crowd)
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,19 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from openworld.data.records import Repairs
 from openworld.data.schedules import Schedule
 from openworld.errors import ConfigError, DataError
 from openworld.labels import LabelSpace
-from openworld.metrics.ground_truth import AnnotatedImages
 from openworld.predictions.file import Predictions, read_predictions
 from openworld.predictions.foreign.coco_results import read_coco_results
 from openworld.predictions.foreign.match import Unseen
 from openworld.predictions.foreign.voc_text import read_voc_detections
+from openworld.records import Dataset, Repairs
 
 
 def open_predictions(
     path: Path,
-    dataset: AnnotatedImages,
+    dataset: Dataset,
     schedule: Schedule | None = None,
     task: int | None = None,
     *,

@@ -9,14 +9,15 @@ import numpy as np
 
 from openworld.errors import DataError
 from openworld.metrics.coco import coco_average_precision
-from openworld.metrics.ground_truth import AnnotatedImages, GroundTruth, ImageId, ScoredBoxes
+from openworld.metrics.ground_truth import GroundTruth, ScoredBoxes
 from openworld.metrics.owod import evaluate
 from openworld.metrics.protocols import UNIQUE, Protocol
 from openworld.predictions.file import Predictions
+from openworld.records import Dataset, ImageId
 
 
 def evaluate_predictions(
-    predictions: Predictions, dataset: AnnotatedImages, protocol: Protocol = UNIQUE, **policy: bool
+    predictions: Predictions, dataset: Dataset, protocol: Protocol = UNIQUE, **policy: bool
 ) -> dict[str, Any]:
     """The content of metrics.json: :func:`evaluate_protocols` with one protocol."""
     return evaluate_protocols(predictions, dataset, [protocol], **policy)[0]
@@ -24,7 +25,7 @@ def evaluate_predictions(
 
 def evaluate_protocols(
     predictions: Predictions,
-    dataset: AnnotatedImages,
+    dataset: Dataset,
     protocols: Sequence[Protocol],
     *,
     missing_images: bool = False,
@@ -55,7 +56,7 @@ def evaluate_protocols(
             is malformed.
     """
     space = predictions.label_space
-    truth = GroundTruth.from_records(dataset, space)
+    truth = GroundTruth.from_dataset(dataset, space)
     missing, extra = _unmatched_images(predictions.image_ids, truth.image_ids)
     if missing and not missing_images:
         raise DataError(

@@ -9,12 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from openworld.records import Dataset
 from openworld.report import plots
 from openworld.report.draw import NOT_TAUGHT_COLOUR, UNKNOWN_COLOUR, css_colour
 from openworld.report.methods import METHOD_PAGES
 from openworld.report.methods.record import record_page
 from openworld.report.page import markup, render
-from openworld.report.pictures import LabelledImages, pictures
+from openworld.report.pictures import pictures
 from openworld.report.run_folder import RunArtefacts, read_run
 from openworld.report.sections.backbone import backbone
 from openworld.report.sections.forgetting import forgotten
@@ -27,7 +28,7 @@ from openworld.runtime.files import write_atomic
 
 def build_report(
     run: Path,
-    test: LabelledImages | None = None,
+    test: Dataset | None = None,
     *,
     gone: str | None = None,
     known_threshold: float = 0.3,

@@ -12,17 +12,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
 from openworld.errors import DataError
 from openworld.labels import UNKNOWN_NAME
+from openworld.records import Dataset
 from openworld.report.draw import contact_sheet, draw_detections, draw_ground_truth
 from openworld.report.run_folder import RunArtefacts, mapping, read_run, sequence
 from openworld.report.text import number
+from openworld.runtime.images import read_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -31,20 +33,6 @@ Evidence = tuple[str, str]
 
 _WORTH = {"known": 1.0, "unknown": 2.0, "named": 4.0}
 """Weight of a right name, of an unknown object found, and of an object found as unknown and later named."""
-
-
-class LabelledImages(Protocol):
-    """A test set with its annotations.
-
-    ``records`` have ``image_id``, ``path``, ``boxes`` (N, 4) as x1 y1 x2 y2 in pixels, ``categories`` (N,) positions in
-    ``categories`` (the class names) and ``ignore`` (N,) booleans.
-    """
-
-    @property
-    def records(self) -> Sequence[Any]: ...
-
-    @property
-    def categories(self) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True)
@@ -93,7 +81,7 @@ class Picture:
 
 def pictures(
     run: RunArtefacts,
-    test: LabelledImages | None,
+    test: Dataset | None,
     *,
     num_images: int = 6,
     known_threshold: float = 0.3,
@@ -158,7 +146,7 @@ def pictures(
 
 def sample_sheet(
     run: Path,
-    test: LabelledImages | None,
+    test: Dataset | None,
     output: Path,
     *,
     num_images: int = 3,
@@ -286,18 +274,16 @@ def _panel(
     return Panel(task, truth, found, shown)
 
 
-def _annotations(test: LabelledImages | None) -> tuple[dict[str, Objects], dict[str, str]]:
+def _annotations(test: Dataset | None) -> tuple[dict[str, Objects], dict[str, str]]:
     """Objects and image path by image id, without objects that are marked *ignore*."""
     objects: dict[str, Objects] = {}
     paths: dict[str, str] = {}
     if test is None:
         return objects, paths
-    for record in test.records:
-        ignore = [bool(value) for value in record.ignore]
-        keep = [index for index, skipped in enumerate(ignore) if not skipped]
-        boxes = np.asarray(record.boxes, dtype=np.float64).reshape(-1, 4)[keep]
-        names = [test.categories[int(value)] for value in record.categories]
-        objects[str(record.image_id)] = Objects(boxes, tuple(names[index] for index in keep))
+    for record in test:
+        asked = ~record.ignore
+        names = tuple(test.categories[position] for position in record.categories[asked].tolist())
+        objects[str(record.image_id)] = Objects(record.boxes[asked].astype(np.float64), names)
         paths[str(record.image_id)] = str(record.path)
     return objects, paths
 
@@ -332,15 +318,14 @@ def _iou(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> npt.ND
 
 
 def _open(candidates: Sequence[Path], entry: Mapping[str, Any]) -> Image.Image | None:
-    """Open the first candidate that is an image, turned by its EXIF tag if only that gives the size in ``entry``."""
-    wanted = (entry.get("width"), entry.get("height"))
+    """Open the first candidate that is an image, in the orientation that gives the size in ``entry``."""
+    width, height = number(entry.get("width")), number(entry.get("height"))
+    annotated = None if width is None or height is None else (round(width), round(height))
     for path in candidates:
         try:
-            with Image.open(path) as opened:
-                turned = ImageOps.exif_transpose(opened)
-                return (turned if opened.size != wanted and turned.size == wanted else opened).convert("RGB")
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            logger.warning("%s: cannot be opened for the report (%s)", path, error)
+            return read_rgb(path, annotated)
+        except DataError as error:
+            logger.warning("not shown in the report: %s", error)
     return None
 
 

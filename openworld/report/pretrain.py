@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from openworld.errors import DataError
 from openworld.report import plots
@@ -22,6 +22,7 @@ from openworld.report.run_folder import mapping, read_json, read_log, sequence
 from openworld.report.sections.settings import settings
 from openworld.report.text import ABSENT, decimal, number, percent, value_text
 from openworld.runtime.files import write_atomic
+from openworld.runtime.images import read_rgb
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -181,7 +182,6 @@ def _neighbours(queries: Sequence[Any], notes: list[str]) -> list[dict[str, Any]
 def _thumb(path: Any) -> str | None:
     """A square picture as a ``data:`` address; None where the file is not an image."""
     try:
-        with Image.open(str(path)) as opened:
-            return data_uri(ImageOps.fit(opened.convert("RGB"), (THUMB_PX, THUMB_PX)))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return data_uri(ImageOps.fit(read_rgb(Path(str(path))), (THUMB_PX, THUMB_PX)))
+    except DataError:
         return None

@@ -12,11 +12,8 @@ from openworld.data.loader import to_original
 from openworld.data.options import LoaderOptions
 from openworld.data.transforms import prepare
 from openworld.detector import Detector
-from openworld.errors import DataError
 from openworld.predictions.file import PredictedImage, write_predictions
 from openworld.structures import Detections
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def detect_images(detector: Detector, images: Sequence[torch.Tensor], options: LoaderOptions) -> list[Detections]:
@@ -61,21 +58,3 @@ def write_detections(path: Path, detector: Detector, images: Iterable[PredictedI
     """
     told = detector.method.uses_unknown_labels
     write_predictions(path, detector.space, images, uses_unknown_labels=told)
-
-
-def find_images(path: Path) -> list[Path]:
-    """An image, or all images below a folder, sorted.
-
-    Raises:
-        DataError: nothing there.
-    """
-    if path.is_file():
-        return [path]
-    found = sorted(item for item in path.rglob("*") if item.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
-        raise DataError(
-            "is neither an image nor a folder with images" if path.exists() else "does not exist",
-            where=str(path),
-            remedy=f"give an image or a folder with {', '.join(IMAGE_SUFFIXES)} files",
-        )
-    return found

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from openworld.data.loader import eval_batches, eval_target, own_batches
 from openworld.data.options import LoaderOptions
-from openworld.data.records import Record
 from openworld.data.splits import View, held_out_view
 from openworld.detector import Detector
 from openworld.errors import CheckpointError
 from openworld.predictions.file import PredictedImage, read_predictions
 from openworld.predictions.score import evaluate_predictions
+from openworld.records import Dataset
 from openworld.run.checkpoints import Progress, finished_task, restore_detector
 from openworld.run.detect import detect_prepared, write_detections
 from openworld.run.folder import Run
@@ -63,7 +63,7 @@ def calibrate(run: Run, task: int, detector: Detector) -> dict[str, Any]:
 def held_out_batches(view: View, options: LoaderOptions) -> Iterator[tuple[list[Tensor], list[Target]]]:
     """This process's share of the held-out images, without augmentation, with the boxes of the view."""
     own = own_batches(len(view), BATCH)
-    for images, positions, scales in eval_batches(view, BATCH, options, numbers=own):
+    for images, positions, scales in eval_batches(view.images, BATCH, options, numbers=own):
         yield images, [eval_target(view[position], scale) for position, scale in zip(positions, scales, strict=True)]
 
 
@@ -86,9 +86,7 @@ def evaluate_task(run: Run, task: int) -> None:
         detector = restore_detector(run.config, checkpoint).eval()
         parts = [run.task_folder(task) / name for name in _partial_names()]
         own = parts[distributed.rank()]
-        detections = detect_records(
-            detector, run.sources.test.records, run.config.data.loader, own, f"task {task} test"
-        )
+        detections = detect_on(detector, run.sources.test, run.config.data.loader, own, f"task {task} test")
         distributed.barrier()
         if distributed.is_first():
             found = [*detections, *chain(*map(_read_partial, parts[1:]))]
@@ -108,16 +106,14 @@ def score_task(run: Run, task: int, detector: Detector, detections: Sequence[Det
     path, test = run.task_folder(task) / "predictions.json", run.sources.test
     images = [
         PredictedImage(record.image_id, _as_seen_from(run.folder, record.path), record.width, record.height, found)
-        for record, found in zip(test.records, detections, strict=True)
+        for record, found in zip(test, detections, strict=True)
     ]
     write_detections(path, detector, images)
     return evaluate_predictions(read_predictions(path), test)
 
 
-def detect_records(
-    detector: Detector, records: Sequence[Record], options: LoaderOptions, partial: Path, title: str
-) -> list[Detections]:
-    """Detections of this process's share of the records, in order.
+def detect_on(detector: Detector, test: Dataset, options: LoaderOptions, partial: Path, title: str) -> list[Detections]:
+    """Detect on this process's share of the images, in order.
 
     They are kept in ``partial`` every now and then, so that a killed evaluation goes on, and at the end where other
     processes wait for them. An image that cannot be read has none.
@@ -126,15 +122,15 @@ def detect_records(
     def warn(problem: str) -> None:
         logger.warning("scored as an image without detections: %s", problem)
 
-    numbers, found = own_batches(len(records), BATCH), _read_partial(partial)
+    numbers, found = own_batches(len(test), BATCH), _read_partial(partial)
     left = numbers[math.ceil(len(found) / BATCH) :]
-    with progress_bar(title, _own_images(len(records)), done=len(found)) as bar:
-        batches = eval_batches(records, BATCH, options, numbers=left, broken=warn)
+    with progress_bar(title, _own_images(len(test)), done=len(found)) as bar:
+        batches = eval_batches(test, BATCH, options, numbers=left, broken=warn)
         for number, (images, positions, scales) in zip(left, batches, strict=True):
-            sizes = [(records[position].width, records[position].height) for position in positions]
+            sizes = [(width, height) for width, height in test.sizes[positions].tolist()]
             seen = dict(zip(positions, detect_prepared(detector, images, scales, sizes), strict=True))
             first = number * BATCH
-            batch = range(first, min(first + BATCH, len(records)))
+            batch = range(first, min(first + BATCH, len(test)))
             found += [seen.get(position, Detections.empty()) for position in batch]
             bar.advance(len(batch))
             if len(found) % PARTIAL_EVERY < BATCH:

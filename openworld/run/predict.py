@@ -10,14 +10,14 @@ import numpy as np
 from PIL import Image
 
 from openworld.configfile import read_config
-from openworld.data.images import load_image
 from openworld.errors import DataError
 from openworld.labels import LabelSpace
 from openworld.predictions.file import PredictedImage
 from openworld.report.draw import draw_detections
 from openworld.run.checkpoints import load_task
-from openworld.run.detect import detect_images, find_images, write_detections
+from openworld.run.detect import detect_images, write_detections
 from openworld.runtime.environment import device_of_finished_run
+from openworld.runtime.images import find_images, load_image
 from openworld.runtime.runlog import progress_bar
 from openworld.structures import Detections
 

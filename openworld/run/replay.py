@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from openworld.data.exemplars import ImageId, ImageRows, Instances, exemplar_record, listed_record
+from openworld.data.exemplars import ImageRows, Instances, exemplar_record, listed_record
 from openworld.data.loader import eval_batches, eval_target, own_batches
 from openworld.data.options import ExemplarOptions, LoaderOptions
-from openworld.data.records import Dataset
 from openworld.data.splits import View, replay_view, training_view
 from openworld.detector import Detector
 from openworld.errors import DataError
 from openworld.labels import LabelSpace
+from openworld.records import Dataset, ImageId
 from openworld.runtime import distributed
 from openworld.runtime.runlog import progress_bar
 from openworld.structures import Regions, Target
@@ -74,7 +74,7 @@ def listed_exemplars(train: Dataset, held_out: Dataset, space: LabelSpace, patte
         DataError: the list is missing or unreadable, or names an image of neither set.
     """
     path = list_path(pattern, space.task)
-    images = _rows(replay_view(train, space, train.by_id))
+    images = _rows(replay_view(train, space, train.image_ids))
     if space.task == 1 and not path.exists():
         return {
             "task": 1,
@@ -118,9 +118,10 @@ def image_names(dataset: Dataset) -> dict[str, ImageId]:
 
     A stem never hides an id.
     """
-    times = Counter(record.path.stem for record in dataset.records)
-    names = {record.path.stem: record.image_id for record in dataset.records if times[record.path.stem] == 1}
-    names.update({str(record.image_id): record.image_id for record in dataset.records})
+    stems = [Path(str(path)).stem for path in dataset.paths]
+    times = Counter(stems)
+    names = {stem: image_id for stem, image_id in zip(stems, dataset.image_ids, strict=True) if times[stem] == 1}
+    names.update({str(image_id): image_id for image_id in dataset.image_ids})
     return names
 
 
@@ -160,7 +161,7 @@ def annotated_instances(
     parts = [(torch.zeros(0, dtype=torch.int64), torch.zeros(0, width), torch.zeros(0), torch.zeros(0).bool())]
     own = own_batches(len(view), BATCH)
     with progress_bar(title, len(own)) as bar:
-        for images, positions, scales in eval_batches(view, BATCH, options, numbers=own, broken=warn):
+        for images, positions, scales in eval_batches(view.images, BATCH, options, numbers=own, broken=warn):
             bar.advance()
             targets = [eval_target(view[position], scale) for position, scale in zip(positions, scales, strict=True)]
             if images:
@@ -211,11 +212,11 @@ def best_regions(regions: Regions, targets: Sequence[Target]) -> tuple[Tensor, T
 
 
 def _rows(view: View) -> list[ImageRows]:
-    return [(sample.record.image_id, [int(row) for row in sample.labels]) for sample in view]
+    return [(image_id, view.labels_of(place).tolist()) for place, image_id in enumerate(view.images.image_ids)]
 
 
 def _of_all_tasks(train: Dataset, space: LabelSpace) -> list[ImageRows]:
     """Images of all tasks so far with all known classes, an image once for each task that trains on it."""
-    rows = dict(_rows(replay_view(train, space, train.by_id)))
+    rows = dict(_rows(replay_view(train, space, train.image_ids)))
     views = (training_view(train, space.at(task)) for task in range(1, space.task + 1))
-    return [(sample.record.image_id, rows[sample.record.image_id]) for view in views for sample in view]
+    return [(image_id, rows[image_id]) for view in views for image_id in view.images.image_ids]

@@ -1,4 +1,4 @@
-"""Annotated sets, opened: a run's, from the synthetic world or a person's own files, and those to score or to audit."""
+"""Open annotated sets: those of a run, from the synthetic world or from files, and those to score or to audit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,16 +16,16 @@ from openworld.config import RunConfig
 from openworld.configfile import read_config
 from openworld.data.benchmarks.reader import read_test, read_training, read_validation
 from openworld.data.formats.coco import coco_category_names
-from openworld.data.formats.yolo import for_role
+from openworld.data.formats.read import read_dataset
 from openworld.data.loader import load_record
 from openworld.data.options import DataOptions, SourceOptions
-from openworld.data.records import Dataset, Record, read_dataset
 from openworld.data.schedules import Schedule, read_schedule
 from openworld.data.splits import check_schedule, hold_out
 from openworld.data.synthetic import make_world, pretrain_folder, world_sources
 from openworld.data.transforms import as_float, resize
 from openworld.errors import ConfigError, DataError
-from ssl_backbones.images import find_images
+from openworld.records import Dataset, check_files, renamed
+from openworld.runtime.images import find_images
 from ssl_backbones.options import PretrainOptions
 
 PROBE_CROPS = 600
@@ -50,7 +51,7 @@ class Sources:
             return find_images(Path(options.images))
         if self.pretraining_folder is not None:
             return find_images(self.pretraining_folder)
-        return [record.path for record in self.train.records]
+        return [Path(str(path)) for path in self.train.paths]
 
     def labelled_crops(self, side_px: int) -> tuple[list[Tensor], list[int]]:
         """Objects cut out of the test images, with the position of their category: what the kNN probe votes on.
@@ -58,15 +59,15 @@ class Sources:
         Returns:
             crops, each (3, side_px, side_px) uint8, and their categories. At most :data:`PROBE_CROPS`, spread evenly.
         """
-        places = [(record, index) for record in self.test.records for index in range(len(record.boxes))]
-        every = max(1, math.ceil(len(places) / PROBE_CROPS))
+        every = max(1, math.ceil(self.test.num_annotations / PROBE_CROPS))
+        chosen = np.zeros(self.test.num_annotations, dtype=np.bool_)
+        chosen[::every] = True
         crops, categories = [], []
-        loaded: tuple[Record, Tensor] | None = None
-        for record, index in places[::every]:
-            if loaded is None or loaded[0] is not record:
-                loaded = (record, load_record(record))
-            crops.append(_crop(loaded[1], record.boxes[index].tolist(), side_px))
-            categories.append(int(record.categories[index]))
+        for record in self.test.select(np.arange(len(self.test)), chosen):
+            if len(record):
+                image = load_record(record)
+                crops += [_crop(image, box, side_px) for box in record.boxes.tolist()]
+                categories += record.categories.tolist()
         return crops, categories
 
 
@@ -96,45 +97,65 @@ def open_sources(config: RunConfig, folder: Path) -> Sources:
         pretraining = pretrain_folder(world, config.data.synthetic) if config.data.synthetic else None
     if options.benchmark is not None:
         return _open_benchmark(options, config.last_task)
-    train_set = read_dataset(for_role(options.train, "train"), options.rename)
-    test_set = read_dataset(for_role(options.test, "test"), options.rename)
-    check_schedule(options.tasks, train_set, test_set)
-    if options.val.annotations is not None:
-        held_out = read_dataset(for_role(options.val, "val"), options.rename)
-    else:
-        train_set, held_out = hold_out(train_set, options.held_out_fraction)
-    return Sources(train_set, held_out, test_set, pretraining)
+    sets = {
+        role: check_files(dataset, getattr(options, role).annotations)
+        for role, dataset in _annotated_sets(options).items()
+    }
+    check_schedule(options.tasks, sets["train"], sets["test"])
+    if "val" not in sets:
+        sets["train"], sets["val"] = hold_out(sets["train"], options.held_out_fraction)
+    return Sources(sets["train"], sets["val"], sets["test"], pretraining)
 
 
-def open_test(config: RunConfig, folder: Path, *, need_images: bool = True) -> Dataset:
+def _annotated_sets(options: DataOptions) -> dict[str, Dataset]:
+    """The sets that have annotations, by role, with the class names of the schedule."""
+    sources = {"train": options.train, "val": options.val, "test": options.test}
+    return {
+        role: renamed(read_dataset(source, role), options.rename)
+        for role, source in sources.items()
+        if source.annotations is not None
+    }
+
+
+def open_test(config: RunConfig, folder: Path) -> Dataset:
     """Open the test set of a run alone; a synthetic world is drawn again if it is not in the folder.
+
+    Other image files need not exist, see :func:`openworld.records.check_files`.
 
     Args:
         config: of the run.
         folder: of the run.
-        need_images: image files must be there.
 
     Raises:
         DataError: files that are missing or cannot be used.
     """
     options = config.data
     if options.benchmark is not None:
-        return read_test(options.benchmark, options.rename, need_images=need_images)
+        return renamed(read_test(options.benchmark), options.rename)
     if options.synthetic is not None:
         return open_sources(config, folder).test
-    return read_dataset(for_role(options.test, "test"), options.rename, need_images=need_images)
+    return renamed(read_dataset(options.test, "test"), options.rename)
 
 
 def _open_benchmark(options: DataOptions, last_task: int) -> Sources:
     """The sets of a published benchmark; only the lists of tasks that are run are read."""
+    sets = _benchmark_sets(options, last_task)
+    for dataset in sets.values():
+        check_files(dataset, options.benchmark.root if options.benchmark is not None else "")
+    check_schedule(options.tasks[:last_task], sets["train"], sets["test"])
+    if "val" not in sets:
+        sets["train"], sets["val"] = hold_out(sets["train"], options.held_out_fraction)
+    return Sources(sets["train"], sets["val"], sets["test"], None)
+
+
+def _benchmark_sets(options: DataOptions, last_task: int) -> dict[str, Dataset]:
+    """The sets of a published benchmark by role, with the class names of the schedule."""
     benchmark = options.benchmark
     assert benchmark is not None
-    train = read_training(benchmark, options.rename, last_task)
-    test = read_test(benchmark, options.rename)
-    check_schedule(options.tasks[:last_task], train, test)
+    sets = {"train": read_training(benchmark, last_task), "test": read_test(benchmark)}
     if benchmark.val_list == "published":
-        return Sources(train, read_validation(benchmark, options.rename), test, None)
-    return Sources(*hold_out(train, options.held_out_fraction), test, None)
+        sets["val"] = read_validation(benchmark)
+    return {role: renamed(dataset, options.rename) for role, dataset in sets.items()}
 
 
 def pretraining_world(folder: Path, options: PretrainOptions) -> tuple[list[Path], tuple[list[Tensor], list[int]]]:
@@ -154,8 +175,8 @@ def open_ground_truth(
 
     Args:
         predictions: where the predictions lie. The first run's folder among them gives what is not named otherwise.
-        annotations: COCO .json file, VOC folder or YOLO data.yaml; None takes the test set of the run.
-        image_set: of a VOC folder, name or path of the list; of a YOLO data set, its set, by default ``test``.
+        annotations: as ``data.test.annotations``; None takes the test set of the run.
+        image_set: as ``data.test.image_set``.
         schedule: see :func:`openworld.data.schedules.read_schedule`; None takes the run's.
 
     Returns:
@@ -174,20 +195,22 @@ def open_ground_truth(
                 remedy="name the annotations with --ground-truth, or give the folder of a run, which has its own",
             )
         try:
-            return open_test(read_config(run / "config.yaml"), run, need_images=False), found, None
+            return open_test(read_config(run / "config.yaml"), run), found, None
         except DataError as error:
             raise DataError(
                 f"the annotations of the run's test set cannot be opened ({error.problem}: {error.where})",
                 where=str(run),
                 remedy="bring the data back to where the run had them, or name their annotations with --ground-truth",
             ) from error
-    rename = {} if found is None else dict(found.rename)
-    source = for_role(SourceOptions(annotations=annotations, image_set=image_set), "test")
-    dataset = read_dataset(source, rename, need_images=False)
+    rename = {} if found is None else found.rename
+    source = SourceOptions(annotations=annotations, image_set=image_set)
+    dataset = renamed(read_dataset(source, "test"), rename)
     if found is not None:
         check_schedule(found.tasks, dataset)
-    path = Path(annotations)
-    return dataset, found, coco_category_names(path, rename) if path.suffix.lower() == ".json" else None
+    if Path(annotations).suffix.lower() != ".json":
+        return dataset, found, None
+    names = coco_category_names(Path(annotations))
+    return dataset, found, {number: rename.get(name, name) for number, name in names.items()}
 
 
 def open_split(
@@ -224,41 +247,25 @@ def open_split(
                 remedy="give a configuration with data.train and data.test",
             )
         if options.benchmark is not None:
-            return _benchmark_split(options), tuple(tuple(names) for names in options.tasks)
-        sources = {"train": options.train, "val": options.val, "test": options.test}
-        rename, tasks = options.rename, tuple(tuple(names) for names in options.tasks)
-    else:
-        if complete and ("test" not in given or schedule is None):
-            raise ConfigError(
-                "the test set and a schedule are needed",
-                remedy="name them with --test and --schedule, or give a run's configuration with --config",
-            )
-        if not given:
-            raise ConfigError(
-                "no annotations are given",
-                remedy="name them with --train, --val and --test, or give a run's configuration with --config",
-            )
-        found = None if schedule is None else read_schedule(schedule)
-        sources = {
-            name: SourceOptions(annotations=annotations, image_set=listed)
-            for name, (annotations, listed) in given.items()
-        }
-        rename, tasks = ({}, ()) if found is None else (dict(found.rename), found.tasks)
-    return {
-        name: read_dataset(for_role(source, name), rename, need_images=False)
-        for name, source in sources.items()
-        if source.annotations is not None
-    }, tasks
-
-
-def _benchmark_split(options: DataOptions) -> dict[str, Dataset]:
-    """The sets of a published benchmark by name, without image files."""
-    benchmark = options.benchmark
-    assert benchmark is not None
+            sets = _benchmark_sets(options, len(options.tasks))
+        else:
+            sets = _annotated_sets(options)
+        return sets, tuple(tuple(names) for names in options.tasks)
+    if complete and ("test" not in given or schedule is None):
+        raise ConfigError(
+            "the test set and a schedule are needed",
+            remedy="name them with --test and --schedule, or give a run's configuration with --config",
+        )
+    if not given:
+        raise ConfigError(
+            "no annotations are given",
+            remedy="name them with --train, --val and --test, or give a run's configuration with --config",
+        )
+    found = None if schedule is None else read_schedule(schedule)
     sets = {
-        "train": read_training(benchmark, options.rename, len(options.tasks), need_images=False),
-        "test": read_test(benchmark, options.rename, need_images=False),
+        role: read_dataset(SourceOptions(annotations=annotations, image_set=image_set), role)
+        for role, (annotations, image_set) in given.items()
     }
-    if benchmark.val_list == "published":
-        sets["val"] = read_validation(benchmark, options.rename, need_images=False)
-    return sets
+    if found is None:
+        return sets, ()
+    return {role: renamed(dataset, found.rename) for role, dataset in sets.items()}, found.tasks

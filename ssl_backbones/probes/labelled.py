@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from openworld.errors import DataError
-from ssl_backbones.images import ImagePool, find_images, labels_of
+from openworld.runtime.images import find_images
+from ssl_backbones.images import ImagePool, labels_of
 from ssl_backbones.probes.features import spread_evenly
 
 LabelledCrops = tuple[Sequence[Tensor | np.ndarray[Any, Any]], Sequence[int | str]]

@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from openworld.data.boxes import MIN_SIDE
 from openworld.data.formats.coco import read_coco
 from openworld.data.formats.voc import read_voc
-from openworld.data.records import MIN_SIDE, Dataset
 from openworld.data.splits import training_view
 from openworld.errors import OpenWorldError
 from openworld.labels import LabelSpace
+from openworld.records import Dataset, check_files
 from openworld.structures import Target
 
 COCO: dict[str, Any] = {
@@ -164,7 +165,7 @@ def damaged_xml(rng: random.Random) -> bytes:
 
 def check(dataset: Dataset) -> None:
     """Raise if a detector could be handed a box that it cannot use."""
-    for record in dataset.records:
+    for record in dataset:
         boxes = record.boxes
         limits = np.array([record.width, record.height] * 2)
         assert boxes.dtype == np.float32 and boxes.shape == (len(record), 4)
@@ -176,8 +177,8 @@ def check(dataset: Dataset) -> None:
         json.dumps([record.image_id, str(record.path), *record.annotation_ids]).encode()
     json.dumps([dataset.as_json(), dataset.categories], ensure_ascii=False, allow_nan=False).encode()
     if dataset.categories:
-        for sample in training_view(dataset, LabelSpace((dataset.categories,), 1)):
-            Target(torch.from_numpy(sample.boxes), torch.from_numpy(sample.labels), sample.record.image_id)
+        for record, labels in training_view(dataset, LabelSpace((dataset.categories,), 1)):
+            Target(torch.from_numpy(record.boxes), torch.from_numpy(labels), record.image_id)
 
 
 def run(name: str, read: Callable[[bytes], Dataset], cases: Iterator[bytes]) -> Counter[str]:
@@ -215,11 +216,16 @@ def main(folder: Path, coco_mutations: int, voc_mutations: int) -> None:
 
     def coco(content: bytes) -> Dataset:
         (folder / "set.json").write_bytes(content)
-        return read_coco(folder / "set.json", need_images=rng.random() < 0.5)
+        return (
+            check_files(read_coco(folder / "set.json"), folder)
+            if rng.random() < 0.5
+            else read_coco(folder / "set.json")
+        )
 
     def voc(content: bytes) -> Dataset:
         (folder / "voc/Annotations/a.xml").write_bytes(content)
-        return read_voc(folder / "voc", need_images=rng.random() < 0.5)
+        dataset = read_voc(folder / "voc")
+        return check_files(dataset, folder) if rng.random() < 0.5 else dataset
 
     makers = [damaged_tree, damaged_tree, repeated_key, lambda rng: damaged_bytes(whole, rng)]
     found = {

@@ -13,8 +13,8 @@ from PIL import Image
 
 from openworld.data.formats.coco import read_coco
 from openworld.data.formats.voc import read_voc
-from openworld.data.records import Dataset
 from openworld.errors import AnnotationError, DataError
+from openworld.records import Dataset, check_files
 
 CONTENT: dict[str, Any] = {
     "images": [
@@ -39,13 +39,14 @@ def read(folder: Path, **changes: Any) -> Dataset:
         else:
             content[key][int(number)][field] = value
     (folder / "set.json").write_text(json.dumps(content))
-    return read_coco(folder / "set.json", need_images=False)
+    return read_coco(folder / "set.json")
 
 
 def test_id_zero_is_an_id(tmp_path: Path) -> None:
     dataset = read(tmp_path)
     assert dataset.num_annotations == 2 and not dataset.repairs.counts
-    assert dataset.by_id[0].annotation_ids == (0,) and dataset.categories[dataset.by_id[0].categories[0]] == "cat"
+    record = dataset.find(0)
+    assert record.annotation_ids == (0,) and dataset.categories[record.categories[0]] == "cat"
 
 
 @pytest.mark.parametrize(
@@ -101,23 +102,23 @@ def test_repaired_and_counted(tmp_path: Path, changes: dict[str, Any], kind: str
 
 def test_numbers_as_text_are_numbers(tmp_path: Path) -> None:
     dataset = read(tmp_path, annotations_0_bbox=["1", "2", " 10 ", "2e1"], images_0_width="40")
-    assert dataset.records[0].boxes.tolist() == [[1, 2, 11, 22]] and not dataset.repairs.counts
+    assert dataset[0].boxes.tolist() == [[1, 2, 11, 22]] and not dataset.repairs.counts
 
 
 def test_key_given_twice_counts_as_last_given(tmp_path: Path) -> None:
     text = json.dumps(CONTENT).replace('"bbox": [1, 2', '"bbox": "no box", "bbox": [1, 2')
     (tmp_path / "set.json").write_text(text)
-    assert read_coco(tmp_path / "set.json", need_images=False).num_annotations == 2
+    assert read_coco(tmp_path / "set.json").num_annotations == 2
 
 
 def test_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "set.json").write_text(json.dumps(CONTENT), encoding="utf-8-sig")
-    assert read_coco(tmp_path / "set.json", need_images=False).num_annotations == 2
+    assert read_coco(tmp_path / "set.json").num_annotations == 2
     folder = voc(tmp_path, '<?xml version="1.0"?>' + OBJECT)
     (folder / "list.txt").write_text("a\n", encoding="utf-8-sig")
     content = (folder / "Annotations/a.xml").read_text()
     (folder / "Annotations/a.xml").write_text(content, encoding="utf-8-sig")
-    assert read_voc(folder, image_set=str(folder / "list.txt"), need_images=False).num_annotations == 1
+    assert read_voc(folder, image_set=str(folder / "list.txt")).num_annotations == 1
 
 
 OUTSIDE = [
@@ -131,7 +132,7 @@ NO_NAME = ["", "a\0.png", "\ud800.png"]
 def test_file_name_that_leaves_its_root(tmp_path: Path, name: str) -> None:
     with pytest.raises(AnnotationError) as caught:
         read(tmp_path, images_0_file_name=name)
-    words = "leaves the folder" if name in OUTSIDE else "no file name|has no"
+    words = "leaves the folder" if name in OUTSIDE else "not a file name|has no"
     assert any(word in str(caught.value) for word in words.split("|")) and "images[0]" in str(caught.value)
     if name and not set(name) & set("\0\ud800"):
         folder = voc(tmp_path / "voc", OBJECT)
@@ -146,9 +147,9 @@ def test_file_name_that_leaves_its_root(tmp_path: Path, name: str) -> None:
 def test_file_that_does_not_exist(tmp_path: Path, name: str) -> None:
     (tmp_path / "images/sub").mkdir(parents=True)
     Image.new("RGB", (40, 30)).save(tmp_path / "images/b.png")
-    assert len(read(tmp_path, images_0_file_name=name).records) == 2
+    assert len(read(tmp_path, images_0_file_name=name)) == 2
     with pytest.raises(DataError, match="1 of 2 images do not exist"):
-        read_coco(tmp_path / "set.json")
+        check_files(read(tmp_path, images_0_file_name=name), tmp_path / "set.json")
 
 
 def test_symbolic_link_in_the_folder_of_the_images_is_followed(tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_symbolic_link_in_the_folder_of_the_images_is_followed(tmp_path: Path) -
         Image.new("RGB", (40, 30)).save(tmp_path / f"elsewhere/{name}.png")
         (tmp_path / f"images/{name}.png").symlink_to(tmp_path / f"elsewhere/{name}.png")
     read(tmp_path)
-    assert len(read_coco(tmp_path / "set.json").records) == 2
+    assert len(check_files(read_coco(tmp_path / "set.json"), tmp_path)) == 2
 
 
 OBJECT = (
@@ -188,13 +189,13 @@ def reference(number: int) -> str:
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_entity_bomb_is_refused_before_it_is_parsed(tmp_path: Path, encoding: str) -> None:
     with pytest.raises(AnnotationError, match=r"a\.xml: cannot be parsed \(it declares entities"):
-        read_voc(voc(tmp_path, bomb().encode(encoding)), need_images=False)
+        read_voc(voc(tmp_path, bomb().encode(encoding)))
 
 
 def test_external_entity_is_refused(tmp_path: Path) -> None:
     external = '<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]>' + OBJECT.replace("cat", "&e;")
     with pytest.raises(AnnotationError, match="declares entities"):
-        read_voc(voc(tmp_path, external), need_images=False)
+        read_voc(voc(tmp_path, external))
 
 
 @pytest.mark.parametrize(
@@ -215,13 +216,13 @@ def test_external_entity_is_refused(tmp_path: Path) -> None:
 )
 def test_bad_xml_is_refused(tmp_path: Path, content: str | bytes, words: str) -> None:
     with pytest.raises(AnnotationError) as caught:
-        read_voc(voc(tmp_path, content), need_images=False)
+        read_voc(voc(tmp_path, content))
     assert words in str(caught.value) and "a.xml" in str(caught.value) and "What to do:" in str(caught.value)
 
 
 def test_deep_xml_is_only_deep(tmp_path: Path) -> None:
     deep = "<x>" * 200_000 + "</x>" * 200_000
-    dataset = read_voc(voc(tmp_path, OBJECT.replace("</annotation>", deep + "</annotation>")), need_images=False)
+    dataset = read_voc(voc(tmp_path, OBJECT.replace("</annotation>", deep + "</annotation>")))
     assert dataset.num_annotations == 1
 
 
@@ -243,7 +244,7 @@ def test_names_with_a_folder_keep_it(tmp_path: Path) -> None:
         Image.new("RGB", (40, 30)).save(tmp_path / "JPEGImages" / part / "7.jpg")
     (tmp_path / "list.txt").write_text("one/7\ntwo/7\n")
     dataset = read_voc(tmp_path, image_set=str(tmp_path / "list.txt"))
-    assert [record.image_id for record in dataset.records] == ["one/7", "two/7"]
-    assert dataset.by_id["two/7"].path == tmp_path / "JPEGImages/two/7.jpg"
-    assert dataset.records[1].annotation_ids == ("two/7/0",)
-    np.testing.assert_array_equal(dataset.records[0].boxes, [[0, 1, 30, 20]])
+    assert [record.image_id for record in dataset] == ["one/7", "two/7"]
+    assert dataset.find("two/7").path == tmp_path / "JPEGImages/two/7.jpg"
+    assert dataset[1].annotation_ids == ("two/7/0",)
+    np.testing.assert_array_equal(dataset[0].boxes, [[0, 1, 30, 20]])

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from openworld.data.boxes import MIN_SIDE
 from openworld.data.formats.coco import read_coco
-from openworld.data.records import MIN_SIDE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,8 +57,8 @@ def test_any_box_of_a_file_is_usable_or_dropped(
     }
     path = tmp_path / "set.json"
     path.write_text(json.dumps(content))
-    dataset = read_coco(path, need_images=False)
-    (record,) = dataset.records
+    dataset = read_coco(path)
+    (record,) = dataset
     assert np.isfinite(record.boxes).all() and (record.boxes >= 0).all()
     assert (record.boxes <= [side, 50, side, 50]).all()
     assert (record.boxes[:, 2:] - record.boxes[:, :2] >= MIN_SIDE).all()

@@ -14,12 +14,12 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from openworld.data.images import load_image
 from openworld.data.loader import TrainBatches, load_record
 from openworld.data.options import LoaderOptions
-from openworld.data.records import Record
-from openworld.data.splits import Sample
+from openworld.data.splits import View
 from openworld.errors import DataError, EnvironmentProblem
+from openworld.records import Dataset, Record
+from openworld.runtime.images import load_image
 
 RGB = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
 
@@ -127,8 +127,9 @@ def make_record(path: Path, width: int, height: int, image_id: int = 0) -> Recor
 
 
 def train(records: list[Record], options: LoaderOptions, steps: int = 8) -> TrainBatches:
-    samples = [Sample(record, record.boxes, record.categories, record.ignore) for record in records]
-    return TrainBatches(samples, batch_size=2, seed_parts=(0,), start_step=0, total_steps=steps, options=options)
+    images = Dataset.from_records(["cat"], records)
+    view = View(images, images.box_categories)
+    return TrainBatches(view, batch_size=2, seed_parts=(0,), start_step=0, total_steps=steps, options=options)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import pytest
 
 from openworld.config import PhaseOptions, RunConfig
+from openworld.data.options import KnownFormat
 from openworld.engines.options import ModelOptions
 from openworld.errors import ConfigError
 from openworld.methods import METHODS
@@ -102,6 +103,8 @@ def beyond(hint: Any, limit: Any) -> list[Any]:
         case Items(least, most):
             inner = get_args(get_args(hint)[0] if get_origin(hint) is Annotated else hint)[0]
             return [items(inner, count) for count in (least - 1, (most or math.inf) + 1) if 0 <= count < math.inf]
+        case KnownFormat():
+            return ["no such format"]
     raise AssertionError(limit)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from openworld.errors import ConfigError, DataError
-from ssl_backbones.images import BatchPlan, ImagePool, eval_batches, find_images, labels_of, read_image, view_batches
+from openworld.runtime.images import find_images, load_image
+from ssl_backbones.images import BatchPlan, ImagePool, eval_batches, labels_of, read_image, view_batches
 from ssl_backbones.views import RECIPES
 
 
@@ -21,14 +23,6 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "2.png").write_bytes(b"no image")
     (tmp_path / "notes.txt").write_text("no image either")
     return tmp_path
-
-
-def test_find_images(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    assert [path.name for path in find_images(folder)] == [f"{i}.png" for i in range(5)]
-    with pytest.raises(DataError, match="holds no images"):
-        find_images(tmp_path_factory.mktemp("empty"))
-    with pytest.raises(DataError, match="is no folder"):
-        find_images(folder / "absent")
 
 
 def test_broken_images_are_left_out_with_a_count(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -71,6 +65,22 @@ def test_gray_and_transparent_images_become_rgb(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 6), (1, 2, 3, 4)).save(tmp_path / "alpha.png")
     assert read_image(tmp_path / "gray.png")[:, 0, 0].tolist() == [7, 7, 7]
     assert read_image(tmp_path / "alpha.png").shape == (3, 6, 8)
+
+
+@pytest.mark.parametrize("mode", ["16 bit", "palette", "exif", "jpeg"])
+def test_pretraining_and_detection_decode_alike(tmp_path: Path, mode: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 65536, (9, 13), dtype=np.uint16)
+    path, exif = tmp_path / "x.png", Image.Exif()
+    if mode == "16 bit":
+        Image.fromarray(pixels).save(path)
+    elif mode == "palette":
+        Image.fromarray(pixels.astype(np.uint8)).convert("P").save(path)
+    elif mode == "exif":
+        exif[0x0112] = 6
+        Image.fromarray(pixels.astype(np.uint8)).save(path, exif=exif)
+    else:
+        Image.fromarray(pixels.astype(np.uint8)).save(path, "JPEG")
+    assert torch.equal(read_image(path), load_image(path))
 
 
 @pytest.mark.parametrize("cache", [0, 10])

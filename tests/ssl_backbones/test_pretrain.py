@@ -18,10 +18,10 @@ from torch import Tensor
 from openworld.errors import CheckpointError, ConfigError, DataError, NumericsError
 from openworld.runtime.checkpoint import newest_valid, save_checkpoint
 from openworld.runtime.files import sha256_of
+from openworld.runtime.images import find_images
 from openworld.runtime.runlog import RunLog
 from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.backbones.resnet import ResNet
-from ssl_backbones.images import find_images
 from ssl_backbones.method import Batch, Method
 from ssl_backbones.methods.options import MethodOptions
 from ssl_backbones.methods.simclr import SimCLR

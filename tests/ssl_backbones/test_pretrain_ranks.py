@@ -11,10 +11,10 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from openworld.runtime.images import find_images
 from openworld.runtime.runlog import RunLog
 from openworld.runtime.seeding import seed_everything
 from ssl_backbones.backbones import ResNetOptions
-from ssl_backbones.images import find_images
 from ssl_backbones.method import Method
 from ssl_backbones.methods.moco_options import MoCoV2Options
 from ssl_backbones.methods.simclr_options import SimCLROptions

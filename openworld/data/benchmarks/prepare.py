@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 
 from openworld.data.benchmarks.lists import benchmark_named, read_list
 from openworld.data.benchmarks.reader import SOURCES, Folders, source_of, test_list, training_lists, validation_list
-from openworld.data.formats.voc import SUFFIXES
 from openworld.data.options import BenchmarkOptions
 from openworld.errors import AnnotationError, ConfigError, DataError, EnvironmentProblem
 from openworld.runtime.console import narrow_table
 from openworld.runtime.files import write_atomic
+from openworld.runtime.images import SUFFIXES
 from openworld.runtime.runlog import progress_bar
 
 if TYPE_CHECKING:
@@ -305,10 +305,9 @@ def _present(place: Path) -> frozenset[str]:
         return frozenset(_coco_stems(place)) if place.is_file() else frozenset()
     if not place.is_dir():
         return frozenset()
-    suffixes = (".xml", *SUFFIXES)
     with os.scandir(place) as entries:
-        found = [entry.name for entry in entries]
-    return frozenset(Path(name).stem for name in found if name.endswith(suffixes))
+        found = [Path(entry.name) for entry in entries]
+    return frozenset(file.stem for file in found if file.suffix.lower() in (".xml", *SUFFIXES))
 
 
 def _coco_stems(path: Path) -> list[str]:

@@ -9,7 +9,7 @@ leaves crowds out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from openworld.data.benchmarks.lists import benchmark_named, read_list
-from openworld.data.formats.cache import AnnotationCache
+from openworld.data.formats.cache import cache_folder
 from openworld.data.formats.coco import read_coco
 from openworld.data.formats.voc import read_voc
 from openworld.data.options import BenchmarkOptions
-from openworld.data.records import Dataset, Record, Repairs, check_files
 from openworld.errors import AnnotationError, ConfigError
+from openworld.records import Dataset, ImageId, Names, merged
 
 SOURCES = ("voc2007", "voc2012", "train2017", "val2017")
 """Where images come from: two folders of VOC, two sets of COCO."""
@@ -123,60 +123,55 @@ def test_list(options: BenchmarkOptions) -> list[str]:
 test_list.__test__ = False  # type: ignore[attr-defined]  # pytest shall not collect it
 
 
-def read_training(
-    options: BenchmarkOptions, rename: Mapping[str, str], last_task: int, *, need_images: bool = True
-) -> Dataset:
-    """The images of the tasks up to ``last_task``, each once; ``Dataset.task_images`` says which task trains on which.
+def read_training(options: BenchmarkOptions, last_task: int) -> Dataset:
+    """Read the images of the tasks up to ``last_task``, each once.
+
+    ``Dataset.task_images`` says which task trains on which.
 
     Raises:
         DataError: see :func:`read_images`.
     """
     lists = training_lists(options, last_task)
-    every = [image_id for ids in lists for image_id in ids]
-    dataset = read_images(options, dict.fromkeys(every), rename, need_images=need_images)
-    return replace(dataset, task_images=tuple(frozenset[int | str](ids) for ids in lists))
+    dataset = read_images(options, list(dict.fromkeys(image_id for ids in lists for image_id in ids)))
+    return replace(dataset, task_images=tuple(frozenset[ImageId](ids) for ids in lists))
 
 
-def read_validation(options: BenchmarkOptions, rename: Mapping[str, str], *, need_images: bool = True) -> Dataset:
-    """The images of the published list for energy fitting.
+def read_validation(options: BenchmarkOptions) -> Dataset:
+    """Read the images of the published list for energy fitting.
 
     Raises:
         ConfigError: the benchmark has no such list.
         DataError: see :func:`read_images`.
     """
-    return read_images(options, validation_list(options), rename, need_images=need_images)
+    return read_images(options, validation_list(options))
 
 
-def read_test(options: BenchmarkOptions, rename: Mapping[str, str], *, need_images: bool = True) -> Dataset:
-    """The images of the test, each once; ``Record.listed`` says how often the list names it.
+def read_test(options: BenchmarkOptions) -> Dataset:
+    """Read the images of the test, each once; ``Record.listed`` says how often the list names it.
 
     Raises:
         ConfigError: see :func:`test_list`.
         DataError: see :func:`read_images`.
     """
-    return read_images(options, test_list(options), rename, need_images=need_images)
+    return read_images(options, test_list(options))
 
 
-def read_images(
-    options: BenchmarkOptions, ids: Iterable[str], rename: Mapping[str, str], *, need_images: bool = True
-) -> Dataset:
-    """The named images out of their sources.
+def read_images(options: BenchmarkOptions, ids: Iterable[str]) -> Dataset:
+    """Read the named images out of their sources.
 
     Args:
         options: where the sources lie.
-        ids: as published lists write them; an image that is named n times becomes one record with ``listed`` n.
-        rename: class names of the annotation files to those of the schedule.
-        need_images: False, image files may be missing.
+        ids: as published lists write them; an image that is named n times becomes one with ``listed`` n.
 
     Returns:
-        records in the order of the first mention; ids as in the list. Categories of COCO in the order of its file,
-        then those that only VOC has.
+        images in the order of their first mention; ids as in the list. Categories of COCO in the order of its file,
+        then those that only VOC has, all with the names of the annotation files.
 
     Raises:
-        DataError: annotations or images that are missing, naming the first few; or that cannot be used.
+        DataError: annotations that are missing, naming the first few; or that cannot be used.
     """
     folders, counts = Folders.of(options), Counter(ids)
-    store = AnnotationCache.of_user() if options.cache else None
+    cache = cache_folder() if options.cache else None
     parts: list[Dataset] = []
     for source in reversed(SOURCES):
         wanted = {image_id: times for image_id, times in counts.items() if source_of(image_id) == source}
@@ -185,30 +180,13 @@ def read_images(
         _check_annotations(folders, source)
         annotations, images = folders.annotations(source), folders.images(source)
         if source in ("voc2007", "voc2012"):
-            part = read_voc(annotations.parent, images, None, rename, need_images=False, cache=store)
+            whole = read_voc(annotations.parent, images, cache=cache)
         else:
             widened = options.coco_boxes == "whole_pixels"
-            part = read_coco(annotations, images, rename, need_images=False, whole_pixels=widened, cache=store)
-        part = _pick(part, wanted, annotations)
-        if need_images:
-            check_files([record.path for record in part.records], images)
-        parts.append(part)
-    merged = merge(parts)
-    return replace(merged, records=tuple(merged.by_id[image_id] for image_id in counts))
-
-
-def merge(parts: Sequence[Dataset]) -> Dataset:
-    """Data sets of different images as one, categories of one name being one."""
-    names = tuple(dict.fromkeys(name for part in parts for name in part.categories))
-    position = {name: number for number, name in enumerate(names)}
-    records: list[Record] = []
-    repairs = Repairs()
-    for part in parts:
-        places = np.array([position[name] for name in part.categories], dtype=np.int64)
-        records += [replace(record, categories=places[record.categories]) for record in part.records]
-        repairs.counts += part.repairs.counts
-        repairs.examples += part.repairs.examples[: Repairs.MAX_EXAMPLES - len(repairs.examples)]
-    return Dataset(names, tuple(records), repairs)
+            whole = read_coco(annotations, images, whole_pixels=widened, cache=cache)
+        parts.append(_pick(whole, wanted, annotations))
+    found = merged(parts)
+    return found.select([found.position_of[image_id] for image_id in counts])
 
 
 def _check_annotations(folders: Folders, source: str) -> None:
@@ -223,8 +201,8 @@ def _check_annotations(folders: Folders, source: str) -> None:
 
 def _pick(dataset: Dataset, wanted: Mapping[str, int], annotations: Path) -> Dataset:
     """The listed images of a source, called as the list calls them: by the stem of their file."""
-    by_stem = {record.path.stem: record for record in dataset.records}
-    absent = [image_id for image_id in wanted if image_id not in by_stem]
+    position_of = {Path(str(path)).stem: position for position, path in enumerate(dataset.paths)}
+    absent = [image_id for image_id in wanted if image_id not in position_of]
     if absent:
         shown = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
         raise AnnotationError(
@@ -232,5 +210,5 @@ def _pick(dataset: Dataset, wanted: Mapping[str, int], annotations: Path) -> Dat
             where=str(annotations),
             remedy="`openworld data prepare` says which archive they are in",
         )
-    records = tuple(replace(by_stem[image_id], image_id=image_id, listed=times) for image_id, times in wanted.items())
-    return replace(dataset, records=records)
+    chosen = dataset.select([position_of[image_id] for image_id in wanted])
+    return replace(chosen, image_ids=Names(wanted), listed=np.array(list(wanted.values()), dtype=np.int64))

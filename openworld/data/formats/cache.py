@@ -1,20 +1,13 @@
-"""Parsed annotations: flat arrays of a whole set, and their copy on the disk, so that a large set is parsed once.
+"""Parsed annotations on the disk, so that a large set is parsed once.
 
-I images and N boxes. A reader turns annotation files into an :class:`AnnotationTable`. Sets of ``MIN_RECORDS`` images
-or more are kept in the user's cache folder and come from there as long as nothing that they depend on has changed:
+Sets of ``MIN_IMAGES`` images or more are kept in the user's cache folder, one file for each place and its settings. A
+kept set is taken as long as the annotation files have the same size, modification time, change time and inode number,
+and the code of the readers is the same. A damaged file is ignored and replaced; the folder may be removed at any time.
+``OPENWORLD_CACHE`` names another folder, or switches the cache off.
 
-- the annotations. COCO: SHA-256 of the file's content. VOC: SHA-256 over the names of the image list, in its order,
-  with the size, modification time, change time and inode number of each XML file;
-- the path of the annotations as it was given (messages quote it) and the renamed class names;
-- the readers: SHA-256 of their source code. Nobody has to raise a version number.
-
-What looks at image files is not kept: whether they exist, and a set in which the size of an image had to be taken from
-its file or guessed. VOC files that changed in the ``SETTLED_S`` seconds before they were read are not kept either: a
-second change within the resolution of the file system's clock would go unseen.
-
-A cache file is written atomically and begins with the SHA-256 of all that follows. One that is damaged, truncated or of
-another version is ignored and replaced. There is one file for each place and renaming, so a set that changes replaces
-its own, and the folder may be removed at any time. ``OPENWORLD_CACHE`` names another folder, or switches the cache off.
+What depends on image files is not kept: whether they exist, and a set in which the size of an image had to be taken
+from its file or guessed. Annotations that changed in the ``SETTLED_S`` seconds before they were read are not kept
+either: a second change within the resolution of the file system's clock would go unseen.
 """
 
 from __future__ import annotations
@@ -27,90 +20,32 @@ import os
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from openworld.data.records import BoolArray, FloatArray, IntArray, Record, Repairs
+from openworld import __version__
+from openworld.data.formats.sizes import FROM_BOXES, FROM_FILE
+from openworld.records import Dataset, Names, Repairs
 from openworld.runtime.files import write_atomic
 
 VARIABLE = "OPENWORLD_CACHE"
 """Environment variable: a folder, or ``off`` (also ``0``, ``no`` and nothing)."""
-MIN_RECORDS = 1000
-"""Smaller sets are parsed again: that takes no longer than a look-up is worth."""
+MIN_IMAGES = 1000
+"""Smaller sets are parsed each time: that takes no longer than a look-up is worth."""
 SETTLED_S = 2.0
 """Seconds: the coarsest clock of a common file system (FAT)."""
 
-_MAGIC = b"OPENWORLD ANNOTATIONS\n"
-_READERS = ("cache.py", "coco.py", "voc.py", "../records.py")
+_ARRAYS = ("sizes", "listed", "offsets", "boxes", "box_categories", "ignore", "crowd")
+_NAMES = ("image_ids", "paths", "annotation_ids")
 
 log = logging.getLogger("openworld.data")
 
 
-@dataclass(frozen=True, eq=False)
-class AnnotationTable:
-    """All that annotation files say about a set, image after image.
-
-    Args:
-        categories: class names.
-        image_ids: (I,).
-        files: (I,) name of each image's file, as the reader needs it to find the file.
-        sizes: (I, 2) int64 width, height in pixels.
-        listed: (I,) int64, see :class:`openworld.data.records.Record`.
-        offsets: (I + 1,) int64; the boxes of image i are ``offsets[i]`` … ``offsets[i + 1] - 1``.
-        boxes: (N, 4) float32, inside their images.
-        box_categories: (N,) int64 positions in ``categories``.
-        ignore: (N,) bool.
-        crowd: (N,) bool, or None where the format knows no crowds.
-        annotation_ids: (N,).
-        repairs: what was repaired.
-        from_images: a size was read from an image file or, for want of one, guessed.
-    """
-
-    categories: tuple[str, ...]
-    image_ids: Sequence[int | str]
-    files: Sequence[str]
-    sizes: IntArray
-    listed: IntArray
-    offsets: IntArray
-    boxes: FloatArray
-    box_categories: IntArray
-    ignore: BoolArray
-    crowd: BoolArray | None
-    annotation_ids: Sequence[int | str]
-    repairs: Repairs = field(default_factory=Repairs)
-    from_images: bool = False
-
-    def records(self, paths: Iterable[Path]) -> tuple[Record, ...]:
-        """One record an image. Their arrays are views of the table's: processes that fork share them."""
-        bounds, sizes, listed = self.offsets.tolist(), self.sizes.tolist(), self.listed.tolist()
-        found = []
-        for number, (image_id, path) in enumerate(zip(self.image_ids, paths, strict=True)):
-            own = slice(bounds[number], bounds[number + 1])
-            found.append(
-                Record(
-                    image_id=image_id,
-                    path=path,
-                    width=sizes[number][0],
-                    height=sizes[number][1],
-                    boxes=self.boxes[own],
-                    categories=self.box_categories[own],
-                    ignore=self.ignore[own],
-                    crowd=None if self.crowd is None else self.crowd[own],
-                    annotation_ids=tuple(self.annotation_ids[own]),
-                    listed=listed[number],
-                )
-            )
-        return tuple(found)
-
-
 def cache_folder() -> Path | None:
-    """Where parsed annotations are kept, or None if they are not.
+    """Return the folder of parsed annotations, or None if they are not kept.
 
     ``OPENWORLD_CACHE`` if it is set, or else ``openworld/annotations`` in ``XDG_CACHE_HOME``, or else in ``~/.cache``.
     """
@@ -125,146 +60,101 @@ def cache_folder() -> Path | None:
     return home / "openworld" / "annotations"
 
 
-class AnnotationCache:
-    """Cache files in a folder.
+def cached(
+    folder: Path | None,
+    place: Path,
+    settings: Mapping[str, Any],
+    files: Mapping[str, int],
+    parse: Callable[[], Dataset],
+) -> Dataset:
+    """Return the data set from the cache, or parse and keep it.
 
     Args:
-        folder: made when the first set is kept.
+        folder: of the cache; None: there is none.
+        place: the annotations, as given.
+        settings: what else tells sets of one place apart, such as the format and the image set. JSON.
+        files: the annotation files, and the number of times that each is listed.
+        parse: reads the annotations.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = Path(folder)
-
-    @classmethod
-    def of_user(cls) -> AnnotationCache | None:
-        """The user's cache, or None if it is switched off."""
-        folder = cache_folder()
-        return None if folder is None else cls(folder)
-
-    def path(self, kind: str, place: Path, names: Mapping[str, Any]) -> Path:
-        """The one file for a set: by format, place and what else decides how it is read."""
-        identity = json.dumps([kind, str(Path(place).resolve()), str(place), names], sort_keys=True)
-        return self.folder / f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:32]}.bin"
-
-    def get(
-        self,
-        kind: str,
-        place: Path,
-        names: Mapping[str, Any],
-        digest: Callable[[], str | None],
-        parse: Callable[[], AnnotationTable],
-    ) -> AnnotationTable:
-        """The table from the cache, or parsed and kept.
-
-        Args:
-            kind: name of the format.
-            place: the annotations, as given.
-            names: what else the table depends on, such as the image list's name and the renamed classes. JSON.
-            digest: of the annotations; asked again after parsing. None: in flux, keep nothing.
-            parse: reads the annotations.
-        """
-        before, readers = digest(), _readers()
-        if before is None or readers is None:
-            return parse()
-        path, key = self.path(kind, place, names), f"{readers} {before}"
-        found = _read(path, key)
-        if found is not None:
-            return found
-        table = parse()
-        if len(table.image_ids) >= MIN_RECORDS and not table.from_images and digest() == before:
-            try:
-                write_atomic(path, _pack(table, key))
-            except OSError as error:
-                log.info("parsed annotations are not kept in %s: %s", self.folder, error.strerror)
-        return table
-
-
-def digest_of_files(files: Iterable[str], listed: Iterable[object]) -> str | None:
-    """SHA-256 over a list and the state of its files, or None if one is missing or has only just changed.
-
-    Args:
-        files: paths, in order. Of each, size, modification time, change time and inode number count.
-        listed: what the list says, in order.
-    """
-    now, newest, states = time.time(), 0.0, []
-    for file in files:
+    state = None if folder is None else state_of(files)
+    if folder is None or state is None:
+        return parse()
+    identity = json.dumps([str(Path(place).resolve()), str(place), settings], sort_keys=True)
+    path = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
+    key = f"{_code_state()} {state}"
+    found = _read(path, key)
+    if found is not None:
+        return found
+    dataset = parse()
+    from_images = {FROM_BOXES, FROM_FILE} & dataset.repairs.counts.keys()
+    if len(dataset) >= MIN_IMAGES and not from_images and state_of(files) == state:
         try:
-            state = Path(file).stat()
-        except (OSError, ValueError):
-            return None
-        newest = max(newest, state.st_mtime, state.st_ctime)
-        states.append((state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino))
-    if newest > now - SETTLED_S:
-        return None
-    return hashlib.sha256(json.dumps([list(listed), states]).encode()).hexdigest()
+            write_atomic(path, _packed(dataset, key))
+        except OSError as error:
+            log.info("parsed annotations are not kept in %s: %s", folder, error.strerror)
+    return dataset
 
 
-@cache
-def _readers() -> str | None:
-    """Digest of the code that makes tables, or None if it cannot be read (a package run from an archive)."""
-    digest = hashlib.sha256()
+def state_of(files: Mapping[str, int]) -> str | None:
+    """Digest of a list of files and their state; None if one is missing or has only just changed."""
     try:
-        for name in _READERS:
-            digest.update((Path(__file__).parent / name).read_bytes())
-    except OSError:
+        states = [(times, _stat(file)) for file, times in files.items()]
+    except (OSError, ValueError):
         return None
-    return digest.hexdigest()
+    newest = max((max(modified, changed) for _, (_, modified, changed, _) in states), default=0)
+    return None if newest > (time.time() - SETTLED_S) * 1e9 else _digest([list(files), states])
 
 
-def _pack(table: AnnotationTable, key: str) -> bytes:
-    arrays: dict[str, NDArray[Any]] = {
-        "sizes": table.sizes,
-        "listed": table.listed,
-        "offsets": table.offsets,
-        "boxes": table.boxes,
-        "box_categories": table.box_categories,
-        "ignore": table.ignore,
-    }
-    if table.crowd is not None:
-        arrays["crowd"] = table.crowd
-    texts = {
+def _stat(file: str | Path) -> tuple[int, int, int, int]:
+    """Size, modification time, change time (both in ns) and inode number."""
+    found = os.stat(file)  # noqa: PTH116  # of many files: a Path for each takes longer than the call
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+def _code_state() -> str:
+    """Digest of the state of the modules that readers are made of, so that nobody has to raise a version."""
+    package = Path(__file__).parents[1]
+    modules = [*sorted(package.rglob("*.py")), *package.parent.glob("records.py")]
+    return _digest([__version__, [(str(module), _stat(module)[:2]) for module in modules]])
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _packed(dataset: Dataset, key: str) -> bytes:
+    about = {
         "key": key,
-        "categories": list(table.categories),
-        "image_ids": list(table.image_ids),
-        "files": list(table.files),
-        "annotation_ids": list(table.annotation_ids),
-        "repairs": dict(table.repairs.counts),
-        "examples": table.repairs.examples,
+        "categories": dataset.categories,
+        "repairs": dataset.repairs.counts,
+        "examples": dataset.repairs.examples,
     }
+    arrays = {name: getattr(dataset, name) for name in _ARRAYS}
+    for name in _NAMES:
+        column: Names = getattr(dataset, name)
+        arrays |= {f"{name}.text": column.text, f"{name}.ends": column.ends}
     stream = io.BytesIO()
-    np.savez(stream, texts=np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8), **arrays)  # type: ignore[arg-type]
-    payload = stream.getvalue()
-    return _MAGIC + hashlib.sha256(payload).digest() + payload
+    np.savez(stream, about=np.frombuffer(json.dumps(about).encode(), dtype=np.uint8), **arrays)
+    return stream.getvalue()
 
 
-def _read(path: Path, key: str) -> AnnotationTable | None:
-    """The table of a cache file, or None if there is none, or it is damaged or out of date."""
-    try:
-        content = memoryview(path.read_bytes())
-        start = len(_MAGIC) + 32
-        payload = content[start:]
-        if content[: len(_MAGIC)] != _MAGIC or hashlib.sha256(payload).digest() != content[len(_MAGIC) : start]:
-            raise ValueError("checksum")
-        with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
-            texts = json.loads(arrays["texts"].tobytes())
-            if texts["key"] != key:
-                return None
-            return AnnotationTable(
-                categories=tuple(texts["categories"]),
-                image_ids=texts["image_ids"],
-                files=texts["files"],
-                sizes=arrays["sizes"],
-                listed=arrays["listed"],
-                offsets=arrays["offsets"],
-                boxes=arrays["boxes"],
-                box_categories=arrays["box_categories"],
-                ignore=arrays["ignore"],
-                crowd=arrays.get("crowd"),
-                annotation_ids=texts["annotation_ids"],
-                repairs=Repairs(Counter(texts["repairs"]), texts["examples"]),
-            )
-    except FileNotFoundError:
+def _read(path: Path, key: str) -> Dataset | None:
+    """The data set of a cache file, or None if there is none, or it is damaged or out of date."""
+    if not path.exists():
         return None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # numpy alone may stop before the checksum
+                raise ValueError("checksum")
+        with np.load(path, allow_pickle=False) as arrays:
+            about = json.loads(arrays["about"].tobytes())
+            if about["key"] != key:
+                return None
+            columns: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
+            for name in _NAMES:
+                columns[name] = Names.of_arrays(arrays[f"{name}.text"], arrays[f"{name}.ends"])
+            repairs = Repairs(Counter(about["repairs"]), about["examples"])
+            return Dataset(categories=tuple(about["categories"]), repairs=repairs, **columns)
+    except Exception as error:  # damage shows as almost any exception
         log.info("the cache file %s is damaged (%s): ignored", path, error)
         return None

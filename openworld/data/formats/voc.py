@@ -6,46 +6,43 @@ VOC counts pixels from 1 and its boxes include both corners, so ``xmin`` and ``y
 What the reader does with defects:
 
 =====================================================  ===========================================================
-list or XML file that is missing or is no text         AnnotationError
+list or XML file that is missing or not text           AnnotationError
 XML that cannot be parsed, or that declares entities   AnnotationError
-object without name or bndbox, a number that is none   AnnotationError naming file, object and element
-name of the list that leaves the folder, or no text    AnnotationError
-image file that does not exist                         DataError naming the first few, if images are needed
+object without name or bndbox, a value that is not a   AnnotationError naming file, object and element
+number
+name of the list that leaves the folder                AnnotationError
 width or height missing or not positive                read from the image file or, without it, the extent of the
                                                        boxes; counted
 image that the list repeats                            read once, counted; ``Record.listed`` keeps the number
 coordinates that are not finite, huge or inverted,     dropped or clipped, counted:
-other boxes                                            :func:`openworld.data.records.clean_boxes`
+other boxes                                            :func:`openworld.data.boxes.clean_boxes`
 =====================================================  ===========================================================
 """
 
 from __future__ import annotations
 
+import os
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from openworld.data.formats.cache import AnnotationCache, AnnotationTable, digest_of_files
-from openworld.data.formats.coco import check_inside
-from openworld.data.images import image_size
-from openworld.data.records import Dataset, Repairs, check_files, clean_boxes, file_exists, size_of_boxes
+from openworld.data.boxes import clean_boxes
+from openworld.data.formats import Reader
+from openworld.data.formats.cache import cached
+from openworld.data.formats.file_names import check_inside
+from openworld.data.formats.sizes import found_size, usable_size
 from openworld.errors import AnnotationError
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+from openworld.records import Dataset, Names, Repairs, file_exists
+from openworld.runtime.images import SUFFIXES
 
 
 def read_voc(
-    root: Path,
-    images: Path | None = None,
-    image_set: str | None = None,
-    rename: Mapping[str, str] | None = None,
-    *,
-    need_images: bool = True,
-    cache: AnnotationCache | None = None,
+    root: Path, images: Path | None = None, image_set: str | None = None, *, cache: Path | None = None
 ) -> Dataset:
     """Read a VOC folder.
 
@@ -53,98 +50,107 @@ def read_voc(
         root: holds ``Annotations/``.
         images: folder of the images. Default: ``JPEGImages/`` in ``root``.
         image_set: a list in ``ImageSets/Main`` without its suffix, or the path of a .txt file. None: every XML file.
-        rename: class names to the names that the schedule uses.
-        need_images: False, image files may be missing.
-        cache: where parsed annotations are kept. None: nowhere.
+        cache: folder for parsed annotations. None: parse them.
 
     Returns:
-        categories sorted by name, records in the order of the list, each id the name in the list: the file's stem.
+        categories sorted by name; images in the order of the list, each id the name in the list: the file's stem.
 
     Raises:
         AnnotationError: see the table above.
-        DataError: image files that are missing or, where their size is needed, cannot be read.
+        DataError: an image file whose size is needed cannot be read.
     """
-    root, renamed = Path(root), rename or {}
+    root = Path(root)
     folder = root / "JPEGImages" if images is None else Path(images)
     where, counts = _listed(root, image_set)
-    files = [f"{root}/Annotations/{stem}.xml" for stem in counts]
+    file_of = {stem: f"{root}/Annotations/{stem}.xml" for stem in counts}
+    image_of = _image_files(folder, counts)
 
-    def parse() -> AnnotationTable:
-        absent = [stem for stem, file in zip(counts, files, strict=True) if not file_exists(file)]
-        if absent:
-            shown = ", ".join(f"{stem}.xml" for stem in absent[:3]) + (", …" if len(absent) > 3 else "")
-            raise AnnotationError(
-                f"{len(absent)} of {len(counts)} annotation files do not exist: {shown}",
-                where=str(root / "Annotations"),
-                remedy="fetch the annotations or correct the image list",
-            )
-        return _parse(counts, where, files, folder, renamed)
+    def parse() -> Dataset:
+        _check_present(file_of, root / "Annotations")
+        return _parse(counts, where, file_of, image_of)
 
-    if cache is None:
-        table = parse()
-    else:
-        names = {"list": str(where), "rename": dict(renamed)}
-        table = cache.get("voc", root, names, lambda: digest_of_files(files, counts.items()), parse)
-    records = table.records(_image_file(str(folder), stem) for stem in table.files)
-    if need_images:
-        check_files([record.path for record in records], root)
-    return Dataset(table.categories, records, table.repairs)
+    listed = {file_of[stem]: times for stem, times in counts.items()}
+    dataset = cached(cache, root, {"format": "voc", "list": str(where)}, listed, parse)
+    return replace(dataset, paths=Names(image_of[str(stem)] for stem in dataset.paths))
 
 
-def _parse(
-    counts: Counter[str], where: Path, files: Sequence[str], images: Path, rename: Mapping[str, str]
-) -> AnnotationTable:
+READER = Reader(
+    detects=lambda path: (path / "Annotations").is_dir(),
+    read=lambda place: read_voc(place.annotations, place.images, place.image_set, cache=place.cache),
+)
+
+
+class _Object(NamedTuple):
+    """One object: positions of its image and in its file, name, corners x1 y1 x2 y2, difficult."""
+
+    image: int
+    position: int
+    name: str
+    box: tuple[float, float, float, float]
+    difficult: bool
+
+
+def _parse(counts: Counter[str], where: Path, file_of: Mapping[str, str], image_of: Mapping[str, str]) -> Dataset:
+    """The data set of the listed XML files; its paths are the stems."""
     repairs = Repairs()
+    stems = list(counts)
     for stem, times in counts.items():
         for _ in range(times - 1):
             repairs.add("image listed again", f"{where.name} names {stem} {times} times")
-    names: list[str] = []
-    difficult: list[bool] = []
-    found: list[tuple[float, float, float, float]] = []
-    starts, sizes, from_images = [0], np.ones((len(counts), 2), dtype=np.int64), False
-    for number, (stem, file) in enumerate(zip(counts, files, strict=True)):
-        tree = _parse_xml(file)
-        for position, element in enumerate(tree.iterfind("object")):
-            name, box, hard = _object(element, file, position)
-            names.append(rename.get(name, name))
-            found.append(box)
-            difficult.append(hard)
-        declared = _declared_size(tree)
-        if declared is None:
-            own = np.array(found[starts[-1] :], dtype=np.float64).reshape(-1, 4)
-            declared, from_images = _found_size(tree, file, _image_file(str(images), stem), own, repairs), True
-        sizes[number] = declared
-        starts.append(len(names))
 
-    owner = np.repeat(np.arange(len(counts)), np.diff(starts))
-    stems = list(counts)
+    # All objects, image after image, and the size of each image.
+    found: list[_Object] = []
+    sizes = np.ones((len(stems), 2), dtype=np.int64)
+    for image, stem in enumerate(stems):
+        tree = _parse_xml(file_of[stem])
+        own = [
+            _object(element, image, position, file_of[stem]) for position, element in enumerate(tree.iterfind("object"))
+        ]
+        found += own
+        declared = [tree.findtext(f"size/{key}") for key in ("width", "height")]
+        sizes[image] = _declared_size(declared) or found_size(
+            Path(image_of[stem]),
+            np.array([one.box for one in own], dtype=np.float64).reshape(-1, 4),
+            f"{stem}.xml declares {declared[0]!r} x {declared[1]!r}",
+            repairs,
+        )
 
-    def position_in_file(number: int) -> int:
-        return number - starts[int(owner[number])]
+    # The policy for boxes, and the columns of those that stay.
+    image_index = np.array([one.image for one in found], dtype=np.int64)
+    given = np.array([one.box for one in found], dtype=np.float64).reshape(-1, 4)
 
     def describe(number: int) -> str:
-        return f"{stems[owner[number]]}.xml, object {position_in_file(number)}"
+        return f"{stems[found[number].image]}.xml, object {found[number].position}"
 
-    table = np.array(found, dtype=np.float64).reshape(-1, 4)
-    boxes, kept = clean_boxes(table, sizes[owner, 0], sizes[owner, 1], repairs, describe)
-    chosen = kept.tolist()
-    categories = sorted({names[number] for number in chosen})
-    index = {name: number for number, name in enumerate(categories)}
-    return AnnotationTable(
+    boxes, kept = clean_boxes(given, sizes[image_index, 0], sizes[image_index, 1], repairs, describe)
+    chosen = [found[number] for number in kept.tolist()]
+    categories = sorted({one.name for one in chosen})
+    position_of = {name: position for position, name in enumerate(categories)}
+    return Dataset(
         categories=tuple(categories),
-        image_ids=stems,
-        files=stems,
+        image_ids=Names(stems),
+        paths=Names(stems),
         sizes=sizes,
         listed=np.array(list(counts.values()), dtype=np.int64),
-        offsets=np.searchsorted(owner[kept], np.arange(len(counts) + 1)).astype(np.int64),
+        offsets=np.searchsorted(image_index[kept], np.arange(len(stems) + 1)).astype(np.int64),
         boxes=boxes,
-        box_categories=np.array([index[names[number]] for number in chosen], dtype=np.int64),
-        ignore=np.array(difficult, dtype=np.bool_)[kept],
-        crowd=None,
-        annotation_ids=[f"{stems[owner[number]]}/{position_in_file(number)}" for number in chosen],
+        box_categories=np.array([position_of[one.name] for one in chosen], dtype=np.int64),
+        ignore=np.array([one.difficult for one in chosen], dtype=np.bool_),
+        crowd=np.zeros(len(chosen), dtype=np.bool_),
+        annotation_ids=Names(f"{stems[one.image]}/{one.position}" for one in chosen),
         repairs=repairs,
-        from_images=from_images,
     )
+
+
+def _check_present(file_of: Mapping[str, str], folder: Path) -> None:
+    absent = [f"{stem}.xml" for stem, file in file_of.items() if not file_exists(file)]
+    if absent:
+        shown = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
+        raise AnnotationError(
+            f"{len(absent)} of {len(file_of)} annotation files do not exist: {shown}",
+            where=str(folder),
+            remedy="fetch the annotations or correct the image list",
+        )
 
 
 def _listed(root: Path, image_set: str | None) -> tuple[Path, Counter[str]]:
@@ -165,7 +171,7 @@ def _listed(root: Path, image_set: str | None) -> tuple[Path, Counter[str]]:
             lines = where.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, ValueError) as error:
             raise AnnotationError(
-                f"cannot be read as text ({error})", where=str(where), remedy="give a list with one name a line"
+                f"cannot be read as text ({error})", where=str(where), remedy="give a list with one name per line"
             ) from None
         stems = [line.split()[0] for line in lines if line.strip()]
     if not stems:
@@ -178,10 +184,31 @@ def _listed(root: Path, image_set: str | None) -> tuple[Path, Counter[str]]:
     return where, counts
 
 
-def _image_file(images: str, stem: str) -> Path:
-    """The image of a name: the first suffix that exists, or .jpg."""
-    names = (f"{images}/{stem}{suffix}" for suffix in SUFFIXES)
-    return Path(next((name for name in names if file_exists(name)), f"{images}/{stem}.jpg"))
+def _image_files(images: Path, stems: Iterable[str]) -> dict[str, str]:
+    """The image file of each stem: of those with a known suffix the likeliest, or STEM.jpg where there is none."""
+    found: dict[str, dict[str, str]] = {}
+    paths = {}
+    for stem in stems:
+        folder, _, name = f"{images}/{stem}".rpartition("/")
+        if folder not in found:
+            found[folder] = _images_in(folder)
+        paths[stem] = found[folder].get(name, f"{folder}/{name}.jpg")
+    return paths
+
+
+def _images_in(folder: str) -> dict[str, str]:
+    """Stem to path of the image files of a folder; it is listed once, which is faster than asking for each file."""
+    chosen: dict[str, tuple[int, bool, str]] = {}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122
+                if suffix.lower() in SUFFIXES and entry.is_file():
+                    candidate = (SUFFIXES.index(suffix.lower()), suffix != suffix.lower(), entry.path)
+                    chosen[stem] = min(chosen.get(stem, candidate), candidate)
+    except (OSError, ValueError):  # missing, or a name that no folder can have
+        return {}
+    return {stem: path for stem, (*_, path) in chosen.items()}
 
 
 def _parse_xml(file: str) -> ElementTree.Element:
@@ -196,10 +223,7 @@ def _parse_xml(file: str) -> ElementTree.Element:
         raise AnnotationError(f"cannot be read ({error.strerror})", where=file, remedy="check the file") from None
 
 
-def _object(
-    element: ElementTree.Element, file: str, position: int
-) -> tuple[str, tuple[float, float, float, float], bool]:
-    """Name, corners and difficult of an object."""
+def _object(element: ElementTree.Element, image: int, position: int, file: str) -> _Object:
     where = f"{file}, object {position}"
     name = (element.findtext("name") or "").strip()
     box = element.find("bndbox")
@@ -208,29 +232,16 @@ def _object(
         raise AnnotationError(f"has no <{missing}>", where=where, remedy="complete or remove the object")
     x1, y1, x2, y2 = (_number(box, key, where) for key in ("xmin", "ymin", "xmax", "ymax"))
     difficult = element.find("difficult") is not None and _number(element, "difficult", where) != 0
-    return name, (x1 - 1, y1 - 1, x2, y2), difficult
+    return _Object(image, position, name, (x1 - 1, y1 - 1, x2, y2), difficult)
 
 
-def _declared_size(tree: ElementTree.Element) -> tuple[int, int] | None:
+def _declared_size(texts: list[str | None]) -> tuple[int, int] | None:
     """Width and height in pixels as the file says, or None if it does not say or cannot be right."""
     try:
-        width, height = (round(float(tree.findtext(f"size/{key}") or 0)) for key in ("width", "height"))
-    except (ValueError, OverflowError):
+        width, height = (float(text or 0) for text in texts)
+    except ValueError:
         return None
-    return (width, height) if 1 <= width <= 1e6 and 1 <= height <= 1e6 else None
-
-
-def _found_size(
-    tree: ElementTree.Element, file: str, image: Path, corners: NDArray[np.float64], repairs: Repairs
-) -> tuple[int, int]:
-    """Width and height in pixels from the image file, or else from the boxes."""
-    declared = [tree.findtext(f"size/{key}") for key in ("width", "height")]
-    message = f"{Path(file).name} declares {declared[0]!r} x {declared[1]!r}"
-    if not file_exists(image):
-        repairs.add("size taken from the boxes", message)
-        return size_of_boxes(corners)
-    repairs.add("size read from the image file", message)
-    return image_size(image)
+    return usable_size(width, height)
 
 
 def _number(element: ElementTree.Element, key: str, where: str) -> float:
@@ -239,5 +250,5 @@ def _number(element: ElementTree.Element, key: str, where: str) -> float:
         return float(text or "")
     except ValueError:
         raise AnnotationError(
-            f"<{key}> holds {text!r}, which is no number", where=where, remedy="correct or remove the object"
+            f"<{key}> holds {text!r}, which is not a number", where=where, remedy="correct or remove the object"
         ) from None

@@ -1,4 +1,4 @@
-"""YOLO text: one .txt file an image, one line an object, ``class cx cy width height`` in fractions of the image.
+"""YOLO text: one .txt file per image, one line per object, ``class cx cy width height`` in fractions of the image.
 
 Two layouts are read. A ``data.yaml`` names the classes and the sets::
 
@@ -15,11 +15,11 @@ class a line; ``image_set`` then names a folder below ``images/``. The labels of
 What the reader does with defects:
 
 =====================================================  ===========================================================
-data.yaml that is no YAML or has no names, a set that  DataError
+data.yaml that is not YAML or has no names, a set that DataError
 it does not name, a folder or list that is missing
 a line with another number of fields, or a field that  DataError naming file and line
-is no number, or a class that is no whole number
-coordinates that are no fractions (beyond 2)           DataError naming file and line
+is not a number, or a class that is not a whole number
+coordinates that are not fractions (beyond 2)          DataError naming file and line
 two images with one label file; a set without labels   DataError
 an image of a list that leaves the root                DataError
 byte order mark, empty lines, upper case suffixes      read
@@ -30,8 +30,9 @@ two classes of one name                                merged, counted
 image that a list repeats                              read once, counted; ``Record.listed`` keeps the count
 image without a label file                             no objects, counted
 label file without an image                            left out, counted
-image whose size cannot be read                        image dropped, counted
-boxes                                                  :func:`openworld.data.records.clean_boxes`
+image whose file is missing or whose size cannot be    image dropped, counted; missing ones are in
+read                                                   ``Dataset.dropped_files``
+boxes                                                  :func:`openworld.data.boxes.clean_boxes`
 =====================================================  ===========================================================
 """
 
@@ -47,15 +48,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openworld.data.formats.coco import check_inside
-from openworld.data.images import image_size
-from openworld.data.options import SourceOptions
-from openworld.data.records import Dataset, Record, Repairs, check_files, clean_boxes
+from openworld.data.boxes import clean_boxes
+from openworld.data.formats import Place, Reader
+from openworld.data.formats.file_names import check_inside
 from openworld.errors import DataError
+from openworld.records import Dataset, Record, Repairs, file_exists
 from openworld.runtime.files import read_yaml
+from openworld.runtime.images import find_images, image_size
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2"})
-"""Of images, in lower case."""
 SETS = ("train", "val", "test")
 """Keys of a data.yaml that name images."""
 _REMEDY = "a data.yaml has `names` and, for each set, `train`, `val` or `test`"
@@ -70,34 +70,17 @@ def is_yolo(path: Path) -> bool:
     return (path / "data.yaml").is_file() or (path / "labels").is_dir()
 
 
-def for_role(source: SourceOptions, role: str) -> SourceOptions:
-    """The source with the set that a role means, if it is a YOLO data set that has one of that name.
-
-    Args:
-        source: where the annotations lie. With an ``image_set`` it stays as it is.
-        role: ``train``, ``val`` or ``test``.
-    """
-    if source.annotations is None or source.image_set is not None or source.format not in ("auto", "yolo"):
-        return source
-    path = Path(source.annotations)
-    if not path.exists() or (source.format == "auto" and ((path / "Annotations").is_dir() or not is_yolo(path))):
-        return source
-    description = _description_file(path)
+def set_for_role(place: Place, role: str) -> str | None:
+    """The role itself, where the data set has an image set of this name."""
+    description = _description_file(place.annotations)
     if description is not None:
         named = role in read_yaml(description, remedy=_REMEDY, kind=DataError)
     else:
-        named = ((Path(source.images) if source.images else path / "images") / role).is_dir()
-    return replace(source, image_set=role) if named else source
+        named = ((place.images or place.annotations / "images") / role).is_dir()
+    return role if named else None
 
 
-def read_yolo(
-    path: Path,
-    images: Path | None = None,
-    image_set: str | None = None,
-    rename: Mapping[str, str] | None = None,
-    *,
-    need_images: bool = True,
-) -> Dataset:
+def read_yolo(path: Path, images: Path | None = None, image_set: str | None = None) -> Dataset:
     """Read a YOLO data set.
 
     Args:
@@ -105,11 +88,9 @@ def read_yolo(
         images: folder of the images, without data.yaml only. Default: ``images/`` in ``path``.
         image_set: with data.yaml its key, such as ``train``; may be left out where it names one set only. Otherwise a
             folder below ``images``, or the path of a .txt list of images; None: all images below ``images``.
-        rename: class names to the names that the schedule uses.
-        need_images: False, image files of a list may be missing: those without a readable size are dropped and counted.
 
     Returns:
-        categories in the order of the class numbers; records sorted by path, or in the order of the list. An id is the
+        categories in the order of the class numbers; images sorted by path, or in the order of the list. An id is the
         stem of the file or, where two images of the set share a stem, the path below the root without its suffix.
 
     Raises:
@@ -132,25 +113,37 @@ def read_yolo(
         root = path
         names = _class_list(path)
         files = _files_below(path / "images" if images is None else Path(images), image_set, root)
-    categories, category_of = _merge(names, description or path, rename or {}, repairs)
+    categories, category_of = _merge(names, description or path, repairs)
     counts = Counter(files)
     for file, times in counts.items():
         for _ in range(times - 1):
             repairs.add("image listed again", f"{path}: {file.name} is listed {times} times")
-    if need_images:
-        check_files(list(counts), path)
     labels = _label_files(list(counts), path, repairs)
     stems = Counter(file.stem for file in counts)
     unique = max(stems.values(), default=1) == 1
-    records = []
+    records: list[Record] = []
+    missing: list[str] = []
     for file, label in labels.items():
         identifier = file.stem if unique else _below(file, root).with_suffix("").as_posix()
         record = _record(identifier, file, label, len(names), category_of, repairs)
         if record is not None:
             records.append(replace(record, listed=counts[file]))
+        elif not file_exists(file):
+            missing.append(str(file))
     if not records:
-        raise DataError("none of its images can be read", where=str(path), remedy="check the image files")
-    return Dataset(categories, tuple(records), repairs)
+        raise DataError(
+            f"none of its {len(labels)} images can be read, such as {next(iter(labels))}",
+            where=str(path),
+            remedy="check the image files",
+        )
+    return replace(Dataset.from_records(categories, records, repairs), dropped_files=tuple(missing))
+
+
+READER = Reader(
+    detects=is_yolo,
+    read=lambda place: read_yolo(place.annotations, place.images, place.image_set),
+    set_for_role=set_for_role,
+)
 
 
 # -- which images, which classes ---------------------------------------------------------------------------------------
@@ -194,18 +187,15 @@ def _class_list(root: Path) -> list[str]:
     raise DataError(
         "neither data.yaml nor classes.txt says what the classes are called",
         where=str(root),
-        remedy="write classes.txt with one class name a line, in the order of the class numbers",
+        remedy="write classes.txt with one class name per line, in the order of the class numbers",
     )
 
 
-def _merge(
-    names: Sequence[str], where: Path, rename: Mapping[str, str], repairs: Repairs
-) -> tuple[tuple[str, ...], list[int]]:
-    """Names after renaming, and for each class number its position among them."""
+def _merge(names: Sequence[str], where: Path, repairs: Repairs) -> tuple[tuple[str, ...], list[int]]:
+    """Names, each once, and for each class number its position among them."""
     positions: dict[str, int] = {}
     category_of = []
-    for number, given in enumerate(names):
-        name = rename.get(given, given)
+    for number, name in enumerate(names):
         if name in positions:
             repairs.add("categories of one name merged", f"{where}, class {number} is another {name!r}")
         category_of.append(positions.setdefault(name, len(positions)))
@@ -219,7 +209,7 @@ def _root(content: Mapping[str, Any], description: Path) -> Path:
     root = description.parent / (value or ".")
     if not root.is_dir():
         raise DataError(
-            f"`path` names {root}, which is no folder",
+            f"`path` names {root}, which is not a folder",
             where=str(description),
             remedy="make `path` relative to data.yaml, or remove it where both are one folder",
         )
@@ -272,10 +262,7 @@ def _files_below(images: Path, image_set: str | None, root: Path) -> list[Path]:
 def _images(folder: Path, where: str) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"the folder {folder} does not exist", where=where, remedy="correct the path of the images")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not files:
-        raise DataError(f"no image is in {folder}", where=where, remedy="correct the path of the images")
-    return files
+    return find_images(folder)
 
 
 def _listed(path: Path, root: Path) -> list[Path]:
@@ -408,7 +395,7 @@ def _read_lines(path: Path, count: int, repairs: Repairs) -> list[tuple[int, int
         finite = [abs(value) for value in values if math.isfinite(value)]
         if max(finite, default=0.0) > MAX_FRACTION:
             raise DataError(
-                f"{line.strip()[:80]!r} holds {max(finite):g}, which is no fraction of the image",
+                f"{line.strip()[:80]!r} holds {max(finite):g}, which is not a fraction of the image",
                 where=where,
                 remedy="divide x and width by the width of the image, y and height by its height",
             )
@@ -435,7 +422,7 @@ def _number(text: str, where: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise DataError(f"holds {text!r}, which is no number", where=where, remedy="correct the line") from None
+        raise DataError(f"holds {text!r}, which is not a number", where=where, remedy="correct the line") from None
 
 
 def _class_number(text: str, where: str) -> int:

@@ -22,10 +22,10 @@ from openworld.config import RunConfig
 from openworld.configfile import read_config
 from openworld.data.benchmarks import BENCHMARKS, read_list
 from openworld.data.options import BenchmarkOptions, DataOptions
-from openworld.data.records import Dataset
 from openworld.data.splits import View, held_out_view, replay_view, test_view, training_view
 from openworld.errors import ConfigError
 from openworld.labels import LabelSpace
+from openworld.records import Dataset
 from openworld.run.replay import chosen_exemplars, listed_exemplars, replayed_images
 from openworld.run.sources import Sources, open_sources
 
@@ -142,7 +142,7 @@ def replayed_ids(sources: Sources, labels: LabelSpace, config: RunConfig) -> lis
     """
     options, benchmark = config.exemplars, config.data.benchmark
     if benchmark is not None and (listed := BENCHMARKS[benchmark.name].replay[labels.task - 1]):
-        return [name for name in dict.fromkeys(read_list(benchmark.name, listed)) if name in sources.train.by_id]
+        return [name for name in dict.fromkeys(read_list(benchmark.name, listed)) if name in sources.train.position_of]
     if options.needs_detector:
         raise ConfigError(
             f"exemplars.strategy {options.strategy!r} needs the detector of each task",
@@ -163,20 +163,14 @@ def _dicts(name: str, config: RunConfig, held_out_with_unknown: bool) -> list[di
     """The data set in detectron2's form. Images that are listed several times come once."""
     return [
         {
-            "file_name": str(sample.record.path),
-            "image_id": sample.record.image_id,
-            "height": sample.record.height,
-            "width": sample.record.width,
+            "file_name": str(record.path),
+            "image_id": record.image_id,
+            "height": record.height,
+            "width": record.width,
             "annotations": [
                 {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": row, "iscrowd": int(ignored)}
-                for box, row, ignored in zip(
-                    sample.boxes.tolist(), sample.labels.tolist(), _crowds(sample.record, len(sample)), strict=True
-                )
+                for box, row, ignored in zip(record.boxes.tolist(), labels.tolist(), record.crowd.tolist(), strict=True)
             ],
         }
-        for sample in view_of(name, config, held_out_with_unknown=held_out_with_unknown)
+        for record, labels in view_of(name, config, held_out_with_unknown=held_out_with_unknown)
     ]
-
-
-def _crowds(record: Any, count: int) -> list[bool]:
-    return [False] * count if record.crowd is None else record.crowd.tolist()

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from openworld.data.records import Repairs
 from openworld.errors import ConfigError, DataError
 from openworld.labels import UNKNOWN_NAME, LabelSpace
-from openworld.metrics.ground_truth import AnnotatedImages
 from openworld.predictions.file import Predictions, Reals, read_json
 from openworld.predictions.foreign.match import ForeignDetections, Quote, Unseen, as_predictions, distinct
+from openworld.records import Dataset, Repairs
 
 _FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
     "image_id": ((int, float, str), "the image's id, a whole number or a text"),
@@ -29,7 +28,7 @@ _FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
 
 def read_coco_results(
     path: Path,
-    dataset: AnnotatedImages,
+    dataset: Dataset,
     space: LabelSpace,
     category_names: Mapping[int, str],
     *,

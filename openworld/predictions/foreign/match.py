@@ -15,16 +15,14 @@ import difflib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
-from openworld.data.records import Repairs
 from openworld.errors import ConfigError, DataError
 from openworld.labels import UNKNOWN_NAME, LabelSpace
-from openworld.metrics.ground_truth import AnnotatedImages, ImageId
 from openworld.predictions.file import Predictions, Reals, Whole, wrong_numbers
+from openworld.records import Dataset, ImageId, Record, Repairs
 
 Value = TypeVar("Value", bound=Hashable)
 
@@ -70,7 +68,7 @@ class ForeignDetections:
 
 def as_predictions(
     found: ForeignDetections,
-    dataset: AnnotatedImages,
+    dataset: Dataset,
     space: LabelSpace,
     *,
     unseen: Unseen,
@@ -145,7 +143,7 @@ def distinct(values: Sequence[Value]) -> tuple[list[Value], Whole]:
     return list(codes), np.fromiter(map(codes.__getitem__, values), dtype=np.int64, count=len(values))
 
 
-def class_rows(space: LabelSpace, dataset: AnnotatedImages) -> dict[str, int]:
+def class_rows(space: LabelSpace, dataset: Dataset) -> dict[str, int]:
     """The head row of every class of the schedule, of the ground truth, and *unknown*; -1 for one that is unseen."""
     rows = dict.fromkeys((*dataset.categories, *chain.from_iterable(space.tasks)), _UNSEEN)
     rows.update({name: row for row, name in enumerate(space.known)})
@@ -164,9 +162,9 @@ def nearest_class(name: str, known: Sequence[str]) -> str:
 class _Images:
     """The images of the ground truth, each once, under all names that other files may give them."""
 
-    def __init__(self, dataset: AnnotatedImages) -> None:
-        by_id: dict[ImageId, Any] = {}
-        for record in dataset.records:
+    def __init__(self, dataset: Dataset) -> None:
+        by_id: dict[ImageId, Record] = {}
+        for record in dataset:
             by_id.setdefault(record.image_id, record)
         self.records = list(by_id.values())
         self.exact = {record.image_id: position for position, record in enumerate(self.records)}
@@ -174,7 +172,7 @@ class _Images:
         self.by_stem: dict[str, list[int]] = {}
         for position, record in enumerate(self.records):
             self.by_text.setdefault(str(record.image_id), []).append(position)
-            self.by_stem.setdefault(Path(record.path).stem, []).append(position)
+            self.by_stem.setdefault(record.path.stem, []).append(position)
 
     def matches(self, name: ImageId) -> list[int]:
         """Positions of the images that an id may mean."""

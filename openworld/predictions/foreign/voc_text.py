@@ -14,10 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from openworld.data.records import Repairs
 from openworld.errors import DataError
 from openworld.labels import LabelSpace
-from openworld.metrics.ground_truth import AnnotatedImages
 from openworld.predictions.file import Predictions
 from openworld.predictions.foreign.match import (
     ForeignDetections,
@@ -27,6 +25,7 @@ from openworld.predictions.foreign.match import (
     class_rows,
     nearest_class,
 )
+from openworld.records import Dataset, Repairs
 
 FIELDS = ("image_id", "score", "xmin", "ymin", "xmax", "ymax")
 _LINE = f"a line is: {' '.join(FIELDS)}"
@@ -35,7 +34,7 @@ _COMPETITION = re.compile(r"comp\d*_det_(?P<rest>.+)")
 
 def read_voc_detections(
     path: Path,
-    dataset: AnnotatedImages,
+    dataset: Dataset,
     space: LabelSpace,
     *,
     unseen: Unseen = "error",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from openworld.report.pictures import LabelledImages, Panel, Picture, data_uri
+from openworld.records import Dataset
+from openworld.report.pictures import Panel, Picture, data_uri
 from openworld.report.run_folder import RunArtefacts
 from openworld.report.text import listed
 
@@ -24,7 +25,7 @@ def picture_facts(picture: Picture) -> dict[str, Any]:
 def pictures_note(
     run: RunArtefacts,
     shown: Sequence[Picture],
-    test: LabelledImages | None,
+    test: Dataset | None,
     *,
     gone: str | None,
     known_threshold: float,

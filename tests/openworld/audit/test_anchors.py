@@ -15,10 +15,10 @@ from torchvision.ops import box_iou
 from openworld.audit.anchors import anchor_findings, anchor_fit, best_overlap
 from openworld.cli import main
 from openworld.data.options import LoaderOptions
-from openworld.data.records import Dataset, Record
 from openworld.engines.options import ModelOptions, RpnOptions
 from openworld.engines.weights import build_engine
 from openworld.labels import LabelSpace
+from openworld.records import Dataset, Record
 from ssl_backbones.backbones import ResNetOptions
 
 
@@ -31,7 +31,7 @@ def dataset(*boxes: list[float], crowd: str = "", size: tuple[int, int] = (100, 
     crowds = np.array([mark == "x" for mark in crowd.ljust(len(boxes))], dtype=np.bool_)
     array = np.array(boxes, dtype=np.float32).reshape(-1, 4)
     record = Record(1, Path("none.jpg"), *size, array, np.zeros(len(boxes), dtype=np.int64), crowds, crowd=crowds)
-    return Dataset(("cat",), (record,))
+    return Dataset.from_records(("cat",), (record,))
 
 
 LOADER = LoaderOptions(min_size=140, max_size=300)
@@ -53,7 +53,7 @@ def test_best_anchor_of_all(neck: str, sizes: tuple[float, ...]) -> None:
     expected = box_iou(torch.from_numpy(boxes), engine.rpn._anchors(levels).double()).max(1).values.numpy()
     np.testing.assert_allclose(best_overlap(boxes, cells, options, sizes), expected, atol=1e-12)
     record = Record(1, Path("x.jpg"), width, height, boxes.astype(np.float32), np.zeros(200, int), np.zeros(200, bool))
-    fit = anchor_fit(Dataset(("cat",), (record,)), options, LoaderOptions(min_size=height, max_size=width))
+    fit = anchor_fit(Dataset.from_records(("cat",), (record,)), options, LoaderOptions(min_size=height, max_size=width))
     assert fit["fitting"] == (expected >= 0.5).mean() and fit["missed"] == (expected < 0.3).mean()
 
 

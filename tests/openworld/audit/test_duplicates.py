@@ -21,8 +21,8 @@ from openworld.audit.duplicates import (
     nearest_look,
     similar_images,
 )
-from openworld.data.records import Dataset, Record
 from openworld.errors import DataError
+from openworld.records import Dataset, Record
 
 
 def record(name: str, path: Path) -> Record:
@@ -111,11 +111,11 @@ def test_copies_are_found_and_others_are_not(tmp_path: Path) -> None:
     picture(1).resize((48, 32), Image.Resampling.LANCZOS).save(tmp_path / "1small.png")
     picture(2).point(lambda value: round(value * 0.8)).save(tmp_path / "2dark.png")
     (tmp_path / "3copy.png").write_bytes((tmp_path / "3.png").read_bytes())
-    train = Dataset(("a",), tuple(record(str(seed), tmp_path / f"{seed}.png") for seed in range(12)))
+    train = Dataset.from_records(("a",), tuple(record(str(seed), tmp_path / f"{seed}.png") for seed in range(12)))
     extra = ("0.jpg", "1small.png", "2dark.png", "3copy.png")
-    test = Dataset(("a",), tuple(record(name, tmp_path / name) for name in extra))
+    test = Dataset.from_records(("a",), tuple(record(name, tmp_path / name) for name in extra))
     sets = {"train": train, "test": test}
-    paths = [one.path for dataset in sets.values() for one in dataset.records]
+    paths = [one.path for dataset in sets.values() for one in dataset]
     looks = {path: look_of(Image.open(path)) for path in paths}
     content = file_contents(paths)
 
@@ -126,12 +126,12 @@ def test_copies_are_found_and_others_are_not(tmp_path: Path) -> None:
     assert across["images"] == 3
     assert sorted(pair[:2] for pair in across["examples"]) == [["0", "0.jpg"], ["1", "1small.png"], ["2", "2dark.png"]]
     assert found["within"] == {"train": {"images": 0, "examples": []}, "test": {"images": 0, "examples": []}}
-    whole = {"train": Dataset(("a",), train.records + test.records)}
+    whole = {"train": Dataset.from_records(("a",), (*train, *test))}
     within = similar_images(whole, looks, content)["within"]["train"]
     assert within["images"] == 6 and len(within["examples"]) == 3
 
 
 def test_files_that_are_absent(tmp_path: Path) -> None:
     assert file_contents([tmp_path / "none.png"]) == {}
-    nothing = similar_images({"test": Dataset((), ())}, {}, {})
+    nothing = similar_images({"test": Dataset.from_records((), ())}, {}, {})
     assert nothing["within"] == {"test": {"images": 0, "examples": []}}

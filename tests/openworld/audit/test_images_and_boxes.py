@@ -11,8 +11,8 @@ from PIL import Image
 
 from openworld.audit.images_and_boxes import check_data, class_counts
 from openworld.audit.suspicions import SUSPICIONS, suspicions
-from openworld.data.records import Dataset, Record, Repairs
 from openworld.errors import DataError
+from openworld.records import Dataset, Record, Repairs
 
 NAMES = ("cat", "dog", "cow")
 Box = tuple[float, float, float, float]
@@ -72,7 +72,7 @@ def test_crowds_are_not_suspicious_and_not_counted() -> None:
     crowded = record(1, ("cat", SQUARE), ("cat", SQUARE), ("cat", (0, 0, 100, 80)), crowd="x x")
     assert not any(suspicions(crowded).values())
     assert not any(suspicions(record(2)).values())
-    assert class_counts(Dataset(NAMES, (crowded,))) == {"cat": 1, "dog": 0, "cow": 0}
+    assert class_counts(Dataset.from_records(NAMES, (crowded,))) == {"cat": 1, "dog": 0, "cow": 0}
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def sets(tmp_path: Path) -> dict[str, Dataset]:
     Image.open(other).save(alike, quality=60)
     repairs = Repairs()
     repairs.add("dropped: inverted", "a.json, annotation 3")
-    train = Dataset(
+    train = Dataset.from_records(
         NAMES,
         (
             record(1, *[("cat", SQUARE), ("dog", (60.0, 0.0, 68.0, 8.0))] * 12, path=first),
@@ -98,7 +98,7 @@ def sets(tmp_path: Path) -> dict[str, Dataset]:
         ),
         repairs,
     )
-    test = Dataset(
+    test = Dataset.from_records(
         NAMES,
         (
             record("x", ("cat", SQUARE), path=copy),
@@ -175,7 +175,7 @@ def test_what_cannot_be_checked(sets: dict[str, Dataset]) -> None:
         check_data({})
     with pytest.raises(DataError, match="did you mean 'cat'"):
         check_data(sets, [["cta"]])
-    empty = check_data({"val": Dataset((), ())})
+    empty = check_data({"val": Dataset.from_records((), ())})
     assert empty["findings"] == [] and empty["sets"]["val"]["image_sizes"]["smallest"] is None
 
 
@@ -184,7 +184,9 @@ def test_an_image_that_its_tag_turns_is_a_note(tmp_path: Path) -> None:
     exif[0x0112] = 6
     turned, plain = tmp_path / "turned.jpg", picture(tmp_path / "plain.jpg", 3, (80, 100))
     Image.open(plain).save(turned, exif=exif)
-    dataset = Dataset(NAMES, (record(1, ("cat", SQUARE), path=turned), record(2, ("cat", SQUARE), path=plain)))
+    dataset = Dataset.from_records(
+        NAMES, (record(1, ("cat", SQUARE), path=turned), record(2, ("cat", SQUARE), path=plain))
+    )
     result = check_data({"train": dataset})
     facts = result["sets"]["train"]
     assert facts["turned"] == {"images": 1, "examples": [1]}

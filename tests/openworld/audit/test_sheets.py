@@ -87,12 +87,12 @@ def test_without_tasks_and_without_anything(tmp_path: Path, yolo: Path) -> None:
 
     from openworld.audit.images_and_boxes import check_data
     from openworld.data.formats.yolo import read_yolo
-    from openworld.data.records import Dataset
+    from openworld.records import Dataset
 
     sets = {"train": read_yolo(yolo, image_set="train")}
     written = write_check(check_data(sets), sets, tmp_path / "out", num_samples=2)
     assert tmp_path / "out/samples/images_train.png" in written
-    nothing = {"val": Dataset((), ())}
+    nothing = {"val": Dataset.from_records((), ())}
     result = check_data(nothing)
     console = Console(file=StringIO(), width=80)
     print_check(result, console)

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from openworld.audit.split import audit_split
 from openworld.audit.terminal import ceiling_rows, print_audit
-from openworld.data.records import Dataset, Record, Repairs
 from openworld.errors import ConfigError
 from openworld.metrics.protocols import ORE, UNIQUE
+from openworld.records import Dataset, Record, Repairs
 
 NAMES = ("cat", "dog", "cow", "bird")
 TASKS = [["cat"], ["dog"], ["cow"]]
@@ -43,7 +43,7 @@ def record(
 
 
 def dataset(*records: Record) -> Dataset:
-    return Dataset(NAMES, records)
+    return Dataset.from_records(NAMES, records)
 
 
 def findings(result: dict[str, Any]) -> str:
@@ -220,7 +220,7 @@ def test_repairs_are_told_without_the_lists() -> None:
     repairs = Repairs()
     repairs.add("dropped: inverted", "here")
     repairs.add("image listed again", "there")
-    result = audit_split(Dataset(NAMES, (record("a", *EVERY),), repairs), TASKS, hash_files=False)
+    result = audit_split(Dataset.from_records(NAMES, (record("a", *EVERY),), repairs), TASKS, hash_files=False)
     assert "note test: Annotations of test were repaired while reading: dropped: inverted (1)." in findings(result)
     assert result["sets"]["test"]["repair_examples"][0] == "dropped: inverted: here"
 

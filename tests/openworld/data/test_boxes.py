@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openworld.data.records import MAX_COORDINATE, MIN_SIDE, Repairs, clean_boxes
+from openworld.data.boxes import MAX_COORDINATE, MIN_SIDE, clean_boxes
+from openworld.records import Repairs
 
 NAN, INF = math.nan, math.inf
 

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openworld.data import splits
-from openworld.data.records import Dataset, Record
 from openworld.errors import DataError
 from openworld.labels import LabelSpace
+from openworld.records import Dataset, Record
 
 NAMES = ("a", "b", "c", "d", "e")
 ORACLES = Path(os.environ.get("OPENWORLD_ORACLES", Path(__file__).parents[2] / "oracles")) / "losses"
@@ -40,14 +40,18 @@ def record(
     )
 
 
-DATASET = Dataset(NAMES, (record(1, [0, 2, 4]), record(2, [2, 2], crowd=[1]), record(3, []), record(4, [3, 1])))
+DATASET = Dataset.from_records(
+    NAMES, (record(1, [0, 2, 4]), record(2, [2, 2], crowd=[1]), record(3, []), record(4, [3, 1]))
+)
 LABELS = LabelSpace.of([["b", "a"], ["c"], ["d"]], 2)
 
 
 def seen(view: splits.View) -> dict[int | str, list[tuple[int, int]]]:
     """image id: (number of the box, head row)."""
     return {
-        sample.record.image_id: [(int(box[0]), int(row)) for box, row in zip(sample.boxes, sample.labels, strict=True)]
+        sample.record.image_id: [
+            (int(box[0]), int(row)) for box, row in zip(sample.record.boxes, sample.labels, strict=True)
+        ]
         for sample in view
     }
 
@@ -57,9 +61,9 @@ def test_training_sees_current_classes_and_no_crowd() -> None:
 
 
 def test_difficult_boxes_are_trained_on() -> None:
-    dataset = Dataset(NAMES, (record(1, [2], difficult=(0,)),))
+    dataset = Dataset.from_records(NAMES, (record(1, [2], difficult=(0,)),))
     (sample,) = splits.training_view(dataset, LABELS)
-    assert sample.ignore.tolist() == [True]
+    assert sample.record.ignore.tolist() == [True]
 
 
 def test_replay_sees_known_classes_of_the_named_images_in_their_order() -> None:
@@ -75,27 +79,27 @@ def test_held_out_sees_known_classes() -> None:
 def test_held_out_with_unknown_sees_all_but_crowds() -> None:
     view = splits.held_out_view(DATASET, LABELS, with_unknown=True)
     assert seen(view) == {1: [(0, 1), (1, 2), (2, 3)], 2: [(0, 2)], 4: [(0, 3), (1, 0)]}
-    alone = Dataset(NAMES, (record(1, [4, 3]), record(2, [])))
+    alone = Dataset.from_records(NAMES, (record(1, [4, 3]), record(2, [])))
     assert seen(splits.held_out_view(alone, LABELS, with_unknown=True)) == {1: [(0, 3), (1, 3)]}
 
 
 def test_evaluation_sees_everything_and_the_rest_is_unknown() -> None:
     view = splits.test_view(DATASET, LABELS)
     assert seen(view) == {1: [(0, 1), (1, 2), (2, 3)], 2: [(0, 2), (1, 2)], 3: [], 4: [(0, 3), (1, 0)]}
-    assert view[1].ignore.tolist() == [False, True]
+    assert view[1].record.ignore.tolist() == [False, True]
 
 
 def test_category_called_background_is_an_unknown_object() -> None:
-    dataset = Dataset(("background", "unknown", "a"), (record(1, [0, 1, 2]),))
+    dataset = Dataset.from_records(("background", "unknown", "a"), (record(1, [0, 1, 2]),))
     labels = LabelSpace.of([["a"]], 1)
     assert splits.test_view(dataset, labels)[0].labels.tolist() == [1, 1, 0]
     assert seen(splits.training_view(dataset, labels)) == {1: [(2, 0)]}
 
 
 def test_schedule_with_a_name_that_no_data_has() -> None:
-    dataset = Dataset(("traffic light", "Aeroplane"), ())
+    dataset = Dataset.from_records(("traffic light", "Aeroplane"), ())
     splits.check_schedule([["traffic light"], ["Aeroplane"]], dataset)
-    splits.check_schedule([["traffic light"], ["cat"]], dataset, Dataset(("cat",), ()))
+    splits.check_schedule([["traffic light"], ["cat"]], dataset, Dataset.from_records(("cat",), ()))
     with pytest.raises(DataError) as caught:
         splits.check_schedule([["trafic light"], ["aeroplane", "zzz"]], dataset)
     message = str(caught.value)
@@ -113,13 +117,13 @@ def worlds(draw: st.DrawFn) -> tuple[Dataset, LabelSpace]:
     names = draw(st.permutations(order))
     records = tuple(record(number, categories, crowd=[4]) for number, categories in enumerate(images))
     layout = draw(st.sampled_from(["growing", "fixed"]))
-    return Dataset(tuple(names), records), LabelSpace.of(tasks, draw(st.integers(1, len(tasks))), layout)
+    return Dataset.from_records(tuple(names), records), LabelSpace.of(tasks, draw(st.integers(1, len(tasks))), layout)
 
 
 @given(worlds())
 def test_no_label_of_a_later_task_is_visible(world: tuple[Dataset, LabelSpace]) -> None:
     dataset, labels = world
-    ids = [record.image_id for record in dataset.records]
+    ids = [record.image_id for record in dataset]
     views = {
         "current": splits.training_view(dataset, labels),
         "known": splits.held_out_view(dataset, labels),
@@ -128,7 +132,7 @@ def test_no_label_of_a_later_task_is_visible(world: tuple[Dataset, LabelSpace]) 
     for kind, view in views.items():
         visible = labels.current if kind == "current" else labels.known
         expected = {}
-        for entry in dataset.records:  # by name, box by box
+        for entry in dataset:  # by name, box by box
             rows = [
                 (number, labels.known.index(dataset.categories[category]))
                 for number, category in enumerate(entry.categories)
@@ -138,14 +142,14 @@ def test_no_label_of_a_later_task_is_visible(world: tuple[Dataset, LabelSpace]) 
                 expected[entry.image_id] = rows
         assert seen(view) == expected
         assert all(row < labels.num_known for rows in seen(view).values() for _, row in rows)
-        reachable = {dataset.categories[category] for sample in view for category in sample.record.categories}
+        reachable = {dataset.categories[category] for category in view.images.box_categories}
         assert reachable <= set(visible)
         assert all(len(sample.record) == len(sample.labels) for sample in view)
 
 
 POLICIES: dict[str, Any] = {
     "remove_prev_class_and_unk_instances": lambda dataset, labels: splits.training_view(dataset, labels),
-    "remove_unknown_instances": lambda dataset, labels: splits.replay_view(dataset, labels, list(dataset.by_id)),
+    "remove_unknown_instances": lambda dataset, labels: splits.replay_view(dataset, labels, list(dataset.image_ids)),
     "label_known_class_and_unknown": lambda dataset, labels: splits.test_view(dataset, labels),
 }
 """The reference code's label policies (train, fine-tune, test), and the view that stands for each."""
@@ -185,17 +189,17 @@ def test_views_are_the_label_policies_of_the_reference(
         ]
         for entry in wanted
     }
-    view = POLICIES[policy](Dataset(names, records), labels)
+    view = POLICIES[policy](Dataset.from_records(names, records), labels)
     assert seen(view) == expected and len(view) == len(wanted)
     assert labels.unknown == (80 if layout == "fixed" else known)
 
 
 def test_held_out_images_are_a_share_that_depends_on_their_ids_alone() -> None:
     records = tuple(record(number, [0]) for number in range(400))
-    rest, held = splits.hold_out(Dataset(NAMES, records), 0.25)
-    ids = [entry.image_id for entry in held.records]
-    assert 70 < len(ids) < 130 and len(rest.records) + len(ids) == 400
-    assert not set(ids) & set(rest.by_id)
-    _, fewer = splits.hold_out(Dataset(NAMES, records[100:][::-1]), 0.25)
-    assert sorted(fewer.by_id) == [number for number in ids if int(number) >= 100]
-    assert splits.hold_out(Dataset(NAMES, records), 0.0)[1].records == ()
+    rest, held = splits.hold_out(Dataset.from_records(NAMES, records), 0.25)
+    ids = [entry.image_id for entry in held]
+    assert 70 < len(ids) < 130 and len(rest) + len(ids) == 400
+    assert not set(ids) & set(rest.image_ids)
+    _, fewer = splits.hold_out(Dataset.from_records(NAMES, records[100:][::-1]), 0.25)
+    assert sorted(fewer.image_ids) == [number for number in ids if int(number) >= 100]
+    assert len(splits.hold_out(Dataset.from_records(NAMES, records), 0.0)[1]) == 0

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from openworld.data.formats.read import read_dataset
 from openworld.data.options import DataOptions, SyntheticOptions
-from openworld.data.records import read_dataset
 from openworld.data.splits import check_schedule
 from openworld.data.synthetic import (
     CATEGORIES,
@@ -71,9 +71,9 @@ def test_complete_world_is_left_alone_and_another_one_replaced(tmp_path: Path) -
 def test_written_world_reads_without_repairs(tmp_path: Path) -> None:
     make_world(tmp_path, SMALL)
     datasets = [read_dataset(source) for source in world_sources(tmp_path)]
-    assert [len(dataset.records) for dataset in datasets] == [5, 2, 3]
+    assert [len(dataset) for dataset in datasets] == [5, 2, 3]
     assert all(dataset.categories == CATEGORIES and not dataset.repairs.counts for dataset in datasets)
-    ids = [record.image_id for dataset in datasets for record in dataset.records]
+    ids = [record.image_id for dataset in datasets for record in dataset]
     assert len(set(ids)) == 10
     check_schedule(DataOptions().tasks, *datasets)
 

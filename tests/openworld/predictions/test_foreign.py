@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from openworld.data.records import Dataset, Record, Repairs
 from openworld.data.schedules import COCO_TO_VOC, Schedule
 from openworld.errors import ConfigError, DataError
 from openworld.labels import LabelSpace
@@ -20,6 +19,7 @@ from openworld.predictions.foreign.coco_results import read_coco_results
 from openworld.predictions.foreign.voc_text import read_voc_detections
 from openworld.predictions.open import open_predictions
 from openworld.predictions.score import evaluate_predictions
+from openworld.records import Dataset, Record, Repairs
 from openworld.structures import Detections
 
 TASKS = (("cat", "traffic light"), ("wine_glass",), ("cow",))
@@ -45,7 +45,7 @@ def record(image_id: int | str, file: str, categories: list[int], seed: int = 0)
     )
 
 
-DATASET = Dataset(
+DATASET = Dataset.from_records(
     CATEGORIES,
     (
         record(7, "images/000000000007.jpg", [0, 1, 2, 3, 4, 0], seed=1),
@@ -60,7 +60,7 @@ def some_predictions(path: Path, seed: int = 0) -> Predictions:
     generator = np.random.default_rng(seed)
     images = []
     scores = iter(generator.permutation(np.arange(1, 999)) / 1000)
-    for entry in DATASET.records[:2]:
+    for entry in (DATASET[0], DATASET[1]):
         boxes = np.repeat(entry.boxes, 4, axis=0) + np.round(generator.normal(0, 3, (4 * len(entry), 4)), 1)
         boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
         count = len(boxes)
@@ -177,7 +177,7 @@ def test_nothing_detected(tmp_path: Path) -> None:
         assert len(read) == 0 and read.image_ids == (7, 139, 4) and read.boxes.shape == (0, 4)
         assert evaluate_predictions(read, DATASET)["unknown_recall50"] == 0.0
         assert len(read.files) == 3
-    nothing = Dataset(CATEGORIES, ())
+    nothing = Dataset.from_records(CATEGORIES, ())
     assert read_coco(tmp_path, [], dataset=nothing).image_ids == ()
 
 
@@ -220,7 +220,9 @@ def test_a_class_of_a_later_task(tmp_path: Path) -> None:
 
 
 def test_an_id_that_may_mean_two_images(tmp_path: Path) -> None:
-    twins = Dataset(CATEGORIES, (record(1, "a/x.jpg", []), record(2, "b/x.jpg", []), record("1", "c.jpg", [])))
+    twins = Dataset.from_records(
+        CATEGORIES, (record(1, "a/x.jpg", []), record(2, "b/x.jpg", []), record("1", "c.jpg", []))
+    )
     entry = {"image_id": "x", "category_id": 11, "bbox": [0, 0, 5, 5], "score": 0.5}
     with pytest.raises(DataError, match=r"record 0: image_id 'x' may mean 2 images: 1 .*, 2 "):
         read_coco(tmp_path, [entry], dataset=twins)
@@ -419,7 +421,7 @@ def test_open_what_cannot_be_opened(tmp_path: Path) -> None:
 def test_names_of_coco_in_a_published_schedule(tmp_path: Path) -> None:
     """airplane.txt holds aeroplanes."""
     (tmp_path / "airplane.txt").write_text("a 0.5 1 1 9 9")
-    dataset = Dataset(("aeroplane",), (record("a", "a.jpg", [0]),))
+    dataset = Dataset.from_records(("aeroplane",), (record("a", "a.jpg", [0]),))
     schedule = Schedule("voc", (("tvmonitor", "aeroplane"),), COCO_TO_VOC)
     (read,) = open_predictions(tmp_path, dataset, schedule, 1)
     assert read.labels.tolist() == [1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace as Some
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from openworld.labels import LabelSpace
 from openworld.metrics.protocols import ORE, UNIQUE
 from openworld.predictions.file import PredictedImage, Predictions, read_predictions, write_predictions
 from openworld.predictions.score import evaluate_predictions
+from openworld.records import Dataset, Record
 from openworld.runtime.files import write_json
 from openworld.structures import Detections
 
@@ -23,13 +23,14 @@ SPACE = LabelSpace.of([["cat"], ["dog"], ["cow"]], 2)
 BOXES = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]])
 
 
-def dataset(*names: Any) -> Any:
-    """Each image shows a cat, a dog and a cow."""
+def dataset(*names: Any, listed: int = 1) -> Dataset:
+    """Each image shows a cat, a dog and a cow; the list of images names the first one ``listed`` times."""
+    columns = (BOXES.numpy(), np.arange(3), np.zeros(3, dtype=np.bool_))
     records = [
-        Some(image_id=name, boxes=BOXES.numpy(), categories=["cat", "dog", "cow"], ignore=np.zeros(3, dtype=bool))
-        for name in names
+        Record(name, Path("x.jpg"), 60, 60, *columns, listed=1 if number else listed)
+        for number, name in enumerate(names)
     ]
-    return Some(categories=["cat", "dog", "cow"], records=records)
+    return Dataset.from_records(["cat", "dog", "cow"], records)
 
 
 def predictions(folder: Path, *names: Any) -> Predictions:
@@ -78,9 +79,7 @@ def test_an_image_listed_twice_in_the_data_set(tmp_path: Path) -> None:
     counted = evaluate_predictions(predicted, dataset(1, 2, 1), ORE)
     assert counted["unknown_recall50"] == pytest.approx(2 / 3)
     assert counted["unknown_precision50"] == pytest.approx(2 / 3)
-    once = dataset(1, 2)
-    once.records[0].listed = 2  # as a reader of image lists counts it
-    assert evaluate_predictions(predicted, once, ORE) == counted
+    assert evaluate_predictions(predicted, dataset(1, 2, listed=2), ORE) == counted
 
 
 def test_nothing_predicted_and_nothing_annotated(tmp_path: Path) -> None:

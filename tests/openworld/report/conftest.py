@@ -15,30 +15,16 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw
 
+from openworld.records import Dataset, Record
 from openworld.report import plots
 
 TASKS = [["disc", "ring", "cross", "square"], ["triangle", "star", "bar"], ["hexagon", "heart", "moon"]]
 SIDE = 128
 
 
-@dataclass
-class FakeRecord:
-    image_id: int
-    path: Path
-    boxes: Any
-    categories: list[int]
-    ignore: list[bool]
-
-
-@dataclass
-class FakeTestSet:
-    records: list[FakeRecord] = field(default_factory=list)
-    categories: list[str] = field(default_factory=list)
-
-
 def write_run(
     run: Path, tasks: list[list[str]] | None = None, *, images: int = 10, seed: int = 3, taught: int | None = None
-) -> FakeTestSet:
+) -> Dataset:
     """Write a run folder with all artefacts and return its annotated test set."""
     tasks = tasks or TASKS
     number = np.random.default_rng(seed)
@@ -65,7 +51,7 @@ def write_run(
             "train": {"images": 600, "annotations": 1904, "repairs": repairs, "examples": examples},
             "test": {
                 "images": images,
-                "annotations": sum(len(r.categories) for r in test.records),
+                "annotations": test.num_annotations,
                 "repairs": {},
                 "examples": [],
             },
@@ -162,8 +148,8 @@ def made_result(
     }
 
 
-def _test_set(run: Path, names: list[str], images: int, number: np.random.Generator) -> FakeTestSet:
-    test = FakeTestSet(categories=names)
+def _test_set(run: Path, names: list[str], images: int, number: np.random.Generator) -> Dataset:
+    records = []
     for index in range(images):
         pixels = np.clip(number.normal(118, 9, (SIDE // 4, SIDE // 4, 3)) + number.normal(0, 22, 3), 0, 255).astype(
             np.uint8
@@ -188,13 +174,13 @@ def _test_set(run: Path, names: list[str], images: int, number: np.random.Genera
         path = run / "world" / f"img_{index:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
-        ignore = [False] * len(boxes)
-        test.records.append(FakeRecord(index, path, np.array(boxes, dtype=np.float32), categories, ignore))
-    return test
+        corners, none = np.array(boxes, dtype=np.float32), np.zeros(len(boxes), dtype=np.bool_)
+        records.append(Record(index, path, SIDE, SIDE, corners, np.array(categories, dtype=np.int64), none))
+    return Dataset.from_records(names, records)
 
 
 def _task(
-    folder: Path, task: int, tasks: list[list[str]], test: FakeTestSet, number: np.random.Generator
+    folder: Path, task: int, tasks: list[list[str]], test: Dataset, number: np.random.Generator
 ) -> list[dict[str, Any]]:
     previous = [name for group in tasks[: task - 1] for name in group]
     current = tasks[task - 1]
@@ -222,7 +208,7 @@ def _task(
         "wi": None if last else float(number.uniform(0.01, 0.05)),
         "a_ose": None if last else int(number.integers(20, 1400)),
         "classes": classes,
-        "counts": {"images": len(test.records), "detections": 812, "unknown_objects": 0 if last else 61},
+        "counts": {"images": len(test), "detections": 812, "unknown_objects": 0 if last else 61},
         "unknown_hits": {"unknown": 0 if last else 31, "known": 12, "background": 27},
     }
     _write(folder / "metrics.json", metrics)
@@ -250,7 +236,7 @@ def _task(
     _write(folder / "calibration.json", energy)
     exemplars = {"task": task, "per_class": 20, "strategy": "balanced", "seed": 0}
     _write(folder / "exemplars.json", {**exemplars, "images": list(range(57)), "instances": dict.fromkeys(known, 20)})
-    images = [_predicted(record, test.categories, known, folder.parent, number) for record in test.records]
+    images = [_predicted(record, test.categories, known, folder.parent, number) for record in test]
     _write(
         folder / "predictions.json",
         {"format": "openworld-predictions/1", "tasks": tasks, "task": task, "images": images},
@@ -288,7 +274,7 @@ def _task(
 
 
 def _predicted(
-    record: FakeRecord, names: list[str], known: list[str], run: Path, number: np.random.Generator
+    record: Record, names: list[str], known: list[str], run: Path, number: np.random.Generator
 ) -> dict[str, Any]:
     detections = []
     for box, category in zip(record.boxes.tolist(), record.categories, strict=True):
@@ -322,20 +308,20 @@ def _write(path: Path, content: Any) -> None:
 
 
 @pytest.fixture(scope="session")
-def written_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FakeTestSet]:
+def written_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
     """A complete run folder and its test set, for tests to copy."""
     run = tmp_path_factory.mktemp("shapes")
     return run, write_run(run, images=4)
 
 
 @pytest.fixture
-def fake_run(written_run: tuple[Path, FakeTestSet], tmp_path: Path) -> tuple[Path, FakeTestSet]:
+def fake_run(written_run: tuple[Path, Dataset], tmp_path: Path) -> tuple[Path, Dataset]:
     """A complete run folder and its test set, to change as a test likes."""
     written, test = written_run
     run = tmp_path / "shapes"
     shutil.copytree(written, run)
-    records = [replace(record, path=run / record.path.relative_to(written)) for record in test.records]
-    return run, FakeTestSet(records, test.categories)
+    records = [replace(record, path=run / record.path.relative_to(written)) for record in test]
+    return run, Dataset.from_records(test.categories, records)
 
 
 @pytest.fixture
@@ -345,10 +331,10 @@ def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., tuple[Path, FakeTestSet]]:
+def make_run(tmp_path: Path) -> Callable[..., tuple[Path, Dataset]]:
     """Write another run folder: ``make_run("name", tasks)``."""
 
-    def make(name: str, tasks: list[list[str]], **options: Any) -> tuple[Path, FakeTestSet]:
+    def make(name: str, tasks: list[list[str]], **options: Any) -> tuple[Path, Dataset]:
         run = tmp_path / name
         run.mkdir()
         return run, write_run(run, tasks, **options)

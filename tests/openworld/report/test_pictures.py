@@ -66,11 +66,14 @@ def test_the_same_images_for_every_task(fake_run: tuple[Path, object]) -> None:
         assert all(panel.truth is not None and panel.found is not None for panel in picture.panels)
 
 
-def test_an_image_that_is_gone_is_said(fake_run: tuple[Path, object]) -> None:
+def test_an_image_that_is_gone_is_said(fake_run: tuple[Path, object], monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = fake_run
     (run / "world" / "img_000.png").unlink()
-    (run / "world" / "img_001.png").write_text("not an image")
+    (run / "world" / "img_001.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    started: list[object] = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *arguments, **options: started.append(arguments))
     shown, notes = pictures(read_run(run), None)
+    assert not started  # a picture never starts an interpreter
     assert len(shown) == 2 and len(notes) == 2 and "img_000.png" in " ".join(notes)
 
 

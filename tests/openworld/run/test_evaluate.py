@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from openworld.data.options import LoaderOptions
-from openworld.data.records import Record
+from openworld.records import Dataset, Record
 from openworld.run import evaluate
 from openworld.structures import Detections
 
@@ -34,7 +34,8 @@ def test_a_test_image_that_cannot_be_read_has_no_detections(
     def found(chosen: list[Record]) -> list[int]:
         partial = tmp_path / "partial"
         partial.unlink(missing_ok=True)
-        return [len(each) for each in evaluate.detect_records(None, chosen, LoaderOptions(), partial, "test")]  # type: ignore[arg-type]
+        test = Dataset.from_records((), chosen)
+        return [len(each) for each in evaluate.detect_on(None, test, LoaderOptions(), partial, "test")]  # type: ignore[arg-type]
 
     assert found(records) == [1, 0, 1]
     assert "b.png" in caplog.text

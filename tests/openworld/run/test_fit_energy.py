@@ -17,11 +17,11 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from openworld.config import RunConfig
-from openworld.data.records import Dataset, Record
 from openworld.detector import Detector
 from openworld.labels import LabelSpace
 from openworld.methods.ore.method import Ore
 from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, OreOptions
+from openworld.records import Dataset, Record
 from openworld.report.terminal import print_table
 from openworld.run.evaluate import evaluate_task
 from openworld.run.folder import Run
@@ -82,7 +82,7 @@ def held_out(tmp_path: Path) -> Dataset:
                 ignore=np.zeros(len(categories), dtype=bool),
             )
         )
-    return Dataset(NAMES, tuple(records))
+    return Dataset.from_records(NAMES, tuple(records))
 
 
 def fitted(tmp_path: Path, held_out: Dataset, **energy: Any) -> tuple[Run, Watched]:

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from openworld.config import PhaseOptions, RunConfig
 from openworld.data.options import DataOptions, ExemplarOptions, LoaderOptions, SourceOptions
-from openworld.data.records import Dataset, Record
-from openworld.data.splits import training_view
+from openworld.data.splits import replay_view, training_view
 from openworld.detector import build_detector
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
 from openworld.errors import CheckpointError, DataError
 from openworld.labels import LabelSpace
+from openworld.records import Dataset, Record
 from openworld.run import schedule as tasks
 from openworld.run.checkpoints import Progress, save_progress
 from openworld.run.folder import Run
@@ -67,13 +67,15 @@ def record(image_id: int | str, categories: Sequence[int], folder: Path = Path()
 def dataset(*images: Sequence[int], folder: Path = Path()) -> Dataset:
     """Categories a to f; images are numbered from 1."""
     names = ("a", "b", "c", "d", "e", OUTSIDE)
-    return Dataset(names, tuple(record(number, rows, folder) for number, rows in enumerate(images, start=1)))
+    return Dataset.from_records(
+        names, tuple(record(number, rows, folder) for number, rows in enumerate(images, start=1))
+    )
 
 
 def written(*images: Sequence[int], folder: Path) -> Dataset:
     """The same with image files of noise."""
     made = dataset(*images, folder=folder)
-    for item in made.records:
+    for item in made:
         pixels = np.random.default_rng(int(item.image_id)).integers(0, 255, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(item.path)
     return made
@@ -222,7 +224,8 @@ def test_an_image_that_cannot_be_read_has_no_instances(tmp_path: Path, caplog: p
     seen = annotated_instances(detector, view, LOADER, keep_features=False, title="")
     assert seen.image_ids == (1, 3) and seen.rows.tolist() == [0, 1] and seen.features.shape == (2, 0)
     assert "2.png" in caplog.text
-    nothing = annotated_instances(detector, (), LOADER, keep_features=True, title="")
+    empty = replay_view(train, LabelSpace.of(CLASSES, 1), [])
+    nothing = annotated_instances(detector, empty, LOADER, keep_features=True, title="")
     assert nothing.image_ids == () and len(nothing.scores) == len(nothing.found) == 0
 
 
@@ -232,7 +235,7 @@ def test_an_image_that_cannot_be_read_has_no_instances(tmp_path: Path, caplog: p
 def test_an_image_is_found_by_its_id_its_file_and_its_number(tmp_path: Path) -> None:
     files = {139: "000000000139.jpg", 4: "x/same.jpg", 5: "y/same.jpg", 6: "7.jpg", 7: "6.jpg", 8: "2008_000001.jpg"}
     records = tuple(replace(record(number, [0]), path=Path(file)) for number, file in files.items())
-    train = Dataset(("a", "b", "c", "d", "e", OUTSIDE), records)
+    train = Dataset.from_records(("a", "b", "c", "d", "e", OUTSIDE), records)
     assert image_names(train) == {
         "139": 139,
         "000000000139": 139,
@@ -246,7 +249,7 @@ def test_an_image_is_found_by_its_id_its_file_and_its_number(tmp_path: Path) -> 
 
 
 def test_lists_of_a_run(tmp_path: Path) -> None:
-    train, held_out = dataset([0], [2], [2, 4], [3]), Dataset(("a",), (record(40, [0]),))
+    train, held_out = dataset([0], [2], [2, 4], [3]), Dataset.from_records(("a",), (record(40, [0]),))
     pattern, spaces = str(tmp_path / "t{task}_ft.txt"), [LabelSpace.of(CLASSES, task) for task in (1, 2, 3)]
     (tmp_path / "t2_ft.txt").write_text("3\n1\n3\n40\n")
     (tmp_path / "t3_ft.txt").write_text("3\n")
@@ -298,7 +301,7 @@ def open_run(folder: Path, **exemplars: Any) -> Run:
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     train = written([0, 0, 1], [1, 2], [2, 0], [0], [1, 3], [2, 2], folder=images)
-    nothing = Dataset(train.categories, ())
+    nothing = Dataset.from_records(train.categories, ())
     (folder / "run").mkdir(exist_ok=True)
     return Run(
         config(**exemplars), folder / "run", Sources(train, nothing, nothing, None), RunLog(folder / "run" / "l")

@@ -77,7 +77,7 @@ def run(config: RunConfig, tmp_path: Path) -> Path:
 
 
 def ids(dataset: Any) -> list[str]:
-    return [str(record.image_id) for record in dataset.records]
+    return [str(record.image_id) for record in dataset]
 
 
 def test_images_are_held_out_of_training_where_no_file_holds_them(config: RunConfig, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_class_that_no_set_has_is_refused(config: RunConfig, tmp_path: Path) -
 def test_images_for_pretraining(config: RunConfig, tmp_path: Path) -> None:
     """The folder that the options name, else the world's, else those of training, which are never held-out ones."""
     opened = open_sources(config, tmp_path)
-    assert opened.pretraining_images(PretrainOptions()) == [record.path for record in opened.train.records]
+    assert opened.pretraining_images(PretrainOptions()) == [record.path for record in opened.train]
     named = tmp_path / "named"
     named.mkdir()
     shutil.copy(tmp_path / "data" / "images" / "test0.png", named / "one.png")
@@ -142,7 +142,7 @@ def test_a_world_is_drawn_again_for_its_test_set(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "world")
     after = open_test(config, tmp_path)
     assert ids(after) == ids(before) and len(ids(after)) == 4
-    for one, other in zip(before.records, after.records, strict=True):
+    for one, other in zip(before, after, strict=True):
         assert np.array_equal(one.boxes, other.boxes) and other.path.is_file()
 
 

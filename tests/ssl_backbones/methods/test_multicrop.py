@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from openworld.errors import ConfigError
+from openworld.runtime.images import find_images
 from openworld.runtime.seeding import generator
-from ssl_backbones.images import BatchPlan, ImagePool, find_images, view_batches
+from ssl_backbones.images import BatchPlan, ImagePool, view_batches
 from ssl_backbones.method import Batch, encode_views
 from ssl_backbones.methods.options import MethodOptions
 from ssl_backbones.options import PretrainOptions

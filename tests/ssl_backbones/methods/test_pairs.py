@@ -15,10 +15,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 from openworld.errors import CheckpointError, ConfigError, DataError
+from openworld.runtime.images import find_images
 from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.backbones.resnet import ResNet
 from ssl_backbones.handover.classifier import read_classifier
-from ssl_backbones.images import BatchPlan, ImagePool, find_images, view_batches
+from ssl_backbones.images import BatchPlan, ImagePool, view_batches
 from ssl_backbones.method import Batch, Method
 from ssl_backbones.methods.clip import CLIP, AttentionPool
 from ssl_backbones.methods.curl import CURL

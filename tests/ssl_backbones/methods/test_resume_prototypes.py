@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from openworld.runtime.images import find_images
 from ssl_backbones.backbones import ResNetOptions
-from ssl_backbones.images import find_images
 from ssl_backbones.method import Method
 from ssl_backbones.methods.options import MethodOptions
 from ssl_backbones.options import PretrainOptions

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from openworld.errors import DataError
+from openworld.runtime.images import find_images
 from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.backbones.resnet import ResNet
-from ssl_backbones.images import ImagePool, find_images
+from ssl_backbones.images import ImagePool
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.probes.features import features_of, spread_evenly, with_statistics
 from ssl_backbones.probes.labelled import LabelledSet, classes_of, from_crops, from_folder, hold_out

@@ -14,7 +14,6 @@ from openworld.config import RunConfig
 from openworld.configfile import dump_config, read_config
 from openworld.data.benchmarks.reader import (
     Folders,
-    merge,
     read_images,
     read_test,
     read_training,
@@ -22,10 +21,10 @@ from openworld.data.benchmarks.reader import (
 )
 from openworld.data.formats.coco import read_coco, widen_to_pixels
 from openworld.data.options import BenchmarkOptions, DataOptions, SourceOptions, SyntheticOptions
-from openworld.data.records import Dataset
 from openworld.data.schedules import SCHEDULES
 from openworld.data.splits import held_out_view, replay_view, test_view, training_view
 from openworld.errors import ConfigError, DataError
+from openworld.records import Dataset, check_files, renamed
 from openworld.run.sources import open_ground_truth, open_sources, open_split
 
 SCHEDULE = SCHEDULES["m_owodb"]
@@ -56,7 +55,7 @@ def test_each_task_trains_on_its_list_and_sees_its_classes(tiny: Any, tmp_path: 
         3: {"000000000025": ["frisbee"]},
         4: {"000000000030": ["bed"]},
     }
-    assert "000000000034" not in train.by_id  # on no list
+    assert "000000000034" not in train.position_of  # on no list
 
 
 def test_replay_and_energy_fitting_see_known_classes_alone(tiny: Any, tmp_path: Path) -> None:
@@ -70,7 +69,7 @@ def test_replay_and_energy_fitting_see_known_classes_alone(tiny: Any, tmp_path: 
         "000000000009": ["person", "tvmonitor"],
     }
     # images that are held out of training: those of later lists wait for their task
-    whole = read_training(tiny.options(), RENAME, 4)
+    whole = renamed(read_training(tiny.options(), 4), RENAME)
     assert set(seen(held_out_view(whole, SCHEDULE.at(1)), whole)) == {"000002", "000003", "2008_000001"}
     assert "000000000009" in seen(held_out_view(whole, SCHEDULE.at(2)), whole)
     assert "000000000025" not in seen(held_out_view(whole, SCHEDULE.at(2)), whole)
@@ -81,13 +80,13 @@ def test_held_out_images_keep_the_lists(tiny: Any, tmp_path: Path) -> None:
     config.data.held_out_fraction = 0.5
     sources = open_sources(config, tmp_path)
     assert sources.train.task_images == sources.held_out.task_images and len(sources.train.task_images) == 4
-    ids = {record.image_id for record in (*sources.train.records, *sources.held_out.records)}
+    ids = {record.image_id for record in (*sources.train, *sources.held_out)}
     assert ids == {"000002", "000003", "2008_000001", "000000000009", "000000000025", "000000000030"}
 
 
 def test_the_test_set_keeps_repeats_or_not(tiny: Any, tmp_path: Path) -> None:
     test = open_sources(run_config(tiny, val_list="published"), tmp_path).test
-    assert [(record.image_id, record.listed) for record in test.records] == [
+    assert [(record.image_id, record.listed) for record in test] == [
         ("000001", 1),
         ("000000000139", 2),
         ("000000000285", 1),
@@ -96,15 +95,14 @@ def test_the_test_set_keeps_repeats_or_not(tiny: Any, tmp_path: Path) -> None:
     unknown = {s.record.image_id: int((s.labels == SCHEDULE.at(1).unknown).sum()) for s in view}
     assert unknown == {"000001": 0, "000000000139": 2, "000000000285": 1}
     difficult = next(s for s in view if s.record.image_id == "000001")
-    assert difficult.ignore.tolist() == [False, True]
-    crowd = test.by_id["000000000139"]
-    assert crowd.crowd is not None and crowd.crowd.tolist() == [False, True, False]
-    unique = read_test(tiny.options(test_list="unique"), RENAME)
-    assert {record.listed for record in unique.records} == {1} and len(unique.records) == 3
-    other = read_test(tiny.options(test_list="t2_ft"), RENAME)
-    assert [record.image_id for record in other.records] == ["000000000009", "000002"]
+    assert difficult.record.ignore.tolist() == [False, True]
+    assert test.find("000000000139").crowd.tolist() == [False, True, False]
+    unique = read_test(tiny.options(test_list="unique"))
+    assert {record.listed for record in unique} == {1} and len(unique) == 3
+    other = read_test(tiny.options(test_list="t2_ft"))
+    assert [record.image_id for record in other] == ["000000000009", "000002"]
     with pytest.raises(ConfigError, match="did you mean 'all_task_test'"):
-        read_test(tiny.options(test_list="all_tasks_test"), RENAME)
+        read_test(tiny.options(test_list="all_tasks_test"))
 
 
 def test_only_what_is_run_is_needed(tiny: Any, tmp_path: Path) -> None:
@@ -119,26 +117,26 @@ def test_only_what_is_run_is_needed(tiny: Any, tmp_path: Path) -> None:
 
 def test_what_is_missing_is_named(tiny: Any) -> None:
     (tiny.root / "coco" / "val2017" / "000000000285.jpg").unlink()
-    with pytest.raises(DataError, match=r"1 of 2 images do not exist: .*000000000285\.jpg"):
-        read_test(tiny.options(), RENAME)
-    assert len(read_test(tiny.options(), RENAME, need_images=False).records) == 3
+    with pytest.raises(DataError, match=r"1 of 3 images do not exist: .*000000000285\.jpg"):
+        check_files(read_test(tiny.options()), tiny.root)
+    assert len(read_test(tiny.options())) == 3
     (tiny.root / "VOCdevkit" / "VOC2007" / "Annotations" / "000001.xml").unlink()
     with pytest.raises(DataError, match="1 of 1 listed images have no annotations: 000001") as raised:
-        read_test(tiny.options(), RENAME, need_images=False)
+        read_test(tiny.options())
     assert "VOC2007" in str(raised.value)
     file = tiny.root / "coco" / "annotations" / "instances_train2017.json"
     content = json.loads(file.read_text())
     content["images"] = [entry for entry in content["images"] if entry["id"] != 25]
     file.write_text(json.dumps(content))
     with pytest.raises(DataError, match="1 of 3 listed images have no annotations: 000000000025") as raised:
-        read_training(tiny.options(), RENAME, 4)
+        read_training(tiny.options(), 4)
     assert str(file) in str(raised.value)
 
 
 def test_records_are_those_of_the_readers(tiny: Any) -> None:
-    dataset = read_images(tiny.options(), ["000000000009", "2008_000001", "000002"], RENAME)
-    first, second, third = dataset.records
-    assert [record.image_id for record in dataset.records] == ["000000000009", "2008_000001", "000002"]
+    dataset = renamed(read_images(tiny.options(), ["000000000009", "2008_000001", "000002"]), RENAME)
+    first, second, third = dataset
+    assert [record.image_id for record in dataset] == ["000000000009", "2008_000001", "000002"]
     assert first.path == tiny.root / "coco" / "train2017" / "000000000009.jpg"
     assert second.path == tiny.root / "VOCdevkit" / "VOC2012" / "JPEGImages" / "2008_000001.jpg"
     np.testing.assert_allclose(first.boxes[0], [1.4, 2.6, 11.6, 10.6], atol=1e-5)
@@ -147,9 +145,8 @@ def test_records_are_those_of_the_readers(tiny: Any) -> None:
     assert len(set(dataset.categories)) == len(dataset.categories) == 80
 
 
-def test_empty_lists_and_merging_nothing(tiny: Any) -> None:
-    assert read_images(tiny.options(), [], RENAME).records == ()
-    assert merge([]).categories == ()
+def test_empty_lists(tiny: Any) -> None:
+    assert len(read_images(tiny.options(), [])) == 0
 
 
 def test_boxes_widened_to_pixels(tiny: Any) -> None:
@@ -159,7 +156,7 @@ def test_boxes_widened_to_pixels(tiny: Any) -> None:
         return [xml[0] - 1, xml[1] - 1, xml[2], xml[3]]
 
     given = [(1.4, 2.6, 10.2, 8.0), (3.0, 3.0, 5.0, 5.0), (10.0, 10.0, 6.0, 6.0)]
-    record = read_images(tiny.options(coco_boxes="whole_pixels"), ["000000000009"], RENAME).records[0]
+    record = read_images(tiny.options(coco_boxes="whole_pixels"), ["000000000009"])[0]
     np.testing.assert_array_equal(record.boxes, [converted(*box) for box in given])
     at_border = widen_to_pixels(np.array([[30.5, 20.5, 32.0, 24.0]]), 32, 24)
     np.testing.assert_array_equal(at_border, [[30, 20, 32, 24]])
@@ -174,10 +171,10 @@ def test_whole_pixels_keep_what_is_thinner_than_a_pixel(tmp_path: Path) -> None:
     }
     file = tmp_path / "a.json"
     file.write_text(json.dumps(content))
-    exact = read_coco(file, need_images=False)
-    assert len(exact.records[0]) == 0 and sum(exact.repairs.counts.values()) == 2
-    widened = read_coco(file, need_images=False, whole_pixels=True)
-    np.testing.assert_array_equal(widened.records[0].boxes, [[4, 5, 5, 13], [9, 3, 13, 4]])
+    exact = read_coco(file)
+    assert len(exact[0]) == 0 and sum(exact.repairs.counts.values()) == 2
+    widened = read_coco(file, whole_pixels=True)
+    np.testing.assert_array_equal(widened[0].boxes, [[4, 5, 5, 13], [9, 3, 13, 4]])
     assert not widened.repairs.counts
 
 
@@ -199,7 +196,7 @@ def test_folders(tmp_path: Path) -> None:
 def test_a_list_that_the_benchmark_does_not_have(tiny: Any) -> None:
     options = BenchmarkOptions(name="voc_10_10", root=str(tiny.root), val_list="published")
     with pytest.raises(ConfigError, match="no published list for energy fitting"):
-        read_validation(options, {})
+        read_validation(options)
 
 
 def test_options_take_classes_and_names_from_the_benchmark(tmp_path: Path) -> None:
@@ -229,10 +226,10 @@ def test_scoring_and_audit_read_the_benchmark_of_a_configuration(tiny: Any, tmp_
     (run / "config.yaml").write_text(dump_config(run_config(tiny, val_list="published")))
     (tiny.root / "coco" / "val2017" / "000000000285.jpg").unlink()  # neither needs image files
     dataset, schedule, _ = open_ground_truth([run], None)
-    assert len(dataset.records) == 3 and schedule is not None and schedule.tasks == SCHEDULE.tasks
+    assert len(dataset) == 3 and schedule is not None and schedule.tasks == SCHEDULE.tasks
     sets, tasks = open_split({}, schedule=None, config=str(run / "config.yaml"))
     assert set(sets) == {"train", "val", "test"} and tasks == SCHEDULE.tasks
-    assert len(sets["train"].records) == 6
+    assert len(sets["train"]) == 6
 
 
 @pytest.mark.parametrize(

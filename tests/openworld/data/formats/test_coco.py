@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openworld.data.formats.coco import coco_category_names, read_coco, write_coco
+from openworld.data.formats.coco import coco_category_names, read_coco
+from openworld.data.formats.coco_writer import write_coco
+from openworld.data.formats.read import read_dataset
 from openworld.data.options import SourceOptions
-from openworld.data.records import read_dataset
-from openworld.errors import DataError
+from openworld.errors import ConfigError, DataError
+from openworld.records import check_files
 
 CONTENT: dict[str, Any] = {
     "images": [
@@ -63,23 +65,23 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 def test_reads_boxes_categories_and_crowds(folder: Path) -> None:
     dataset = read_coco(write(folder, CONTENT))
     assert dataset.categories == ("dog", "cat")
-    first, second, third = dataset.records
+    first, second, third = dataset
     assert (first.image_id, first.width, first.height) == (7, 40, 30)
     assert first.path == folder / "images/a.png"
     np.testing.assert_array_equal(first.boxes, np.array([[1, 2, 11, 22], [3, 3, 9.5, 10]], dtype=np.float32))
     assert first.categories.tolist() == [1, 0] and first.annotation_ids == (0, 6)
     assert first.ignore.tolist() == [False, False]
-    assert second.ignore.tolist() == [True] and second.crowd is not None and second.crowd.tolist() == [True]
+    assert second.ignore.tolist() == [True] and second.crowd.tolist() == [True]
     assert len(third) == 0 and third.boxes.shape == (0, 4)
     assert dataset.as_json() == {"images": 3, "annotations": 3, "repairs": {}, "examples": []}
-    assert dataset.by_id[0] is second
+    assert dataset.find(0).image_id == 0 and np.shares_memory(dataset.find(0).boxes, second.boxes)
 
 
 def test_byte_order_mark_and_numbers_as_text(folder: Path) -> None:
     content = changed("annotations.0.bbox", ["1", "2.0", "10", "2e1"])
     content["images"][0]["width"] = "40"
     dataset = read_coco(write(folder, content, encoding="utf-8-sig"))
-    assert dataset.records[0].boxes[0].tolist() == [1, 2, 11, 22] and dataset.records[0].width == 40
+    assert dataset[0].boxes[0].tolist() == [1, 2, 11, 22] and dataset[0].width == 40
 
 
 def test_no_annotations_is_a_data_set(folder: Path) -> None:
@@ -87,11 +89,11 @@ def test_no_annotations_is_a_data_set(folder: Path) -> None:
     assert dataset.num_annotations == 0 and dataset.categories == ()
 
 
-def test_rename_and_merge(folder: Path) -> None:
-    dataset = read_coco(write(folder, CONTENT), rename={"dog": "cat"})
+def test_categories_of_one_name(folder: Path) -> None:
+    dataset = read_coco(write(folder, changed("categories.0.name", " cat ")))
     assert dataset.categories == ("cat",)
     assert dataset.repairs.counts["categories of one name merged"] == 1
-    assert dataset.records[0].categories.tolist() == [0, 0]
+    assert dataset[0].categories.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -126,13 +128,12 @@ def test_repairs_are_counted(folder: Path, path: str, value: Any, kind: str, lef
         ("images.0.id", ..., "images[0]: has no 'id'"),
         ("images.0.id", [1], "id is [1]"),
         ("images.1.id", 7, "image id 7 is given twice"),
-        ("images.0.file_name", "", "is no file name"),
+        ("images.0.file_name", "", "is not a file name"),
         ("images.0.file_name", "../a.png", "leaves the folder"),
         ("images.0.file_name", "sub/../../a.png", "leaves the folder"),
         ("images.0.file_name", "/etc/passwd", "leaves the folder"),
         ("images.0.file_name", "C:\\a.png", "leaves the folder"),
         ("images.0.file_name", "..\\a.png", "leaves the folder"),
-        ("images.0.file_name", "missing.png", "1 of 3 images do not exist"),
         ("images.0.width", "wide", "width holds 'wide'"),
         ("categories.0.name", "", "has no 'name'|name is ''"),
         ("categories.1.id", 90, "category id 90 is given twice"),
@@ -175,7 +176,7 @@ def test_mutated_files_load_or_raise_a_data_error(folder: Path) -> None:
             dataset = read_coco(write(folder, changed(rng.choice(places), rng.choice(values))))
         except DataError:
             continue
-        assert all(np.isfinite(record.boxes).all() for record in dataset.records)
+        assert all(np.isfinite(record.boxes).all() for record in dataset)
 
 
 def test_written_file_reads_back(folder: Path) -> None:
@@ -183,23 +184,26 @@ def test_written_file_reads_back(folder: Path) -> None:
     write_coco(folder / "again.json", dataset, folder / "images")
     again = read_coco(folder / "again.json")
     assert again.categories == dataset.categories and not again.repairs.counts
-    for old, new in zip(dataset.records, again.records, strict=True):
+    for old, new in zip(dataset, again, strict=True):
         assert (old.image_id, old.path, old.annotation_ids) == (new.image_id, new.path, new.annotation_ids)
         np.testing.assert_array_equal(old.boxes, new.boxes)
         np.testing.assert_array_equal(old.categories, new.categories)
         np.testing.assert_array_equal(old.ignore, new.ignore)
-        np.testing.assert_array_equal(old.crowd, new.crowd)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(old.crowd, new.crowd)
 
 
 def test_read_dataset_dispatches(folder: Path) -> None:
     path = str(write(folder, CONTENT))
-    assert len(read_dataset(SourceOptions(annotations=path)).records) == 3
+    assert len(read_dataset(SourceOptions(annotations=path))) == 3
     with pytest.raises(DataError, match="image_set='train' chooses no image"):
         read_dataset(SourceOptions(annotations=path, image_set="train"))
     with pytest.raises(DataError, match="no such file"):
         read_dataset(SourceOptions(annotations=path + "x"))
-    with pytest.raises(DataError, match="neither"):
+    with pytest.raises(DataError, match=r"is not a COCO \.json file, VOC folder or YOLO data\.yaml") as caught:
         read_dataset(SourceOptions(annotations=str(folder)))
+    assert "set `format` to one of: coco, voc, yolo" in str(caught.value)
+    with pytest.raises(ConfigError, match="format='cocoa'"):
+        SourceOptions(annotations=path, format="cocoa")
     with pytest.raises(DataError, match="no annotations given"):
         read_dataset(SourceOptions())
 
@@ -208,23 +212,29 @@ def test_scoring_needs_no_images(tmp_path: Path) -> None:
     content = changed("images.0.width", ...)
     content["images"][2]["height"] = 0
     path = write(tmp_path, content)
-    dataset = read_dataset(SourceOptions(annotations=str(path)), need_images=False)
-    assert [(record.width, record.height) for record in dataset.records] == [(11, 22), (20, 20), (1, 1)]
-    assert dataset.records[0].boxes.tolist() == [[1, 2, 11, 22], [3, 3, 9.5, 10]]
+    dataset = read_dataset(SourceOptions(annotations=str(path)))
+    assert [(record.width, record.height) for record in dataset] == [(11, 22), (20, 20), (1, 1)]
+    assert dataset[0].boxes.tolist() == [[1, 2, 11, 22], [3, 3, 9.5, 10]]
     assert dict(dataset.repairs.counts) == {"size taken from the boxes": 2}
     with pytest.raises(DataError, match="3 of 3 images do not exist"):
-        read_coco(path)
+        check_files(dataset, path)
 
 
 def test_category_names(tmp_path: Path) -> None:
     path = write(tmp_path, CONTENT)
     assert coco_category_names(path) == {90: "dog", 3: "cat"}
-    assert coco_category_names(path, {"dog": "hound"}) == {90: "hound", 3: "cat"}
     assert coco_category_names(write(tmp_path, changed("categories.0.id", "90"))) == {90: "dog", 3: "cat"}
-    with pytest.raises(DataError, match="category id 'x' of 'dog' is no whole number"):
+    with pytest.raises(DataError, match="category id 'x' of 'dog' is not a whole number"):
         coco_category_names(write(tmp_path, changed("categories.0.id", "x")))
     with pytest.raises(DataError, match="given twice"):
         coco_category_names(write(tmp_path, changed("categories.0.id", "3")))
+
+
+def test_missing_images_are_named(folder: Path) -> None:
+    path = write(folder, changed("images.0.file_name", "missing.png"))
+    with pytest.raises(DataError, match=r"set\.json: 1 of 3 images do not exist: .*missing\.png") as caught:
+        check_files(read_coco(path), path)
+    assert "What to do:" in str(caught.value)
 
 
 def test_one_set_of_a_file_that_holds_several(folder: Path) -> None:
@@ -235,8 +245,8 @@ def test_one_set_of_a_file_that_holds_several(folder: Path) -> None:
     train, test = (
         read_dataset(SourceOptions(annotations=path, image_set=f"fold={fold}")) for fold in ("train", "test")
     )
-    assert [record.image_id for record in train.records] == [7, 9] and train.num_annotations == 2
-    assert [record.image_id for record in test.records] == [0] and test.num_annotations == 1
+    assert [record.image_id for record in train] == [7, 9] and train.num_annotations == 2
+    assert [record.image_id for record in test] == [0] and test.num_annotations == 1
     assert not train.repairs.counts and train.categories == test.categories
     with pytest.raises(DataError, match="'fold' is test or train"):
         read_dataset(SourceOptions(annotations=path, image_set="fold=val"))

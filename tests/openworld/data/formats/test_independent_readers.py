@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 from torchvision.datasets import CocoDetection, VOCDetection
 
-from openworld.data.formats.coco import read_coco, write_coco
+from openworld.data.formats.coco import read_coco
+from openworld.data.formats.coco_writer import write_coco
 from openworld.data.formats.voc import read_voc
 from openworld.data.loader import load_record
 
@@ -83,12 +84,11 @@ def pycoco_rows(path: Path) -> dict[Any, list[tuple[Any, ...]]]:
 def test_coco_beside_pycocotools(coco_folder: Path) -> None:
     dataset = read_coco(coco_folder / "set.json")
     expected = pycoco_rows(coco_folder / "set.json")
-    assert set(expected) == set(dataset.by_id) and len(dataset.records) == 24
+    assert set(expected) == set(dataset.position_of) and len(dataset) == 24
     assert sum(map(len, expected.values())) == dataset.num_annotations >= 30
     assert dataset.repairs.counts["clipped to the image"] >= 5
     for image_id, rows in expected.items():
-        record = dataset.by_id[image_id]
-        assert record.crowd is not None
+        record = dataset.find(image_id)
         names = [dataset.categories[number] for number in record.categories]
         columns = (record.annotation_ids, record.boxes.tolist(), names, record.crowd.tolist(), record.ignore.tolist())
         assert list(zip(*columns, strict=True)) == [(*row[:4], row[3]) for row in rows]
@@ -109,7 +109,7 @@ def test_pixels_beside_coco_detection(coco_folder: Path) -> None:
         peer = CocoDetection(str(coco_folder / "images"), str(coco_folder / "set.json"))
     for position, image_id in enumerate(peer.ids):
         image, _ = peer[position]
-        assert torch.equal(load_record(dataset.by_id[image_id]), torch.from_numpy(np.array(image)).permute(2, 0, 1))
+        assert torch.equal(load_record(dataset.find(image_id)), torch.from_numpy(np.array(image)).permute(2, 0, 1))
 
 
 @pytest.fixture
@@ -142,9 +142,9 @@ def voc_root(tmp_path: Path) -> Path:
 def test_voc_beside_torchvision(voc_root: Path) -> None:
     peer = VOCDetection(voc_root, year="2007", image_set="trainval", download=False)
     dataset = read_voc(voc_root / "VOCdevkit/VOC2007", image_set="trainval")
-    assert [str(record.path) for record in dataset.records] == peer.images and len(peer) == 15
+    assert [str(record.path) for record in dataset] == peer.images and len(peer) == 15
     total = difficult = 0
-    for file, record in zip(peer.targets, dataset.records, strict=True):
+    for file, record in zip(peer.targets, dataset, strict=True):
         parsed = peer.parse_voc_xml(ElementTree.parse(file).getroot())["annotation"]
         size = (int(parsed["size"]["width"]), int(parsed["size"]["height"]))
         rows = []

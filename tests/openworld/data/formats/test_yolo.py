@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from openworld.data.formats.yolo import for_role, label_file, read_yolo
+from openworld.data.formats.read import read_dataset
+from openworld.data.formats.yolo import label_file, read_yolo
 from openworld.data.options import DataOptions, SourceOptions
-from openworld.data.records import Dataset, read_dataset
 from openworld.errors import ConfigError, DataError
+from openworld.records import Dataset, check_files
 
 SIZE = (100, 50)
 
@@ -53,13 +54,13 @@ def read(folder: Path, image_set: str | None = "train") -> Dataset:
 def test_boxes_by_hand(folder: Path) -> None:
     dataset = read(folder)
     assert dataset.categories == ("cat", "dog")
-    first, second = dataset.records
+    first, second = dataset
     assert (first.image_id, first.width, first.height) == ("a", 100, 50)
     np.testing.assert_allclose(first.boxes, [[40, 15, 60, 35], [0, 0, 20, 20]], atol=1e-4)
     assert first.categories.tolist() == [0, 1]
     assert first.annotation_ids == ("a/1", "a/3")
     assert (second.image_id, len(second), dict(dataset.repairs.counts)) == ("b", 0, {})
-    np.testing.assert_allclose(read(folder, "test").records[0].boxes, [[0, 0, 100, 50]])
+    np.testing.assert_allclose(read(folder, "test")[0].boxes, [[0, 0, 100, 50]])
 
 
 @pytest.mark.parametrize("names", [{0: "cat", 1: "dog"}, [" cat ", "dog"]])
@@ -72,12 +73,12 @@ def test_names_as_list_or_mapping(folder: Path, names: object) -> None:
 def test_folder_with_classes_txt(folder: Path) -> None:
     (folder / "data.yaml").unlink()
     text(folder / "labels/classes.txt", "cat\ndog\n")
-    assert [record.image_id for record in read(folder).records] == ["a", "b"]
+    assert [record.image_id for record in read(folder)] == ["a", "b"]
     everything = read(folder, None)
-    assert [record.image_id for record in everything.records] == ["images/test/a", "images/train/a", "images/train/b"]
+    assert [record.image_id for record in everything] == ["images/test/a", "images/train/a", "images/train/b"]
     text(folder / "val.txt", f"images/test/a.jpg\n{folder.resolve()}/images/train/a.jpg\n./images/test/a.jpg\n")
     listed = read(folder, str(folder / "val.txt"))
-    assert [(record.image_id, record.listed) for record in listed.records] == [
+    assert [(record.image_id, record.listed) for record in listed] == [
         ("images/test/a", 2),
         ("images/train/a", 1),
     ]
@@ -89,14 +90,14 @@ def test_lists_folders_and_stray_dots(folder: Path) -> None:
     sets = {"train": ["train.txt", "../images/test"], "names": NAMES}
     text(folder / "data.yaml", yaml.safe_dump(sets))
     dataset = read(folder)
-    assert [record.image_id for record in dataset.records] == ["images/train/b", "images/train/a", "images/test/a"]
+    assert [record.image_id for record in dataset] == ["images/train/b", "images/train/a", "images/test/a"]
     assert dataset.repairs.counts == {"../ left out of a folder": 1}
 
 
 def test_polygon_becomes_its_box(folder: Path) -> None:
     text(folder / "labels/train/b.txt", "1 0.1 0.2 0.5 0.8 0.3 0.1")
     dataset = read(folder)
-    np.testing.assert_allclose(dataset.records[1].boxes, [[10, 5, 50, 40]], atol=1e-4)
+    np.testing.assert_allclose(dataset[1].boxes, [[10, 5, 50, 40]], atol=1e-4)
     assert dataset.repairs.counts == {"polygon turned into its box": 1}
 
 
@@ -115,8 +116,8 @@ def test_counted_repairs(folder: Path) -> None:
     (folder / "images/train/c.jpg").write_bytes(b"")
     text(folder / "labels/train/c.txt", "0 0.5 0.5 0.2 0.4")
     dataset = read(folder)
-    np.testing.assert_allclose(dataset.records[0].boxes, [[85, 15, 100, 35]], atol=1e-4)
-    assert dataset.records[0].annotation_ids == ("a/3",)
+    np.testing.assert_allclose(dataset[0].boxes, [[85, 15, 100, 35]], atol=1e-4)
+    assert dataset[0].annotation_ids == ("a/3",)
     assert dataset.repairs.counts == {
         "dropped: coordinate not finite": 1,
         "dropped: class number that nothing has": 1,
@@ -135,10 +136,11 @@ def test_lists_that_share_a_folder_leave_no_stray_labels(folder: Path) -> None:
     assert read(folder).repairs.counts == {}
 
 
-def test_rename_merges(folder: Path) -> None:
-    dataset = read_yolo(folder, image_set="train", rename={"dog": "cat"})
+def test_two_classes_of_one_name(folder: Path) -> None:
+    text(folder / "data.yaml", yaml.safe_dump({"train": "images/train", "names": ["cat", "cat"]}))
+    dataset = read_yolo(folder, image_set="train")
     assert dataset.categories == ("cat",)
-    assert dataset.records[0].categories.tolist() == [0, 0]
+    assert dataset[0].categories.tolist() == [0, 0]
     assert dataset.repairs.counts == {"categories of one name merged": 1}
 
 
@@ -148,11 +150,11 @@ def test_rename_merges(folder: Path) -> None:
         ("0 0.5 0.5 0.2", r"a\.txt, line 2: has 4 fields"),
         ("0 0.5 0.5 0.2 0.2 0.9", "a sixth field is a score"),
         ("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "has 8 fields"),
-        ("0 0.5 x 0.2 0.2", r"line 2: holds 'x', which is no number"),
-        ("cat 0.5 0.5 0.2 0.2", "holds 'cat', which is no number"),
+        ("0 0.5 x 0.2 0.2", r"line 2: holds 'x', which is not a number"),
+        ("cat 0.5 0.5 0.2 0.2", "holds 'cat', which is not a number"),
         ("0.5 0.5 0.5 0.2 0.2", "the class is '0.5'"),
         ("nan 0.5 0.5 0.2 0.2", "the class is 'nan'"),
-        ("0 50 25 20 10", "holds 50, which is no fraction"),
+        ("0 50 25 20 10", "holds 50, which is not a fraction"),
     ],
 )
 def test_lines_that_cannot_be_used(folder: Path, line: str, message: str) -> None:
@@ -174,15 +176,13 @@ def test_lines_that_cannot_be_used(folder: Path, line: str, message: str) -> Non
         ("{train: none.txt, names: [cat, dog]}", "the list of images does not exist"),
         ("{train: up.txt, names: [cat, dog]}", r"up\.txt, line 1: file name '\.\./x\.jpg' leaves the folder"),
         ("{train: far.txt, names: [cat, dog]}", "leaves the folder"),
-        ("{train: gone.txt, names: [cat, dog]}", "1 of 2 images do not exist"),
-        ("{train: images/train, path: nowhere, names: [cat, dog]}", "which is no folder"),
+        ("{train: images/train, path: nowhere, names: [cat, dog]}", "which is not a folder"),
         ("{train: 3, names: [cat, dog]}", "`train` holds 3"),
     ],
 )
 def test_descriptions_that_cannot_be_used(folder: Path, description: str, message: str) -> None:
     text(folder / "up.txt", "../x.jpg")
     text(folder / "far.txt", "/far/away/x.jpg")
-    text(folder / "gone.txt", "images/train/a.jpg\nimages/train/gone.jpg")
     text(folder / "data.yaml", description)
     with pytest.raises(DataError, match=message) as caught:
         read(folder)
@@ -210,14 +210,32 @@ def test_shared_and_absent_labels(folder: Path) -> None:
         read(folder, "test")
 
 
+def test_images_of_a_list_that_are_missing(folder: Path) -> None:
+    listed = text(folder / "gone.txt", "images/train/a.jpg\nimages/train/gone.jpg")
+    text(folder / "data.yaml", "{train: gone.txt, names: [cat, dog]}")
+    dataset = read(folder)
+    assert [record.image_id for record in dataset] == ["a"]
+    assert dataset.dropped_files == (str(folder / "images/train/gone.jpg"),)
+    assert dataset.repairs.counts["dropped: image whose size cannot be read"] == 1
+    with pytest.raises(DataError, match=r"1 of 2 images do not exist: .*gone\.jpg"):
+        check_files(dataset, listed)
+    (folder / "images/train/a.jpg").unlink()
+    with pytest.raises(DataError, match=r"none of its 2 images can be read, such as .*a\.jpg"):
+        read(folder)
+
+
 def test_role_names_the_set(folder: Path) -> None:
-    source = SourceOptions(annotations=str(folder))
-    assert for_role(source, "test").image_set == "test"
-    assert for_role(source, "val").image_set is None
-    assert for_role(SourceOptions(annotations=str(folder), image_set="train"), "test").image_set == "train"
-    assert for_role(SourceOptions(annotations=str(folder / "none.json")), "test").image_set is None
+    def ids(role: str | None, **settings: str) -> list[int | str]:
+        return list(read_dataset(SourceOptions(annotations=str(folder), **settings), role).image_ids)  # type: ignore[arg-type]
+
+    assert ids("test") == ["a"] and ids("train") == ["a", "b"]
+    assert ids("test", image_set="train") == ["a", "b"]
+    with pytest.raises(DataError, match="which of its sets"):
+        ids("val")
     (folder / "data.yaml").unlink()
-    assert for_role(source, "train").image_set == "train"
+    text(folder / "classes.txt", "cat\ndog\n")
+    assert ids("train") == ["a", "b"]
+    assert len(ids("val")) == len(ids(None)) == 3
 
 
 def test_schedule_of_a_configuration_from_a_file(tmp_path: Path) -> None:
@@ -242,7 +260,7 @@ def test_any_numbers_load_repair_or_raise(folder: Path, values: list[float]) -> 
     except DataError as error:
         assert "line 1" in str(error)
         return
-    boxes = dataset.records[0].boxes
+    boxes = dataset[0].boxes
     assert np.isfinite(boxes).all()
     assert (boxes[:, 2:] - boxes[:, :2] >= 1).all()
     assert (boxes >= 0).all() and (boxes <= [100, 50, 100, 50]).all()

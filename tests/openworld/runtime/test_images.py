@@ -13,13 +13,27 @@ import pytest
 import torch
 from PIL import Image
 
-from openworld.data.images import image_size, load_image
 from openworld.errors import DataError
+from openworld.runtime.images import find_images, image_size, load_image
 
 
 def save(path: Path, image: Image.Image, **options: object) -> Path:
     image.save(path, **options)
     return path
+
+
+def test_find_images(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "below/c.webp", "notes.txt", "d.jpeg/e.gif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = [file.relative_to(tmp_path).as_posix() for file in find_images(tmp_path)]
+    assert found == ["a.png", "b.JPG", "below/c.webp", "d.jpeg/e.gif"]  # d.jpeg is a folder
+    assert find_images(tmp_path / "a.png") == [tmp_path / "a.png"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no images"):
+        find_images(tmp_path / "empty")
+    with pytest.raises(DataError, match="does not exist"):
+        find_images(tmp_path / "absent")
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "RGB", "CMYK", "I;16"])

@@ -1,0 +1,48 @@
+"""File names that annotations give: inside the folder of the images, or refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+from openworld.errors import AnnotationError
+
+_HARMLESS = re.compile(r"\w[\w-]*(\.\w+)*")
+"""File names that need no further look; nearly all are such."""
+
+
+def check_inside(file_name: Any, where: object) -> None:
+    """Refuse a file name that could reach outside its folder: absolute, or with a ``..`` part, on any system.
+
+    Symbolic links are followed: who made the folder made them too.
+
+    Args:
+        file_name: as the annotations have it.
+        where: names the record in the message.
+
+    Raises:
+        AnnotationError: such a name, or one that no file can have.
+    """
+    if not isinstance(file_name, str) or not file_name or "\0" in file_name or not is_encodable(file_name):
+        raise AnnotationError(
+            f"{file_name!r} is not a file name", where=str(where), remedy="give the file name of the image"
+        )
+    if _HARMLESS.fullmatch(file_name):
+        return
+    windows, posix = PureWindowsPath(file_name), PurePosixPath(file_name)
+    if windows.drive or windows.root or posix.is_absolute() or ".." in windows.parts:
+        raise AnnotationError(
+            f"file name {file_name!r} leaves the folder of the images",
+            where=str(where),
+            remedy="make file names relative to the folder that `images` names",
+        )
+
+
+def is_encodable(text: str) -> bool:
+    """False for half of a surrogate pair, which JSON can hold and no file, terminal or report can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
