@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import tempfile
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,29 +56,6 @@ def sync_folder(folder: Path) -> None:
     sync_file(folder)
 
 
-@cache
-def _loader() -> type[Any]:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """YAML 1.1, and the numbers of YAML 1.2."""
-
-    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
-    return Loader
-
-
-def parse_yaml(text: str) -> Any:
-    """Content of YAML text. ``1e-3`` is a number, as in YAML 1.2 and JSON.
-
-    Raises:
-        yaml.YAMLError: the text is not YAML.
-    """
-    import yaml
-
-    return yaml.load(text, _loader())  # a SafeLoader
-
-
 def read_yaml(path: Path, *, remedy: str, kind: type[OpenWorldError] = ConfigError) -> dict[str, Any]:
     """The mapping in a YAML file, empty for an empty file. A byte order mark is allowed.
 
@@ -94,7 +69,7 @@ def read_yaml(path: Path, *, remedy: str, kind: type[OpenWorldError] = ConfigErr
     import yaml
 
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8-sig"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise kind("there is no such file", where=str(path), remedy=remedy) from None
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:

@@ -11,6 +11,7 @@ what earlier layers said. What no layer says keeps the default of the *enclosing
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
@@ -18,10 +19,10 @@ from difflib import get_close_matches
 from typing import Annotated, Any, NamedTuple, Protocol, Self, TypeVar, Union, cast, get_args, get_origin
 
 from openworld.errors import ConfigError
-from openworld.runtime.files import parse_yaml
 from openworld.runtime.options import Place, domain, fits, hints_of, joined, reading, wanted
 
 T = TypeVar("T")
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 class Chosen(Protocol):
@@ -202,7 +203,8 @@ def latest(hint: Any, given: Sequence[Given], default: Any) -> Any:
 def typed(hint: Any, value: Any) -> Any:
     """A value as its annotation wants it, or as it is where it does not fit.
 
-    A :class:`Word` is read as YAML unless it is meant as a string, and integers become floats where floats are meant.
+    A :class:`Word` is read as YAML unless it is meant as a string. Where a float is meant, integers become floats, and
+    so does ``1e-3``, which YAML 1.1 takes for a string.
     """
     origin, arguments = get_origin(hint), get_args(hint)
     if isinstance(value, Word):
@@ -220,15 +222,16 @@ def typed(hint: Any, value: Any) -> Any:
         # The command line has its keys as text: --train.steps_by_task.2 7.
         keys = (typed(arguments[0], Word(key) if isinstance(key, str) else key) for key in value)
         return {key: typed(arguments[1], item) for key, item in zip(keys, value.values(), strict=True)}
-    return float(value) if hint is float and fits(int, value) else value
+    exponent = isinstance(value, str) and _EXPONENT.fullmatch(value)
+    return float(value) if hint is float and (fits(int, value) or exponent) else value
 
 
 def _parsed(word: str) -> Any:
-    from yaml import YAMLError
+    import yaml
 
     try:
-        return parse_yaml(word)
-    except YAMLError:
+        return yaml.safe_load(word)
+    except yaml.YAMLError:
         return str(word)
 
 

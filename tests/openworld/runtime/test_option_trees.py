@@ -116,6 +116,8 @@ def test_a_mapping_of_a_file_replaces_that_of_an_earlier_one() -> None:
 
 def test_integers_become_floats_where_floats_are_meant() -> None:
     assert isinstance(read("train: {lr: 1}").train.lr, float)
+    assert read("train: {lr: 5e-4}").train.lr == 5e-4  # a string in YAML 1.1
+    assert read("title: 5e-4\nclasses: [[0E0]]").classes == [["0E0"]]
 
 
 def test_a_chosen_section_keeps_its_default_object_under_the_same_name() -> None:

@@ -192,7 +192,7 @@ def test_the_reference_file_is_the_reference_code() -> None:
     tensors = {name: torch.zeros(shape) for name, shape in names.items()}
     tensors |= {f"{stage}.{n}.conv1.weight": torch.zeros(64) for stage, count in blocks.items() for n in range(count)}
     reference = reference_options(tensors, "").roi
-    assert replace(roi, hidden_dim=0, canonical_size_px=0) == replace(reference, hidden_dim=0, canonical_size_px=0)
+    assert replace(roi, hidden_dim=1, canonical_size_px=1) == replace(reference, hidden_dim=1, canonical_size_px=1)
     assert cfg.OPENWORLD.LAYOUT == "fixed" and cfg.MODEL.RPN.POST_NMS_TOPK_TEST == 1000
 
 
