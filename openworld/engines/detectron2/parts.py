@@ -1,4 +1,4 @@
-"""ORE inside detectron2: parts for its registries, and the engine that is made of them.
+"""Open-world parts for detectron2: for its registries, and the engine that is made of them.
 
 Importing this module registers ``OpenWorldRes5ROIHeads`` (C4) and ``OpenWorldStandardROIHeads`` (FPN) in
 ``ROI_HEADS_REGISTRY``, two builders of backbones and an anchor generator. Only this package of

@@ -1,7 +1,7 @@
 """A training that a LazyConfig describes, such as configs/detectron2/demo.py.
 
 Its nodes are those that detectron2 uses (``model``, ``dataloader``, ``optimizer``, ``lr_multiplier``, ``train``), and
-``ore``: ``schedule``, ``task``, ``head`` and ``protocol``, to which the others refer.
+``openworld``: ``schedule``, ``task``, ``layout`` and ``protocol``, to which the others refer.
 """
 
 from __future__ import annotations
