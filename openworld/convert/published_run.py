@@ -19,6 +19,7 @@ from openworld.data.schedules import SCHEDULES, Schedule, read_schedule
 from openworld.detector import Detector
 from openworld.errors import ConfigError
 from openworld.labels import LabelSpace
+from openworld.methods.ore.method import Ore
 from openworld.methods.ore.options import OreOptions
 from openworld.run.checkpoints import STAGES, Progress, checkpoints_of, save_progress
 from openworld.run.folder import claim, locked
@@ -86,7 +87,7 @@ def convert_run(
         model=replace(options, device=base.model.device, precision=base.model.precision),
         method=options_of_method,
     )
-    ore = options_of_method.build(space, engine.feature_dim)
+    ore = Ore.of(options_of_method, space, engine.feature_dim)
     if energy is not None:
         refused = ore.energy_model.take(*read_energy(energy, space.num_known))
         assert refused is None  # the window rule needs nothing but the two distributions

@@ -9,7 +9,7 @@ R regions of a batch, N candidates of an image, K head rows (:mod:`openworld.lab
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,17 @@ class OpenWorldMethod(nn.Module):
     def __init__(self, space: LabelSpace) -> None:
         super().__init__()
         self.space = space
+
+    @classmethod
+    def of(cls, options: Any, space: LabelSpace, feature_dim: int) -> Self:
+        """Make the method from its options; unless overridden, they are not needed.
+
+        Args:
+            options: of the method's own class, see :class:`openworld.methods.options.MethodOptions`.
+            space: label space of the current task.
+            feature_dim: D of the region features.
+        """
+        return cls(space)
 
     @property
     def labels_among(self) -> Literal["none", "all_proposals", "sampled"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from openworld.errors import ConfigError
 from openworld.methods import METHODS
@@ -22,6 +22,9 @@ ENTRY_POINTS = "openworld.methods"
 @dataclass(kw_only=True)
 class MethodOptions:
     """The section ``method`` of a run's configuration. Its ``name`` chooses the class that the section is read as."""
+
+    METHOD: ClassVar[str]
+    """Import path ``module:class`` of the :class:`openworld.methods.base.OpenWorldMethod` that has these options."""
 
     name: str
 
@@ -48,8 +51,13 @@ class MethodOptions:
         return False
 
     def build(self, space: LabelSpace, feature_dim: int) -> OpenWorldMethod:
-        """Make the method for a label space and D-dimensional region features, untrained."""
-        raise NotImplementedError
+        """Make the method for a label space and D-dimensional region features, untrained. Imports torch.
+
+        Raises:
+            ConfigError: there is no class at :attr:`METHOD`.
+        """
+        method: OpenWorldMethod = class_at(self.METHOD, object).of(self, space, feature_dim)  # type: ignore[attr-defined]
+        return method
 
     def rescaled(self, steps: Callable[[int], int]) -> Self:
         """The options for a longer or shorter training: numbers of steps are mapped by ``steps``."""

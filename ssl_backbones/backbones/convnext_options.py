@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from openworld.errors import ConfigError
 from openworld.runtime.options import AtLeast, Items
 from ssl_backbones.backbones.options import STAGES, BackboneOptions
-
-if TYPE_CHECKING:
-    from ssl_backbones.backbones.convnext import ConvNeXt
 
 NETWORKS: dict[str, tuple[int, tuple[int, int, int, int]]] = {
     "convnext_tiny": (96, (3, 3, 9, 3)),
@@ -28,6 +25,7 @@ LAYER_SCALE = 1e-6
 class ConvNeXtOptions(BackboneOptions):
     """A ConvNeXt with torchvision's key names."""
 
+    NETWORK: ClassVar[str] = "ssl_backbones.backbones.convnext:ConvNeXt"
     first_convolution: ClassVar[str] = "features.0.0"
     keys: ClassVar[str] = r"features\."
     telling_keys: ClassVar[tuple[str, ...]] = ("features.0.0.weight", "features.1.0.layer_scale")
@@ -53,12 +51,6 @@ class ConvNeXtOptions(BackboneOptions):
             if published == (first, depths):
                 return cls(name=name)  # type: ignore[arg-type]
         return cls(width=first / NETWORKS["convnext_tiny"][0], depths=list(depths))
-
-    def build(self) -> ConvNeXt:
-        """See :class:`BackboneOptions`."""
-        from ssl_backbones.backbones.convnext import ConvNeXt
-
-        return ConvNeXt(self)
 
     @property
     def strides(self) -> dict[str, int]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, Self, get_args, get_type_hints
 
 from openworld.errors import ConfigError
+from openworld.runtime.import_path import class_at
 from openworld.runtime.options import check
-
-if TYPE_CHECKING:
-    from ssl_backbones.backbones.base import Backbone
 
 STAGES = ("c2", "c3", "c4", "c5")
 """Names of the stages, finest first."""
@@ -21,6 +19,8 @@ STAGES = ("c2", "c3", "c4", "c5")
 class BackboneOptions(ABC):
     """A network of one family. ``name`` chooses the family, see :meth:`named`."""
 
+    NETWORK: ClassVar[str]
+    """Import path ``module:class`` of the network, which is made from its options."""
     first_convolution: ClassVar[str]
     """Name of the convolution that reads the colours, in the network."""
     keys: ClassVar[str]
@@ -78,9 +78,10 @@ class BackboneOptions(ABC):
             CheckpointError: no network of the family has such shapes.
         """
 
-    @abstractmethod
-    def build(self) -> Backbone:
-        """The network, with random weights."""
+    def build(self) -> Any:
+        """Make the network, a :class:`ssl_backbones.backbones.base.Backbone`, with random weights. Imports torch."""
+        network: Any = class_at(self.NETWORK, object)
+        return network(self)
 
     @property
     @abstractmethod

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from openworld.errors import CheckpointError, HandoverError
 from openworld.runtime.options import AtLeast, refuse
 from ssl_backbones.backbones.options import STAGES, BackboneOptions
-
-if TYPE_CHECKING:
-    from ssl_backbones.backbones.resnet import ResNet
 
 BLOCKS: dict[str, tuple[Literal["basic", "bottleneck"], tuple[int, int, int, int]]] = {
     "resnet18": ("basic", (2, 2, 2, 2)),
@@ -25,6 +22,7 @@ BLOCKS: dict[str, tuple[Literal["basic", "bottleneck"], tuple[int, int, int, int
 class ResNetOptions(BackboneOptions):
     """A ResNet with torchvision's key names, and the details that tensors alone do not tell."""
 
+    NETWORK: ClassVar[str] = "ssl_backbones.backbones.resnet:ResNet"
     first_convolution: ClassVar[str] = "conv1"
     keys: ClassVar[str] = r"(conv[1-3]|bn[1-3]|layer[1-4])\."
     telling_keys: ClassVar[tuple[str, ...]] = ("conv1.weight", "layer1.0.conv1.weight")
@@ -75,12 +73,6 @@ class ResNetOptions(BackboneOptions):
             where=where,
             remedy=f"use one of {', '.join(BLOCKS)}",
         )
-
-    def build(self) -> ResNet:
-        """See :class:`BackboneOptions`."""
-        from ssl_backbones.backbones.resnet import ResNet
-
-        return ResNet(self)
 
     @property
     def strides(self) -> dict[str, int]:

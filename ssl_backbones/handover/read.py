@@ -38,7 +38,7 @@ class BackboneFile(NamedTuple):
 
     def network(self) -> Backbone:
         """The network with these weights."""
-        network = self.arch.build()
+        network: Backbone = self.arch.build()
         network.load_state_dict(self.state_dict)
         return network
 

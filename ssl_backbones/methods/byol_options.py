@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, ClassVar
 
 from openworld.runtime.options import AtLeast, Between
 from ssl_backbones.methods.options import MethodOptions
-
-if TYPE_CHECKING:
-    from ssl_backbones.methods.byol import BYOL
 
 
 @dataclass(kw_only=True)
 class BYOLOptions(MethodOptions):
     """BYOL (Grill et al. 2020)."""
+
+    METHOD: ClassVar[str] = "ssl_backbones.methods.byol:BYOL"
 
     name: str = "byol"
     projection_dim: Annotated[int, AtLeast(1)] = 128
@@ -23,9 +22,3 @@ class BYOLOptions(MethodOptions):
     """Width of the hidden layer of projector and predictor (section 3.3: 4096)."""
     teacher_momentum: Annotated[float, Between(0, 1)] = 0.999
     """m in teacher = m * teacher + (1 - m) * student, where its cosine to 1 starts (paper: 0.996)."""
-
-    @classmethod
-    def implementation(cls) -> type[BYOL]:
-        from ssl_backbones.methods.byol import BYOL
-
-        return BYOL

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from openworld.errors import DataError
 from openworld.runtime.distributed import gather_rows_with_gradient
 from ssl_backbones.backbones import BackboneOptions
+from ssl_backbones.backbones.base import Backbone
 from ssl_backbones.losses import info_nce_batch
 from ssl_backbones.method import Batch, Method, spread
 from ssl_backbones.methods.clip_options import CLIPOptions
@@ -106,4 +107,5 @@ class _Mean(nn.Sequential):
 def _cells(arch: BackboneOptions, side: int) -> int:
     """Cells of the last stage's map for views of ``side`` pixels."""
     with torch.device("meta"):
-        return arch.build().eval().forward_stages(torch.empty(1, 3, side, side))["c5"][0, 0].numel()
+        network: Backbone = arch.build().eval()
+        return network.forward_stages(torch.empty(1, 3, side, side))["c5"][0, 0].numel()

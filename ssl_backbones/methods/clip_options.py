@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from openworld.runtime.options import Above, AtLeast, refuse
 from ssl_backbones.methods.options import CaptionOptions
-
-if TYPE_CHECKING:
-    from ssl_backbones.methods.clip import CLIP
 
 
 @dataclass(kw_only=True)
 class CLIPOptions(CaptionOptions):
     """CLIP (Radford et al. 2021)."""
+
+    METHOD: ClassVar[str] = "ssl_backbones.methods.clip:CLIP"
 
     name: str = "clip"
     temperature: Annotated[float, Above(0)] = 0.2
@@ -41,9 +40,3 @@ class CLIPOptions(CaptionOptions):
                 f"is {self.text_width}, which the {self.text_heads} heads of text_heads do not divide",
                 remedy="choose a multiple of text_heads",
             )
-
-    @classmethod
-    def implementation(cls) -> type[CLIP]:
-        from ssl_backbones.methods.clip import CLIP
-
-        return CLIP

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from openworld.runtime.options import Above, AtLeast
 from ssl_backbones.methods.options import MethodOptions
-
-if TYPE_CHECKING:
-    from ssl_backbones.methods.cpc import CPC
 
 
 @dataclass(kw_only=True)
 class CPCOptions(MethodOptions):
     """Contrastive predictive coding (van den Oord et al. 2018), and version 2 (Henaff et al. 2020)."""
+
+    METHOD: ClassVar[str] = "ssl_backbones.methods.cpc:CPC"
 
     name: str = "cpc"
     temperature: Annotated[float, Above(0)] = 0.2
@@ -31,9 +30,3 @@ class CPCOptions(MethodOptions):
     """Rows predicted, each by its own matrix W_k (CPC: 5; CPC v2: 1, the range(2, 3) of its pseudo-code)."""
     directions: Literal[1, 4] = 1
     """1: rows are predicted from those above (CPC). 4: from below, left and right as well (CPC v2)."""
-
-    @classmethod
-    def implementation(cls) -> type[CPC]:
-        from ssl_backbones.methods.cpc import CPC
-
-        return CPC

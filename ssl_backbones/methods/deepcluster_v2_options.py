@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, ClassVar
 
 from openworld.runtime.options import Above, AtLeast, Items
 from ssl_backbones.methods.options import MethodOptions
-
-if TYPE_CHECKING:
-    from ssl_backbones.methods.deepcluster_v2 import DeepClusterV2
 
 
 @dataclass(kw_only=True)
 class DeepClusterV2Options(MethodOptions):
     """DeepCluster-v2 (Caron et al. 2020, appendix)."""
+
+    METHOD: ClassVar[str] = "ssl_backbones.methods.deepcluster_v2:DeepClusterV2"
 
     name: str = "deepcluster_v2"
     temperature: Annotated[float, Above(0)] = 0.2
@@ -25,9 +24,3 @@ class DeepClusterV2Options(MethodOptions):
     """Numbers of clusters, one head each (paper: three times 3000)."""
     iterations: Annotated[int, AtLeast(0)] = 10
     """Updates of k-means before each epoch (reference code)."""
-
-    @classmethod
-    def implementation(cls) -> type[DeepClusterV2]:
-        from ssl_backbones.methods.deepcluster_v2 import DeepClusterV2
-
-        return DeepClusterV2

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, ClassVar
 
 from openworld.runtime.options import Above, AtLeast, Between
 from ssl_backbones.methods.options import MethodOptions
-
-if TYPE_CHECKING:
-    from ssl_backbones.methods.dino import DINO
 
 
 @dataclass(kw_only=True)
 class DINOOptions(MethodOptions):
     """DINO (Caron et al. 2021) on a convolutional network."""
+
+    METHOD: ClassVar[str] = "ssl_backbones.methods.dino:DINO"
 
     name: str = "dino"
     temperature: Annotated[float, Above(0)] = 0.2
@@ -41,9 +40,3 @@ class DINOOptions(MethodOptions):
     """Share of the old centre in the new one (equation 4)."""
     clip_gradient: Annotated[float, AtLeast(0)] = 3.0
     """Largest norm of the gradient of each parameter by itself (reference code); 0 turns clipping off."""
-
-    @classmethod
-    def implementation(cls) -> type[DINO]:
-        from ssl_backbones.methods.dino import DINO
-
-        return DINO

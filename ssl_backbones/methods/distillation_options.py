@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from openworld.runtime.options import Above, AtLeast
 from ssl_backbones.methods.options import MethodOptions
-
-if TYPE_CHECKING:
-    from ssl_backbones.methods.distillation import Distillation
 
 
 @dataclass(kw_only=True)
 class DistillationOptions(MethodOptions):
     """Distillation of one backbone into another (SimCLR v2, Chen et al. 2020, section 2; SEED, Fang et al. 2021)."""
+
+    METHOD: ClassVar[str] = "ssl_backbones.methods.distillation:Distillation"
 
     name: str = "distillation"
     teacher: str | None = None
@@ -30,9 +29,3 @@ class DistillationOptions(MethodOptions):
     """Temperature of the teacher, with ``similarities`` (SEED: 0.01)."""
     queue_size: Annotated[int, AtLeast(1)] = 4096
     """Features of earlier images, with ``similarities`` (SEED: 65536)."""
-
-    @classmethod
-    def implementation(cls) -> type[Distillation]:
-        from ssl_backbones.methods.distillation import Distillation
-
-        return Distillation

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from openworld.runtime.options import Above, AtLeast, Below, refuse
 from ssl_backbones.methods.options import MethodOptions
-
-if TYPE_CHECKING:
-    from ssl_backbones.methods.instdisc import InstDisc
 
 
 @dataclass(kw_only=True)
@@ -35,6 +32,8 @@ class BankOptions(MethodOptions):
 class InstDiscOptions(BankOptions):
     """Instance discrimination (Wu et al. 2018). Reference code: 4096 negatives."""
 
+    METHOD: ClassVar[str] = "ssl_backbones.methods.instdisc:InstDisc"
+
     name: str = "instdisc"
     proximal_weight: Annotated[float, AtLeast(0)] = 0.0
     """lambda of equation 10, which holds an embedding to its row; the reference code leaves that term out."""
@@ -48,9 +47,3 @@ class InstDiscOptions(BankOptions):
                 f"is {self.proximal_weight} with form {self.form!r}",
                 remedy="set form to nce, or proximal_weight to 0",
             )
-
-    @classmethod
-    def implementation(cls) -> type[InstDisc]:
-        from ssl_backbones.methods.instdisc import InstDisc
-
-        return InstDisc

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, ClassVar
 
 from openworld.runtime.options import Above, AtLeast, Between
 from ssl_backbones.methods.options import MethodOptions
-
-if TYPE_CHECKING:
-    from ssl_backbones.methods.moco import MoCoV1, MoCoV2, MoCoV3
 
 
 @dataclass(kw_only=True)
 class MoCoV1Options(MethodOptions):
     """MoCo (He et al. 2020)."""
+
+    METHOD: ClassVar[str] = "ssl_backbones.methods.moco:MoCoV1"
 
     name: str = "moco_v1"
     temperature: Annotated[float, Above(0)] = 0.2
@@ -28,29 +27,21 @@ class MoCoV1Options(MethodOptions):
     shuffle_groups: Annotated[int, AtLeast(1)] = 1
     """Groups with batch-norm statistics of their own, one per device in the paper (8); 1 turns shuffling off."""
 
-    @classmethod
-    def implementation(cls) -> type[MoCoV1]:
-        from ssl_backbones.methods.moco import MoCoV1
-
-        return MoCoV1
-
 
 @dataclass(kw_only=True)
 class MoCoV2Options(MoCoV1Options):
     """MoCo v2 (Chen et al. 2020)."""
 
+    METHOD: ClassVar[str] = "ssl_backbones.methods.moco:MoCoV2"
+
     name: str = "moco_v2"
-
-    @classmethod
-    def implementation(cls) -> type[MoCoV2]:
-        from ssl_backbones.methods.moco import MoCoV2
-
-        return MoCoV2
 
 
 @dataclass(kw_only=True)
 class MoCoV3Options(MethodOptions):
     """MoCo v3 (Chen et al. 2021)."""
+
+    METHOD: ClassVar[str] = "ssl_backbones.methods.moco:MoCoV3"
 
     name: str = "moco_v3"
     temperature: Annotated[float, Above(0)] = 0.2
@@ -61,9 +52,3 @@ class MoCoV3Options(MethodOptions):
     """Width of the hidden layer of projector and predictor (reference code: 4096)."""
     teacher_momentum: Annotated[float, Between(0, 1)] = 0.999
     """m in teacher = m * teacher + (1 - m) * student, where its cosine to 1 starts."""
-
-    @classmethod
-    def implementation(cls) -> type[MoCoV3]:
-        from ssl_backbones.methods.moco import MoCoV3
-
-        return MoCoV3

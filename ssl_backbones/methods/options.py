@@ -6,22 +6,21 @@ configuration is read, and ``openworld pretrain --help`` printed, without waitin
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any, ClassVar
 
 from openworld.errors import ConfigError
 from openworld.runtime.import_path import class_at
 from openworld.runtime.options import AtLeast, check
 from ssl_backbones.methods import METHODS
 
-if TYPE_CHECKING:
-    from ssl_backbones.method import Method
-
 
 @dataclass(kw_only=True)
-class MethodOptions(ABC):
+class MethodOptions:
     """The section ``method`` of a pretraining. Its ``name`` chooses the class that the section is read as."""
+
+    METHOD: ClassVar[str]
+    """Import path ``module:class`` of the :class:`ssl_backbones.method.Method` that has these options."""
 
     name: str
     """A name of :data:`ssl_backbones.methods.METHODS`, or the import path ``module:class`` of the options."""
@@ -40,12 +39,16 @@ class MethodOptions(ABC):
         if ":" not in path:
             remedy = f"choose from {', '.join(METHODS)}, or give the import path module:class of a method's options"
             raise ConfigError(f"there is no method {name!r}", remedy=remedy)
-        return class_at(path, MethodOptions)  # type: ignore[type-abstract]
+        return class_at(path, MethodOptions)
 
     @classmethod
-    @abstractmethod
-    def implementation(cls) -> type[Method]:
-        """The method that has these options. Imports torch."""
+    def implementation(cls) -> Any:
+        """The class at :attr:`METHOD`. Imports torch.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        return class_at(cls.METHOD, object)
 
 
 @dataclass(kw_only=True)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from openworld.runtime.options import AtLeast, Items
 from ssl_backbones.methods.moco_options import MoCoV1Options
-
-if TYPE_CHECKING:
-    from ssl_backbones.methods.pcl import PCLV1, PCLV2
 
 
 @dataclass(kw_only=True)
 class PCLV1Options(MoCoV1Options):
     """Prototypical contrast (Li et al. 2021), on MoCo v1."""
+
+    METHOD: ClassVar[str] = "ssl_backbones.methods.pcl:PCLV1"
 
     name: str = "pcl_v1"
     clusters: Annotated[list[Annotated[int, AtLeast(2)]], Items(1)] = field(default_factory=lambda: [8, 16, 32])
@@ -33,21 +32,11 @@ class PCLV1Options(MoCoV1Options):
     spherical: bool = False
     """k-means on the sphere; the reference code puts only the final centroids there."""
 
-    @classmethod
-    def implementation(cls) -> type[PCLV1]:
-        from ssl_backbones.methods.pcl import PCLV1
-
-        return PCLV1
-
 
 @dataclass(kw_only=True)
 class PCLV2Options(PCLV1Options):
     """Prototypical contrast (Li et al. 2021), on MoCo v2."""
 
+    METHOD: ClassVar[str] = "ssl_backbones.methods.pcl:PCLV2"
+
     name: str = "pcl_v2"
-
-    @classmethod
-    def implementation(cls) -> type[PCLV2]:
-        from ssl_backbones.methods.pcl import PCLV2
-
-        return PCLV2

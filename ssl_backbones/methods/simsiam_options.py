@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, ClassVar
 
 from openworld.runtime.options import AtLeast
 from ssl_backbones.methods.options import MethodOptions
-
-if TYPE_CHECKING:
-    from ssl_backbones.methods.simsiam import SimSiam
 
 
 @dataclass(kw_only=True)
 class SimSiamOptions(MethodOptions):
     """SimSiam (Chen and He 2021)."""
+
+    METHOD: ClassVar[str] = "ssl_backbones.methods.simsiam:SimSiam"
 
     name: str = "simsiam"
     projection_dim: Annotated[int, AtLeast(1)] = 128
@@ -23,9 +22,3 @@ class SimSiamOptions(MethodOptions):
     """Width of the predictor's hidden layer (paper: 512, a quarter of ``projection_dim``)."""
     predictor_lr_decays: bool = False
     """Whether the predictor's learning rate follows the schedule too; constant does a little better (table 1, c)."""
-
-    @classmethod
-    def implementation(cls) -> type[SimSiam]:
-        from ssl_backbones.methods.simsiam import SimSiam
-
-        return SimSiam

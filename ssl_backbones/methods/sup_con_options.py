@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, ClassVar
 
 from openworld.runtime.options import Above, AtLeast
 from ssl_backbones.methods.options import MethodOptions
-
-if TYPE_CHECKING:
-    from ssl_backbones.methods.sup_con import SupCon
 
 
 @dataclass(kw_only=True)
 class SupConOptions(MethodOptions):
     """Supervised contrast (Khosla et al. 2020)."""
+
+    METHOD: ClassVar[str] = "ssl_backbones.methods.sup_con:SupCon"
 
     name: str = "sup_con"
     temperature: Annotated[float, Above(0)] = 0.2
@@ -23,9 +22,3 @@ class SupConOptions(MethodOptions):
     """Dimensions of the space in which views are compared (paper: 128)."""
     base_temperature: Annotated[float, Above(0)] = 0.07
     """The loss is multiplied by ``temperature`` over this (reference code; equation 2 of the paper has no factor)."""
-
-    @classmethod
-    def implementation(cls) -> type[SupCon]:
-        from ssl_backbones.methods.sup_con import SupCon
-
-        return SupCon

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, ClassVar
 
 from openworld.runtime.options import Above, AtLeast
 from ssl_backbones.methods.options import MethodOptions
-
-if TYPE_CHECKING:
-    from ssl_backbones.methods.swav import SwAV
 
 
 @dataclass(kw_only=True)
 class SwAVOptions(MethodOptions):
     """SwAV (Caron et al. 2020)."""
+
+    METHOD: ClassVar[str] = "ssl_backbones.methods.swav:SwAV"
 
     name: str = "swav"
     temperature: Annotated[float, Above(0)] = 0.2
@@ -34,9 +33,3 @@ class SwAVOptions(MethodOptions):
     256)."""
     queue_start: Annotated[int, AtLeast(0)] = 0
     """Step from which the queue is filled; it is used once it is full (reference code: epoch 15)."""
-
-    @classmethod
-    def implementation(cls) -> type[SwAV]:
-        from ssl_backbones.methods.swav import SwAV
-
-        return SwAV

@@ -14,6 +14,7 @@ THEIR_METHOD = '''
 """A gate on region features, trained to tell annotated objects from the rest."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -28,12 +29,11 @@ from openworld.structures import Decision, RegionScores
 class GateOptions(MethodOptions):
     """Options of the gate."""
 
+    METHOD: ClassVar[str] = "gate:Gate"
+
     name: str = "gate:GateOptions"
     weight: float = 0.5
     """Factor of its loss."""
-
-    def build(self, space, feature_dim):
-        return Gate(space, feature_dim, self.weight)
 
 
 class Gate(OpenWorldMethod):
@@ -45,6 +45,10 @@ class Gate(OpenWorldMethod):
         self.weight = weight
         self.gate = nn.Linear(feature_dim, 1)
         self.register_buffer("level", torch.tensor(torch.nan))
+
+    @classmethod
+    def of(cls, options, space, feature_dim):
+        return cls(space, feature_dim, options.weight)
 
     @property
     def unused_rows(self):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -47,6 +47,11 @@ class MaxLogit(OpenWorldMethod):
         super().__init__(space)
         self.options = options
         self.register_buffer("levels", torch.full((LEVELS,), torch.nan, dtype=torch.float64))
+
+    @classmethod
+    def of(cls, options: MaxLogitOptions, space: LabelSpace, feature_dim: int) -> Self:
+        """See :class:`OpenWorldMethod`."""
+        return cls(space, options)
 
     @property
     def unused_rows(self) -> tuple[int, ...]:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, ClassVar
 
 from openworld.methods.options import MethodOptions
 from openworld.runtime.options import Above, Below, PositiveInt, check
-
-if TYPE_CHECKING:
-    from openworld.labels import LabelSpace
-    from openworld.methods.max_logit.method import MaxLogit
 
 
 @dataclass(kw_only=True)
 class MaxLogitOptions(MethodOptions):
     """A closed detector whose unknowns are found after training, by objectness and the largest known logit."""
+
+    METHOD: ClassVar[str] = "openworld.methods.max_logit.method:MaxLogit"
 
     name: str = "max_logit"
     known_rejection_rate: Annotated[float, Above(0), Below(1)] = 0.05
@@ -27,12 +25,6 @@ class MaxLogitOptions(MethodOptions):
 
     def __post_init__(self) -> None:
         check(self)
-
-    def build(self, space: LabelSpace, feature_dim: int) -> MaxLogit:
-        """See :class:`MethodOptions`."""
-        from openworld.methods.max_logit.method import MaxLogit
-
-        return MaxLogit(space, self)
 
     def before_calibration(self) -> MaxLogitOptions:
         """See :class:`MethodOptions`: everything acts after the training."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from openworld.methods.ore.clustering import clustering_loss, takes_part
 from openworld.methods.ore.energy import free_energy, negative_energy
 from openworld.methods.ore.energy_model import EnergyModel
 from openworld.methods.ore.memory import FeatureMemory
-from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, UnknownLabelOptions
+from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, OreOptions, UnknownLabelOptions
 from openworld.methods.ore.prototypes import Prototypes
 from openworld.methods.ore.unknown_labels import label_unknowns
 from openworld.structures import Candidates, Decision, Regions
@@ -57,6 +57,11 @@ class Ore(OpenWorldMethod):
         self.memory = FeatureMemory(rows, self.clustering.items_per_class, feature_dim)
         self.prototypes = Prototypes(rows, feature_dim, self.clustering.absent)
         self.energy_model = EnergyModel(self.energy)
+
+    @classmethod
+    def of(cls, options: OreOptions, space: LabelSpace, feature_dim: int) -> Self:
+        """See :class:`OpenWorldMethod`."""
+        return cls(space, feature_dim, options.clustering, options.unknown_labels, options.energy)
 
     def _rows(self, space: LabelSpace) -> int:
         return space.num_rows if self.clustering.background_prototype else space.background

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from openworld.methods.options import MethodOptions
 from openworld.runtime.options import (
@@ -23,10 +23,6 @@ from openworld.runtime.options import (
     check,
     refuse,
 )
-
-if TYPE_CHECKING:
-    from openworld.labels import LabelSpace
-    from openworld.methods.ore.method import Ore
 
 
 @dataclass(kw_only=True)
@@ -250,6 +246,8 @@ class EnergyOptions:
 class OreOptions(MethodOptions):
     """ORE (Joseph et al., CVPR 2021): its three parts, with the defaults of the demo where they are not the paper's."""
 
+    METHOD: ClassVar[str] = "openworld.methods.ore.method:Ore"
+
     name: str = "ore"
     unknown_labels: UnknownLabelOptions = field(
         default_factory=lambda: UnknownLabelOptions(per_image=2, max_iou=0.3, spread_iou=0.5)
@@ -266,12 +264,6 @@ class OreOptions(MethodOptions):
     def uses_unknown_labels(self) -> bool:
         """See :class:`MethodOptions`."""
         return self.energy.uses_unknown_labels
-
-    def build(self, space: LabelSpace, feature_dim: int) -> Ore:
-        """See :class:`MethodOptions`."""
-        from openworld.methods.ore.method import Ore
-
-        return Ore(space, feature_dim, self.clustering, self.unknown_labels, self.energy)
 
     def rescaled(self, steps: Callable[[int], int]) -> OreOptions:
         """See :class:`MethodOptions`: the steps that time the prototypes."""
