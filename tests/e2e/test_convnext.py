@@ -35,7 +35,7 @@ def config() -> RunConfig:
             loader=LoaderOptions(min_size=64, max_size=64),
         ),
         tasks=1,
-        pretrain=PretrainOptions(method="simclr", arch=ARCH, steps=3, batch_size=4, view_size=32, warmup=1),
+        pretrain=PretrainOptions(arch=ARCH, steps=3, batch_size=4, view_size=32, warmup=1),
         model=ModelOptions(
             fpn_channels=16,
             rpn=RpnOptions(train_proposals=40, test_proposals=20, anchor_sizes=[8, 16, 32, 64]),
