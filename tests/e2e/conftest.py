@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import safetensors.torch
 import torch
+
+from openworld.cli import main
+from openworld.runtime.runlog import RunLog
 
 TINY = """
 name: tiny
@@ -47,23 +54,32 @@ replay: {steps: 3, batch_size: 2, lr: 1e-3, warmup_steps: 1, checkpoint_every: 2
 def openworld(
     *arguments: str | Path, check: bool = True, directory: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """The command line in a process of its own, in a working directory."""
-    result = subprocess.run(
-        [sys.executable, "-m", "openworld", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-            "OMP_NUM_THREADS": "1",
-            "COLUMNS": "200",
-        },
-        cwd=directory,
-        check=False,
-    )
-    if check and result.returncode:
-        raise AssertionError(f"openworld {arguments} exited with {result.returncode}\n{result.stdout}\n{result.stderr}")
+    """The command line in this process, in a working directory: importing torch takes longer than most commands."""
+    words = [str(argument) for argument in arguments]
+    output, errors = io.StringIO(), io.StringIO()
+    shown = logging.StreamHandler(errors)
+    shown.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    logging.getLogger().addHandler(shown)
+    threads, code = torch.get_num_threads(), 0
+    try:
+        with redirect_stdout(output), redirect_stderr(errors), chdir(directory or Path.cwd()):
+            main(words)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        logging.getLogger().removeHandler(shown)
+        torch.set_num_threads(threads)
+    result = subprocess.CompletedProcess(words, code, output.getvalue(), errors.getvalue())
+    if check and code:
+        raise AssertionError(f"openworld {words} exited with {code}\n{result.stdout}\n{result.stderr}")
     return result
+
+
+def own_process(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The command line as a user starts it."""
+    command = [sys.executable, "-m", "openworld", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
 def killed_run(config: Path, folder: Path, *arguments: str, **wanted: Any) -> None:
@@ -72,15 +88,34 @@ def killed_run(config: Path, folder: Path, *arguments: str, **wanted: Any) -> No
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    deadline = time.monotonic() + 600
+    deadline, size, log = time.monotonic() + 600, 0, folder / "metrics.jsonl"
     while time.monotonic() < deadline and process.poll() is None:
-        log = (folder / "metrics.jsonl").read_text() if (folder / "metrics.jsonl").exists() else ""
-        entries = [json.loads(line) for line in log.splitlines() if line.endswith("}")]
-        if any(all(entry.get(key) == value for key, value in wanted.items()) for entry in entries):
-            break
+        if log.exists() and log.stat().st_size != size:
+            size = log.stat().st_size
+            if any(_matches(line, wanted) for line in log.read_text().splitlines()):
+                break
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+
+
+def interrupted_run(config: Path, folder: Path, *arguments: str, **wanted: Any) -> None:
+    """A run in this process that ends like one with Ctrl-C when its log has an entry with such values."""
+    append = RunLog.append
+
+    def append_or_end(self: RunLog, event: str, **fields: Any) -> None:
+        append(self, event, **fields)
+        if wanted.items() <= {"event": event, **fields}.items():
+            raise KeyboardInterrupt
+
+    with patch.object(RunLog, "append", append_or_end):
+        ended = openworld("run", "--config", config, "--output", folder, *arguments, check=False)
+    assert ended.returncode == 130 and "--resume" in ended.stderr
+
+
+def _matches(line: str, wanted: dict[str, Any]) -> bool:
+    """Whether a complete line of a log has these values."""
+    return line.endswith("}") and wanted.items() <= json.loads(line).items()
 
 
 def final_weights(run: Path, task: int = 2) -> dict[str, torch.Tensor]:
@@ -94,6 +129,12 @@ def assert_same_bits(expected: dict[str, torch.Tensor], got: dict[str, torch.Ten
     assert [key for key in expected if not torch.equal(expected[key].nan_to_num(-7), got[key].nan_to_num(-7))] == []
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no message is broken into lines."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
 @pytest.fixture(scope="session")
 def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
@@ -103,7 +144,7 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run."""
+    """A finished run, to read only."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     openworld("run", "--config", tiny_config, "--output", folder)
     return folder

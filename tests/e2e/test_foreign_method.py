@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from .conftest import assert_same_bits, final_weights, killed_run, openworld
+from .conftest import assert_same_bits, final_weights, interrupted_run, openworld
 
 THEIR_METHOD = '''
 """A gate on region features, trained to tell annotated objects from the rest."""
@@ -91,14 +91,16 @@ def gate_config(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """The tiny configuration with the method of another folder, found by its import path."""
     folder = tmp_path_factory.mktemp("theirs")
     (folder / "gate.py").write_text(THEIR_METHOD)
-    (folder / "gate.yaml").write_text('method: {name: "gate:GateOptions", weight: 0.25}\n')
+    (folder / "gate.yaml").write_text(
+        'method: {name: "gate:GateOptions", weight: 0.25}\npretrain: null\nmodel: {arch: {width: 0.125}}\n'
+    )
     return folder / "gate.yaml"
 
 
 def test_a_method_outside_the_package(
     tiny_config: Path, gate_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", f"{gate_config.parent}:{Path(__file__).parents[2]}")
+    monkeypatch.syspath_prepend(gate_config.parent)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     stacked = ("--config", str(gate_config))
     openworld("run", "--config", tiny_config, *stacked, "--output", whole)
@@ -119,8 +121,8 @@ def test_a_method_outside_the_package(
     assert found and all({"gate", "above"} <= detection.keys() and "energy" not in detection for detection in found)
     level = float(weights[1]["method.level"])
     assert all(each["above"] == pytest.approx(each["gate"] - level, abs=1e-6) for each in found)
-    # It resumes: a run that is killed in the second task ends with the same bits.
-    killed_run(tiny_config, resumed, *stacked, task=2, stage="train", step=2)
+    # It resumes: a run that is interrupted in the second task ends with the same bits.
+    interrupted_run(tiny_config, resumed, *stacked, task=2, stage="train", step=2)
     openworld("run", "--config", tiny_config, *stacked, "--output", resumed, "--resume")
     for task in (1, 2):
         assert_same_bits(final_weights(whole, task), final_weights(resumed, task))

@@ -16,7 +16,7 @@ from openworld.data.splits import training_view
 from openworld.labels import LabelSpace
 from openworld.run.sources import open_sources
 
-from .conftest import assert_same_bits, final_weights, killed_run, openworld
+from .conftest import assert_same_bits, final_weights, killed_run, openworld, own_process
 
 METRICS = ("known_ap50", "previous_ap50", "current_ap50", "unknown_recall50", "unknown_ap50", "wi", "a_ose")
 
@@ -92,14 +92,15 @@ def test_training_saw_no_label_of_a_later_task(tiny_run: Path) -> None:
     assert names == {0, 1}
 
 
-@pytest.mark.parametrize("wait", ["pretrain", "train 1", "train 2", "replay 2"])
-def test_killed_and_resumed_is_bit_for_bit_the_same(
-    tiny_config: Path, tiny_run: Path, tmp_path: Path, wait: str
+def test_killed_in_every_kind_of_phase_and_resumed_is_bit_for_bit_the_same(
+    tiny_config: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL when the log first shows the second step of a phase; the resumed run ends with the same weights."""
-    stage, _, task = wait.partition(" ")
+    """SIGKILL when the log first shows the second step of a phase, four times; the run ends with the same weights."""
     folder = tmp_path / "killed"
-    killed_run(tiny_config, folder, event="step", stage=stage, step=2, **({"task": int(task)} if task else {}))
+    for number, (stage, task) in enumerate((("pretrain", None), ("train", 1), ("train", 2), ("replay", 2))):
+        wanted = {} if task is None else {"task": task}
+        killed_run(tiny_config, folder, *["--resume"][:number], event="step", stage=stage, step=2, **wanted)
+        assert not (folder / f"task{task or 1}" / "metrics.json").exists()
     openworld("run", "--config", tiny_config, "--output", folder, "--resume")
     assert_same_bits(final_weights(tiny_run), final_weights(folder))
     assert lines(folder) == lines(tiny_run)
@@ -188,17 +189,25 @@ def test_a_run_whose_data_have_gone(tiny_run: Path, tmp_path: Path) -> None:
     [
         (("run", "--output", "x", "--train.step", "3"), "train.step"),
         (("run", "--output", "x", "--train.steps", "-3"), "steps is -3"),
-        (("run", "--output", "x", "--data.tasks", "[[ball, unicorn]]"), "unicorn"),
+        (("run", "--config", "tiny", "--output", "x", "--data.tasks", "[[ball, unicorn]]"), "unicorn"),
         (("predict", "absent.png", "--run", "nowhere", "--output", "x"), "nowhere"),
         (("evaluate", "--predictions", "absent.json", "--ground-truth", "absent.json"), "absent.json"),
     ],
 )
-def test_bad_input_is_one_clear_message(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    arguments = tuple(str(tmp_path / "x") if argument == "x" else argument for argument in arguments)
-    result = openworld(*arguments, check=False)
+def test_bad_input_is_one_clear_message(
+    arguments: tuple[str, ...], message: str, tiny_config: Path, tmp_path: Path
+) -> None:
+    paths = {"x": tmp_path / "x", "tiny": tiny_config}
+    result = openworld(*(paths.get(argument, argument) for argument in arguments), check=False)
     assert result.returncode == 2, result.stderr
     assert message in result.stderr and "Traceback" not in result.stderr
 
 
 def test_doctor_finds_this_installation_sound() -> None:
     assert "torch and torchvision" in openworld("doctor").stdout
+
+
+def test_the_module_is_a_command() -> None:
+    """In a process of its own an error is an exit code and a message."""
+    wrong = own_process("run", "--output", "x", "--train.steps", "-3")
+    assert wrong.returncode == 2 and "steps is -3" in wrong.stderr and "Traceback" not in wrong.stderr
