@@ -117,7 +117,7 @@ def test_files_that_are_no_yaml(tmp_path: Path) -> None:
     (tmp_path / "own.json").write_text("{}")
     with pytest.raises(ConfigError, match="cannot be read as YAML"):
         read_schedule(tmp_path / "own.yaml")
-    with pytest.raises(ConfigError, match=r"is no \.yaml file"):
+    with pytest.raises(ConfigError, match=r"is not a \.yaml file"):
         read_schedule(tmp_path / "own.json")
 
 
