@@ -203,7 +203,7 @@ def peer_batches(path: Path, sides: tuple[int, int], workers: int) -> Iterator[A
     )
 
 
-def own_batches(dataset: Dataset, sides: tuple[int, int], workers: int, resize: str) -> Iterator[Any]:
+def our_batches(dataset: Dataset, sides: tuple[int, int], workers: int, resize: str) -> Iterator[Any]:
     """One epoch of this package's loader, images decoded every time."""
     options = LoaderOptions(
         min_size=sides[0],
@@ -239,8 +239,8 @@ def measure_images(
 ) -> dict[str, Any]:
     dataset = read_coco(path)
     loaders: dict[str, Callable[[int], Iterator[Any]]] = {
-        "openworld, resize float": lambda number: own_batches(dataset, sides, number, "float"),
-        "openworld, resize uint8": lambda number: own_batches(dataset, sides, number, "uint8"),
+        "openworld, resize float": lambda number: our_batches(dataset, sides, number, "float"),
+        "openworld, resize uint8": lambda number: our_batches(dataset, sides, number, "uint8"),
         "torchvision reference": lambda number: peer_batches(path, sides, number),
     }
     found: dict[str, Any] = {}

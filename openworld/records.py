@@ -101,8 +101,8 @@ class Names(Sequence[ImageId]):
     def joined(cls, parts: Sequence[Names]) -> Names:
         """The entries of all parts, part after part."""
         sizes = np.concatenate([np.diff(part.ends) for part in parts])
-        own_text = [part.text[int(part.ends[0]) : int(part.ends[-1])] for part in parts]
-        return cls.of_arrays(np.concatenate(own_text), _ends(sizes))
+        texts = [part.text[int(part.ends[0]) : int(part.ends[-1])] for part in parts]
+        return cls.of_arrays(np.concatenate(texts), _ends(sizes))
 
     def take(self, rows: IntArray) -> Names:
         """The entries of (M,) rows, in their order."""
@@ -271,18 +271,18 @@ class Dataset:
     def __getitem__(self, index: int) -> Record:
         """One image; the arrays of the record are views of the columns."""
         place = range(len(self))[index]
-        own = slice(int(self.offsets[place]), int(self.offsets[place + 1]))
+        boxes = slice(int(self.offsets[place]), int(self.offsets[place + 1]))
         width, height = self.sizes[place].tolist()
         return Record(
             image_id=self.image_ids[place],
             path=Path(str(self.paths[place])),
             width=width,
             height=height,
-            boxes=self.boxes[own],
-            categories=self.box_categories[own],
-            ignore=self.ignore[own],
-            annotation_ids=self.annotation_ids[own],
-            crowd=self.crowd[own],
+            boxes=self.boxes[boxes],
+            categories=self.box_categories[boxes],
+            ignore=self.ignore[boxes],
+            annotation_ids=self.annotation_ids[boxes],
+            crowd=self.crowd[boxes],
             listed=int(self.listed[place]),
         )
 

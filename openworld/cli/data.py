@@ -111,14 +111,10 @@ def prepare(arguments: Namespace) -> None:
     """What of a benchmark is there; exits with 2 if something is missing."""
     from rich.console import Console
 
+    from openworld.data.benchmarks.archives import missing_archives
+    from openworld.data.benchmarks.download import download_parts
     from openworld.data.benchmarks.lists import benchmark_named
-    from openworld.data.benchmarks.prepare import (
-        check_parts,
-        download_parts,
-        missing_archives,
-        print_parts,
-        write_lists,
-    )
+    from openworld.data.benchmarks.prepare import check_parts, print_parts, write_lists
     from openworld.data.options import BenchmarkOptions
     from openworld.errors import ConfigError, DataError
 

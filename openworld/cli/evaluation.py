@@ -8,6 +8,7 @@ from typing import Any, Literal
 from jsonargparse import Namespace
 
 from openworld.cli.verbs import AddVerb
+from openworld.data.formats import annotations_help
 
 
 def add_verbs(verb: AddVerb) -> None:
@@ -21,7 +22,7 @@ def add_verbs(verb: AddVerb) -> None:
         help="a run's folder, predictions.json, COCO results, a folder of VOC detection files; one or more a task",
     )
     evaluate_verb.add_argument(
-        "--ground-truth", type=str, default=None, help="COCO .json file or VOC folder; a run has its own"
+        "--ground-truth", type=str, default=None, help=f"{annotations_help()}; a run has its own"
     )
     evaluate_verb.add_argument(
         "--image-set", type=str, default=None, help="VOC: name or path of the list of images; COCO: field=value"

@@ -254,7 +254,7 @@ def eval_batches(
         yield pixels, positions, scales
 
 
-def own_batches(num_images: int, batch_size: int) -> range:
+def local_batches(num_images: int, batch_size: int) -> range:
     """Numbers of the batches that this process evaluates: whole batches, padded as in one process."""
     share = distributed.local_range(math.ceil(num_images / batch_size))
     return range(share.start, share.stop)

@@ -184,7 +184,7 @@ def _no_schedule(wanted: str) -> ConfigError:
 def _load(path: Path) -> dict[str, Any]:
     remedy = "a schedule is a .yaml file with `tasks`, a list of lists of class names, and perhaps `rename`"
     if path.suffix.lower() not in (".yaml", ".yml"):
-        raise ConfigError("is no .yaml file", where=str(path), remedy=remedy)
+        raise ConfigError("is not a .yaml file", where=str(path), remedy=remedy)
     return read_yaml(path, remedy=remedy)
 
 
@@ -215,5 +215,5 @@ def _check_name(name: Any, what: str, path: Path) -> None:
     """YAML reads ``no`` as false and ``7`` as a number, so a class of that name needs quotes."""
     if not isinstance(name, str) or not name.strip():
         raise ConfigError(
-            f"{what} is no text", where=str(path), remedy="write class names as texts; put quotes around no, yes, 7"
+            f"{what} is not a text", where=str(path), remedy="write class names as texts; put quotes around no, yes, 7"
         )

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openworld.data.loader import eval_batches, eval_target, own_batches
+from openworld.data.loader import eval_batches, eval_target, local_batches
 from openworld.data.options import LoaderOptions
 from openworld.data.splits import View, held_out_view
 from openworld.detector import Detector
@@ -62,7 +62,7 @@ def calibrate(run: Run, task: int, detector: Detector) -> dict[str, Any]:
 
 def held_out_batches(view: View, options: LoaderOptions) -> Iterator[tuple[list[Tensor], list[Target]]]:
     """This process's share of the held-out images, without augmentation, with the boxes of the view."""
-    own = own_batches(len(view), BATCH)
+    own = local_batches(len(view), BATCH)
     for images, positions, scales in eval_batches(view.images, BATCH, options, numbers=own):
         yield images, [eval_target(view[position], scale) for position, scale in zip(positions, scales, strict=True)]
 
@@ -122,7 +122,7 @@ def detect_on(detector: Detector, test: Dataset, options: LoaderOptions, partial
     def warn(problem: str) -> None:
         logger.warning("scored as an image without detections: %s", problem)
 
-    numbers, found = own_batches(len(test), BATCH), _read_partial(partial)
+    numbers, found = local_batches(len(test), BATCH), _read_partial(partial)
     left = numbers[math.ceil(len(found) / BATCH) :]
     with progress_bar(title, _own_images(len(test)), done=len(found)) as bar:
         batches = eval_batches(test, BATCH, options, numbers=left, broken=warn)
@@ -148,7 +148,7 @@ def _as_seen_from(folder: Path, path: Path) -> str:
 
 def _own_images(num_images: int) -> int:
     """Number of images, out of ``num_images``, that this process evaluates."""
-    own = own_batches(num_images, BATCH)
+    own = local_batches(num_images, BATCH)
     return min(own.stop * BATCH, num_images) - own.start * BATCH
 
 

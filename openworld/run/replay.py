@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from openworld.data.exemplars import ImageRows, Instances, exemplar_record, listed_record
-from openworld.data.loader import eval_batches, eval_target, own_batches
+from openworld.data.loader import eval_batches, eval_target, local_batches
 from openworld.data.options import ExemplarOptions, LoaderOptions
 from openworld.data.splits import View, replay_view, training_view
 from openworld.detector import Detector
@@ -159,7 +159,7 @@ def annotated_instances(
     ids: list[ImageId] = []
     width = detector.engine.feature_dim if keep_features else 0
     parts = [(torch.zeros(0, dtype=torch.int64), torch.zeros(0, width), torch.zeros(0), torch.zeros(0).bool())]
-    own = own_batches(len(view), BATCH)
+    own = local_batches(len(view), BATCH)
     with progress_bar(title, len(own)) as bar:
         for images, positions, scales in eval_batches(view.images, BATCH, options, numbers=own, broken=warn):
             bar.advance()

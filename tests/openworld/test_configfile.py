@@ -7,6 +7,7 @@ import pytest
 
 from openworld.config import RunConfig
 from openworld.configfile import CONFIGS, dump_config, read_config
+from openworld.data.options import DataOptions
 from openworld.errors import ConfigError
 from openworld.run.folder import config_difference
 
@@ -15,6 +16,13 @@ def test_round_trip(tmp_path: Path) -> None:
     config = replace(RunConfig(), seed=7, pretrain=None)
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert read_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("name", ["0E0", "1e-3", "no", "7", "2024-01-01", "~", "cat"])
+def test_class_names_that_look_like_something_else_stay_texts(tmp_path: Path, name: str) -> None:
+    config = RunConfig(data=DataOptions(tasks=[[name]]), pretrain=None)
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert read_config(tmp_path / "config.yaml").data.tasks == [[name]]
 
 
 def test_one_leaf_changes_and_its_neighbours_keep_their_defaults(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def id_number(image_id: str) -> int:
         return VOC2007_OFFSET + int(image_id)
     if not separator and len(image_id) == 12:
         return int(image_id)
-    raise ValueError(f"{image_id!r} is no image id of VOC 2007, VOC 2012 or COCO")
+    raise ValueError(f"{image_id!r} is not an image id of VOC 2007, VOC 2012 or COCO")
 
 
 def number_id(number: int) -> str:

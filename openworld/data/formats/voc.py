@@ -103,14 +103,14 @@ def _parse(counts: Counter[str], where: Path, file_of: Mapping[str, str], image_
     sizes = np.ones((len(stems), 2), dtype=np.int64)
     for image, stem in enumerate(stems):
         tree = _parse_xml(file_of[stem])
-        own = [
+        objects = [
             _object(element, image, position, file_of[stem]) for position, element in enumerate(tree.iterfind("object"))
         ]
-        found += own
+        found += objects
         declared = [tree.findtext(f"size/{key}") for key in ("width", "height")]
         sizes[image] = _declared_size(declared) or found_size(
             Path(image_of[stem]),
-            np.array([one.box for one in own], dtype=np.float64).reshape(-1, 4),
+            np.array([one.box for one in objects], dtype=np.float64).reshape(-1, 4),
             f"{stem}.xml declares {declared[0]!r} x {declared[1]!r}",
             repairs,
         )

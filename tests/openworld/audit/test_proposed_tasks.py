@@ -78,6 +78,11 @@ NAMES = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_
 )
 
 
+def test_a_name_that_looks_like_a_number_is_put_into_quotes(tmp_path: Path) -> None:
+    (tmp_path / "schedule.yaml").write_text(schedule_text([["0E0", "7"]], {"0E0": 2, "7": 1}, "By frequency."))
+    assert read_schedule(tmp_path / "schedule.yaml").tasks == (("0E0", "7"),)
+
+
 @given(counts=st.dictionaries(NAMES, st.integers(1, 10**6), min_size=1, max_size=9), data=st.data())
 def test_text_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, counts: dict[str, int], data: st.DataObject

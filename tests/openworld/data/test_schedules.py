@@ -96,12 +96,12 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
         ("tasks: []", "`tasks` is empty"),
         ("tasks: [[cat], []]", "task 2 has no classes"),
         ("tasks: [cat]", "task 1 is 'cat', not a list"),
-        ("tasks: [[cat, no]]", "class False of task 1 is no text"),
+        ("tasks: [[cat, no]]", "class False of task 1 is not a text"),
         ("tasks: [[cat], [cat]]", "class 'cat' is in task 1 and in task 2"),
         ("tasks: [[unknown]]", "reserved"),
         ("tasks: [[cat]]\nrename: [a]", "`rename` is ['a'], not a mapping"),
-        ("tasks: [[cat]]\nrename: {hound: 7}", "7 in `rename` is no text"),
-        ("tasks: [[cat]]\nrename: {yes: cat}", "True in `rename` is no text"),
+        ("tasks: [[cat]]\nrename: {hound: 7}", "7 in `rename` is not a text"),
+        ("tasks: [[cat]]\nrename: {yes: cat}", "True in `rename` is not a text"),
     ],
 )
 def test_a_file_that_cannot_be_used(tmp_path: Path, text: str, words: str) -> None:
@@ -117,7 +117,7 @@ def test_files_that_are_no_yaml(tmp_path: Path) -> None:
     (tmp_path / "own.json").write_text("{}")
     with pytest.raises(ConfigError, match="cannot be read as YAML"):
         read_schedule(tmp_path / "own.yaml")
-    with pytest.raises(ConfigError, match=r"is no \.yaml file"):
+    with pytest.raises(ConfigError, match=r"is not a \.yaml file"):
         read_schedule(tmp_path / "own.json")
 
 

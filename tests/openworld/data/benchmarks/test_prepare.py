@@ -17,18 +17,11 @@ from rich.console import Console
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from openworld.cli import main
-from openworld.data.benchmarks import prepare
+from openworld.data.benchmarks import download
+from openworld.data.benchmarks.archives import ARCHIVES, Archive, missing_archives
+from openworld.data.benchmarks.download import download_parts, fetch
 from openworld.data.benchmarks.lists import read_list
-from openworld.data.benchmarks.prepare import (
-    ARCHIVES,
-    Archive,
-    check_parts,
-    download_parts,
-    fetch,
-    missing_archives,
-    needed_ids,
-    write_lists,
-)
+from openworld.data.benchmarks.prepare import check_parts, needed_ids, print_parts, write_lists
 from openworld.errors import AnnotationError, ConfigError, DataError, EnvironmentProblem
 
 
@@ -253,7 +246,7 @@ def test_from_nothing_to_a_complete_benchmark(
 def test_no_room_and_folders_of_another_name(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tiny.root / "VOCdevkit" / "VOC2007" / "Annotations" / "000001.xml").unlink()
     parts = check_parts(tiny.options())
-    monkeypatch.setattr(prepare.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 10, 10))
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 10, 10))
     with pytest.raises(EnvironmentProblem, match="need about 1 GB"):
         download_parts(tiny.options(), parts, quiet())
     moved = tmp_path / "pascal"
@@ -262,5 +255,5 @@ def test_no_room_and_folders_of_another_name(tiny: Any, tmp_path: Path, monkeypa
     with pytest.raises(ConfigError, match="does not unpack to"):
         download_parts(options, check_parts(options), quiet())
     console = Console(record=True, width=200)
-    prepare.print_parts(options, check_parts(options), console)
+    print_parts(options, check_parts(options), console)
     assert f"move the content of its VOCdevkit/VOC2007 to {moved}" in " ".join(console.export_text().split())
