@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Self
 
 from openworld.errors import ConfigError
 from openworld.methods import METHODS
+from openworld.runtime.import_path import class_at
 
 if TYPE_CHECKING:
     from openworld.labels import LabelSpace
@@ -38,24 +38,9 @@ class MethodOptions:
         registered = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
         path = name if ":" in name else {**registered, **METHODS}.get(name)
         if path is None:
-            raise ConfigError(
-                f"method.name is {name!r}",
-                remedy=f"choose one of {', '.join([*METHODS, *registered])}, or give an import path module:class",
-            )
-        module, _, attribute = path.partition(":")
-        try:
-            found = getattr(import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(
-                f"method.name is {name!r}, which cannot be imported: {error}",
-                remedy="correct the import path module:class, or put the module's folder on PYTHONPATH",
-            ) from error
-        if not (isinstance(found, type) and issubclass(found, MethodOptions)):
-            raise ConfigError(
-                f"method.name is {name!r}, which is not a subclass of openworld.methods.options.MethodOptions",
-                remedy="name the options class of the method",
-            )
-        return found
+            remedy = f"choose one of {', '.join([*METHODS, *registered])}, or give an import path module:class"
+            raise ConfigError(f"there is no method {name!r}", remedy=remedy)
+        return class_at(path, MethodOptions)
 
     @property
     def uses_unknown_labels(self) -> bool:

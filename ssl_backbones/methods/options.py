@@ -39,7 +39,7 @@ class MethodOptions(ABC):
         path = METHODS.get(name, name)
         if ":" not in path:
             remedy = f"choose from {', '.join(METHODS)}, or give the import path module:class of a method's options"
-            raise ConfigError("there is no such method", remedy=remedy)
+            raise ConfigError(f"there is no method {name!r}", remedy=remedy)
         return class_at(path, MethodOptions)  # type: ignore[type-abstract]
 
     @classmethod

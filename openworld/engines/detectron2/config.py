@@ -15,6 +15,7 @@ from openworld.errors import ConfigError
 from openworld.labels import LabelSpace
 from openworld.methods.base import OpenWorldMethod
 from openworld.methods.options import MethodOptions
+from openworld.runtime.options import Place, reading
 
 
 def add_openworld_config(cfg: CfgNode) -> None:
@@ -103,7 +104,8 @@ def _options(node: CfgNode, owner: type, key: str) -> Any:
         if name in node:
             nested = is_dataclass(default)
             values[field.name] = _options(node[name], type(default), f"{key}.{name}") if nested else node[name]
-    return owner(**values)
+    with reading(Place(owner, key, {})):
+        return owner(**values)
 
 
 _REFUSED = {

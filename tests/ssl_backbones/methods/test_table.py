@@ -73,7 +73,7 @@ def test_a_detectors_configuration_lists_the_options_of_one_method() -> None:
 
 
 def test_unknown_methods_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"(?s)no such method.*choose from simclr, moco_v1"):
+    with pytest.raises(ConfigError, match=r"(?s)no method 'vicreg'.*choose from simclr, moco_v1"):
         MethodOptions.named("vicreg")
     with pytest.raises(ConfigError, match=r"is not a subclass of ssl_backbones\.methods\.options\.MethodOptions"):
         MethodOptions.named("collections:OrderedDict")
