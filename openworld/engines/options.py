@@ -39,7 +39,7 @@ class RpnOptions:
     """Proposals an image after NMS in training."""
     test_candidates: PositiveInt = 300
     """Proposals a level before NMS at test."""
-    test_proposals: NonNegativeInt = 100
+    test_proposals: PositiveInt = 100
     """Proposals an image after NMS at test."""
     nms_iou: Share = 0.7
     """IoU above which the weaker of two proposals is removed."""

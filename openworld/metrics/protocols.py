@@ -6,12 +6,13 @@ is one field here, so that an evaluator is data and not code.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from openworld.errors import ConfigError
+from openworld.runtime.option_trees import Given, construct
+from openworld.runtime.options import NonNegativeInt, PositiveInt, Share, check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Protocol:
     ap_style: Literal["area", "11point", "101point"] = "area"
     """Area under the envelope of the precision-recall curve (VOC since 2010), its mean at recall 0, 0.1 … 1 (VOC 2007),
     or at recall 0, 0.01 … 1 (COCO)."""
-    iou_threshold: float = 0.5
+    iou_threshold: Share = 0.5
     """Overlap from which a detection hits an object."""
     iou_strict: bool = False
     """The overlap must exceed the threshold; otherwise it may equal it."""
@@ -37,15 +38,15 @@ class Protocol:
     """VOC: a detection looks only at the object that it overlaps most. COCO: at the best one that is still free."""
     box_offset: float = 0.0
     """1 turns boxes into 1-based inclusive pixels: x1 and y1 move by 1, and a width is x2 - x1 + 1 (the same area)."""
-    box_decimals: int | None = None
+    box_decimals: NonNegativeInt | None = None
     """Round the coordinates of detections, after the offset; None keeps them."""
-    score_decimals: int | None = None
+    score_decimals: NonNegativeInt | None = None
     """Round scores before sorting, which makes ties; None keeps them. Equal scores keep the order of the detections."""
-    score_threshold: float | None = None
+    score_threshold: Share | None = None
     """Leave out detections that score below, before rounding; None keeps all."""
-    detections_per_image: int | None = None
+    detections_per_image: PositiveInt | None = None
     """Keep at most this many detections per image, best first, of any class; None keeps all."""
-    detections_per_class: int | None = None
+    detections_per_class: PositiveInt | None = None
     """Keep at most this many detections per image and class, best first (COCO's maxDets); None keeps all."""
     duplicate_objects: Literal["once", "counted"] = "once"
     """Objects of an image that is listed n times: they count once, or n times, although each can be found once."""
@@ -66,25 +67,7 @@ class Protocol:
     """A known class without ground truth is left out of the mean AP, or enters it as 0. Its own AP is null anyway."""
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(Protocol).items():
-            value = getattr(self, name)
-            if get_origin(kind) is Literal and value not in get_args(kind):
-                raise ConfigError(
-                    f"{name} of protocol {self.name!r} is {value!r}", remedy=f"choose {', '.join(get_args(kind))}"
-                )
-        for name in ("iou_threshold", "score_threshold"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ConfigError(f"{name} of protocol {self.name!r} is {value}", remedy="choose a value from 0 to 1")
-        for name, least in (
-            ("box_decimals", 0),
-            ("score_decimals", 0),
-            ("detections_per_image", 1),
-            ("detections_per_class", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"{name} of protocol {self.name!r} is {value}", remedy=f"choose at least {least}")
+        check(self)
 
 
 UNIQUE = Protocol(name="unique", detections_per_image=100)
@@ -159,21 +142,11 @@ def with_rules(protocol: Protocol, rules: Mapping[str, Any]) -> Protocol:
     Raises:
         ConfigError: a rule does not exist, or cannot have this value.
     """
-    if not rules:
-        return protocol
-    kinds = {name: kind for name, kind in get_type_hints(Protocol).items() if name not in ("name", "source")}
-    for name, value in rules.items():
-        if name not in kinds:
-            close = difflib.get_close_matches(name, kinds, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ConfigError(f"there is no rule {name!r}", remedy=f"{hint}rules are {', '.join(kinds)}")
-        kind = kinds[name]
-        allowed = (str,) if get_origin(kind) is Literal else get_args(kind) or (kind,)
-        numbers = float in allowed and type(value) is int
-        if not numbers and type(value) not in allowed:
-            wanted = " or ".join("null" if one is type(None) else one.__name__ for one in allowed)
-            raise ConfigError(f"rule {name} is {value!r}", remedy=f"give {wanted}")
-    changed = {name: value for name, value in rules.items() if getattr(protocol, name) != value}
+    for name in ("name", "source"):
+        if name in rules:
+            raise ConfigError(f"rules.{name} is not a rule", remedy="leave it out: the result says which rules changed")
+    chosen = construct(Protocol, [Given(rules, None)], "rules", protocol)
+    changed = {name: getattr(chosen, name) for name in rules if getattr(protocol, name) != getattr(chosen, name)}
     if not changed:
         return protocol
     told = ", ".join(f"{name}={value}" for name, value in sorted(changed.items()))

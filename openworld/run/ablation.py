@@ -28,8 +28,9 @@ from openworld.metrics.table import Metric, headline_metrics, metric_value
 from openworld.report.text import metric_text
 from openworld.run.schedule import run_backbone
 from openworld.runtime.console import narrow_table
-from openworld.runtime.dotted import leaves
+from openworld.runtime.dotted import leaves, nested
 from openworld.runtime.files import write_atomic, write_json
+from openworld.runtime.option_trees import Given, construct
 from ssl_backbones.backbones import BackboneOptions
 from ssl_backbones.handover import load_backbone_file
 
@@ -66,21 +67,16 @@ def switched_one_by_one(config: RunConfig, options: Mapping[str, Any]) -> dict[s
         options: as in a YAML file, for instance configs/ore/reference.yaml.
 
     Raises:
-        ConfigError: a key that the configuration does not have.
+        ConfigError: a key that the configuration does not have, or a value out of its domain.
     """
-    changed = {key: value for key, value in leaves(options) if _leaf(config, key) != value}
 
-    def switch(*keys: str) -> Change:
-        def change(base: RunConfig) -> RunConfig:
-            for key in keys:
-                base = _with_leaf(base, key.split("."), changed[key])
-            return base
+    def switch(*layers: Given) -> Change:
+        return lambda base: construct(RunConfig, layers, default=base)
 
-        return change
-
-    variants = {f"{key}={value}": switch(key) for key, value in changed.items()}
-    together = {"all of them": switch(*changed)} if len(changed) > 1 else {}
-    return {"full": lambda config: config, **variants, **together}
+    switches = {f"{key}={value}": Given(nested(key, value), None) for key, value in leaves(options)}
+    changed = {name: layer for name, layer in switches.items() if switch(layer)(config) != config}
+    together = {"all of them": switch(*changed.values())} if len(changed) > 1 else {}
+    return {"full": lambda config: config, **{name: switch(layer) for name, layer in changed.items()}, **together}
 
 
 def from_backbones(config: RunConfig, files: Mapping[str, Path]) -> dict[str, Change]:
@@ -113,21 +109,6 @@ def from_backbones(config: RunConfig, files: Mapping[str, Path]) -> dict[str, Ch
 
     starts = {name: start_from(str(path.resolve()), config.model.arch) for name, path in files.items()}
     return {"random": start_from(None, found[first]), **starts}
-
-
-def _leaf(config: RunConfig, key: str) -> Any:
-    value: Any = config
-    for name in key.split("."):
-        if not hasattr(value, name):
-            raise ConfigError(f"there is no option {key!r}", remedy="`openworld run --help` lists them")
-        value = getattr(value, name)
-    return value
-
-
-def _with_leaf(owner: Any, path: Sequence[str], value: Any) -> Any:
-    if len(path) > 1:
-        value = _with_leaf(getattr(owner, path[0]), path[1:], value)
-    return replace(owner, **{path[0]: value})
 
 
 def _arch(config: RunConfig) -> Any:

@@ -13,3 +13,10 @@ def leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """``("arch.width", 1)`` → ``{"arch": {"width": 1}}``."""
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value  # type: ignore[no-any-return]

@@ -19,6 +19,7 @@ from difflib import get_close_matches
 from typing import Annotated, Any, NamedTuple, Protocol, Self, TypeVar, Union, cast, get_args, get_origin
 
 from openworld.errors import ConfigError
+from openworld.runtime.dotted import nested
 from openworld.runtime.options import Place, domain, fits, hints_of, joined, reading, wanted
 
 T = TypeVar("T")
@@ -62,13 +63,7 @@ class Section:
 
 def from_words(options: Sequence[tuple[str, str]]) -> list[Given]:
     """Layers of the command line: one for each pair of a dotted key and a value."""
-    layers = []
-    for key, text in options:
-        tree: Any = Word(text)
-        for name in reversed(key.split(".")):
-            tree = {name: tree}
-        layers.append(Given(tree, None))
-    return layers
+    return [Given(nested(key, Word(text)), None) for key, text in options]
 
 
 def construct(owner: type[T], layers: Sequence[Given], key: str = "", default: object | None = None) -> T:

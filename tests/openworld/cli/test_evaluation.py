@@ -103,7 +103,7 @@ def test_a_truncated_file_is_named(files: Path, capsys: pytest.CaptureFixture[st
     ("options", "words"),
     [
         (("--protocol", "voc"), ("voc", "unique, ore")),
-        (("--rules.iou_treshold", "0.6"), ("iou_treshold", "did you mean 'iou_threshold'")),
+        (("--rules.iou_treshold", "0.6"), ("rules.iou_treshold", "did you mean rules.iou_threshold?")),
         (("--schedule", "m_owod"), ("m_owod", "m_owodb")),
     ],
 )

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from rich.console import Console
 from openworld.config import RunConfig
 from openworld.configfile import CONFIGS, read_options
 from openworld.errors import ConfigError
+from openworld.methods.closed.options import ClosedOptions
 from openworld.metrics.table import METRICS
 from openworld.run.ablation import (
     as_markdown,
@@ -73,8 +75,28 @@ def test_options_are_switched_one_by_one() -> None:
     assert all(len(lines) == 1 for lines in changed.values())
     assert "method.clustering.items_per_class=20" not in changed  # as it was
     assert list(switched_one_by_one(config, {"model": {"layout": "fixed"}})) == ["full", "model.layout=fixed"]
-    with pytest.raises(ConfigError, match=r"no option 'ore\.clustering\.margins'"):
-        switched_one_by_one(config, {"ore": {"clustering": {"margins": 2}}})
+    with pytest.raises(ConfigError, match=r"^method\.clustering\.margins is not an option"):
+        switched_one_by_one(config, {"method": {"clustering": {"margins": 2}}})
+
+
+def test_a_switch_is_read_like_a_configuration() -> None:
+    """Numbers as YAML 1.1 leaves them, one task of a mapping, another method, rules between two options."""
+    config = replace(RunConfig(), pretrain=None)
+    options: dict[str, Any] = {
+        "train": {"lr": "5e-4", "steps_by_task": {"2": 7}},
+        "method": {"name": "closed"},
+        "data": {"loader": {"max_size": 512, "min_size": 256}},
+    }
+    with pytest.raises(ConfigError, match=r"^data\.loader\.max_size is 128"):  # min_size alone
+        switched_one_by_one(config, options)
+    options["data"] = {"loader": {"max_size": 512}}
+    variants = {name: change(config) for name, change in switched_one_by_one(config, options).items()}
+    assert variants["train.lr=5e-4"].train.lr == 5e-4
+    assert variants["train.steps_by_task.2=7"].train.steps_by_task == {2: 7}
+    assert variants["method.name=closed"].method == ClosedOptions()
+    together = variants["all of them"]
+    assert together.train.lr == 5e-4 and together.method == ClosedOptions() and together.data.loader.max_size == 512
+    assert all(variant.pretrain is None for variant in variants.values())
 
 
 def test_the_same_schedule_from_several_backbones(tmp_path: Path) -> None:
