@@ -14,8 +14,6 @@ import yaml
 from openworld.errors import CheckpointError, ConfigError
 from openworld.runtime.files import read_yaml
 from openworld.runtime.option_trees import Given, construct
-from ssl_backbones.methods import METHODS
-from ssl_backbones.methods.options import MethodOptions
 from ssl_backbones.options import PretrainOptions
 
 FOLDER = Path(__file__).parents[2] / "configs" / "pretrain"
@@ -287,32 +285,3 @@ def test_values_are_the_papers(name: str) -> None:
 def test_bad_values_are_named_with_their_key(content: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         construct(PretrainOptions, [Given(content, None)])
-
-
-WRONG: dict[type, list[Any]] = {
-    bool: ["perhaps", 2, None],
-    int: [-1, 1.5, "many", True],
-    float: [-1.0, float("nan"), float("inf"), "much", True],
-    str: [5, ["a"], "no such choice"],
-    list: ["many", [-1], [1.5]],
-    type(None): [5.5, ["a"]],
-}
-"""By the type of the default, values outside the domain. No number of a pretraining may be negative."""
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_option_refuses_what_is_outside_its_domain(name: str) -> None:
-    """Every option of the method, and of the pretraining, by its full key."""
-    own = MethodOptions.named(name)(name=name)
-    tried = 0
-    for owner, key in ((own, "method."), (PretrainOptions(), "")):
-        for field in dataclasses.fields(owner):
-            if field.name in ("name", "method", "arch"):
-                continue
-            for value in WRONG[type(getattr(owner, field.name))]:
-                content: dict[str, Any] = {"method": {"name": name}}
-                (content["method"] if key else content)[field.name] = value
-                with pytest.raises(ConfigError, match=rf"^{key}{field.name} "):
-                    construct(PretrainOptions, [Given(content, None)])
-                tried += 1
-    assert tried > 80
