@@ -111,7 +111,7 @@ class OpenWorldRCNN(nn.Module):
         return self
 
     def normalise(self, images: Sequence[Tensor]) -> ImageList:
-        """Normalise images (3, h, w), RGB, uint8 or float32 in [0, 1], by the pixel statistics; pad them to one batch."""
+        """Normalise images (3, h, w), RGB, uint8 or float32 in [0, 1], by the pixel statistics; pad to one batch."""
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         multiple = self.features.grid.padding_px
         largest = [max(size[0] for size in sizes), max(size[1] for size in sizes)]

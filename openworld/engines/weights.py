@@ -69,7 +69,7 @@ def load_backbone(engine: Engine, backbone: BackboneFile) -> dict[str, float]:
         The relative difference of each stage.
 
     Raises:
-        HandoverError: a stage differs by more than rounding; or the network takes L*a*b*, or has layer norm in a ResNet.
+        HandoverError: a stage differs by more than rounding; the network takes L*a*b*, or is a ResNet with layer norm.
     """
     backbone.arch.in_detector("batch")  # or it is not one for a detector
     rgb = backbone.as_rgb()

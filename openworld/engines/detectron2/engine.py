@@ -99,7 +99,7 @@ class Detectron2RCNN(nn.Module):
         return [*trunk, ("RPN", self.model.proposal_generator), *(("RoI head", module) for module in box_head)]
 
     def normalise(self, images: Sequence[Tensor]) -> ImageList:
-        """Normalise images (3, h, w), RGB, uint8 or float32 in [0, 1], by the pixel statistics; pad them to one batch."""
+        """Normalise images (3, h, w), RGB, uint8 or float32 in [0, 1], by the pixel statistics; pad to one batch."""
         moved = [image.to(self.pixel_mean.device, non_blocking=True) for image in images]
         batch = self.model.preprocess_image([{"image": as_float(image)} for image in moved])
         batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last)

@@ -251,15 +251,15 @@ class Ore(OpenWorldMethod):
     # -- growth -------------------------------------------------------------------------------------------------------
 
     def grow(self, space: LabelSpace) -> None:
-        """Go on to a later task: known rows stay, unknown (and background) move, new classes are empty.
+        """Grow to a later task: known rows stay, unknown (and background) move, new classes are empty.
 
-        In the fixed layout no row moves; a new class has what its row had (with ``clustering.absent: zero`` a prototype
-        at zero, as in the reference code).
+        In the fixed layout no row moves; a new class inherits the content of its row (with ``clustering.absent: zero``
+        a prototype at zero, as in the reference code).
 
-        The energy model is forgotten, since the energy of more classes is another quantity; calibrate it anew.
+        The energy model is reset, since the energy of more classes is another quantity; it needs a new calibration.
 
         Raises:
-            ConfigError: the label space does not continue the present one.
+            ConfigError: the label space does not continue the current one.
         """
         rows = self._rows(space)
         kept = [pair for pair in space.kept_rows(self.space) if pair[1] < rows]
