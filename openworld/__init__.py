@@ -1,3 +1,3 @@
-"""Open-world object detection: detect the classes taught so far, call the rest *unknown*, learn it as the next task."""
+"""Open-world object detection: know what was taught, say *unknown* on the rest, learn it as the next task."""
 
 __version__ = "0.1.0"

@@ -17,9 +17,7 @@ from openworld.configfile import dump_config
 from openworld.errors import OpenWorldError
 from openworld.runtime.option_trees import construct
 
-DESCRIPTION = (
-    "Open-world object detection: detect the classes taught so far, call the rest unknown, learn it as the next task."
-)
+DESCRIPTION = "Open-world object detection: know what was taught, say unknown on the rest, learn it as the next task."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What a task does with held-out and test images: calibrate on the one, detect and score on the other."""
+"""Evaluation of a task: calibrate on the held-out images, detect and score on the test images."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ logger = logging.getLogger(__name__)
 
 BATCH = 8
 PARTIAL_EVERY = 400
-"""Images between two savings of an evaluation."""
+"""Number of images between two saves of a running evaluation."""
 
 
 # -- held-out images --------------------------------------------------------------------------------------------------
 
 
 def calibrate(run: Run, task: int, detector: Detector) -> dict[str, Any]:
-    """Calibrate the method of a detector on held-out images, in place; returns the record for calibration.json.
+    """Calibrate the method of a detector on held-out images, in place; return the record for calibration.json.
 
     The images show the known labels only, unless the method asks for annotated unknown objects. Several processes
     share the images, and each calibrates with the samples of all.
@@ -61,7 +61,7 @@ def calibrate(run: Run, task: int, detector: Detector) -> dict[str, Any]:
 
 
 def held_out_batches(view: View, options: LoaderOptions) -> Iterator[tuple[list[Tensor], list[Target]]]:
-    """This process's share of the held-out images, without augmentation, with the boxes of the view."""
+    """Yield this process's share of the held-out images, without augmentation, with the boxes of the view."""
     own = own_batches(len(view), BATCH)
     for images, positions, scales in eval_batches(view, BATCH, options, numbers=own):
         yield images, [eval_target(view[position], scale) for position, scale in zip(positions, scales, strict=True)]
@@ -117,10 +117,10 @@ def score_task(run: Run, task: int, detector: Detector, detections: Sequence[Det
 def detect_records(
     detector: Detector, records: Sequence[Record], options: LoaderOptions, partial: Path, title: str
 ) -> list[Detections]:
-    """Detections of this process's share of the records, in order.
+    """Detect on this process's share of the records, in order.
 
-    They are kept in ``partial`` every now and then, so that a killed evaluation goes on, and at the end where other
-    processes wait for them. An image that cannot be read has none.
+    The detections are saved to ``partial`` at intervals, so that a killed evaluation can continue, and at the end if
+    other processes wait for them. An image that cannot be read has no detections.
     """
 
     def warn(problem: str) -> None:
@@ -145,22 +145,22 @@ def detect_records(
 
 
 def _as_seen_from(folder: Path, path: Path) -> str:
-    """A path relative to the run's folder where it lies below, so that the folder can be moved; else absolute."""
+    """Return a path relative to the run's folder if it lies below, so that the folder can be moved; else absolute."""
     full, root = path.resolve(), folder.resolve()
     return str(full.relative_to(root) if full.is_relative_to(root) else full)
 
 
 def _own_images(num_images: int) -> int:
-    """Number of images, out of ``num_images``, that this process evaluates."""
+    """Return the number of images, out of ``num_images``, that this process evaluates."""
     own = own_batches(num_images, BATCH)
     return min(own.stop * BATCH, num_images) - own.start * BATCH
 
 
-# -- what is detected so far ------------------------------------------------------------------------------------------
+# -- detections so far ------------------------------------------------------------------------------------------------
 
 
 def _partial_names() -> list[str]:
-    """Files that keep the detections of each process's share; shares of another number of processes differ."""
+    """Return the files that keep the detections of each process's share; shares depend on the number of processes."""
     processes = distributed.world_size()
     if processes == 1:
         return ["detections.partial"]
