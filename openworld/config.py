@@ -25,23 +25,24 @@ class PhaseOptions:
     steps: NonNegativeInt
     """Optimisation steps; 0 skips the phase."""
     steps_by_task: dict[PositiveInt, NonNegativeInt] = field(default_factory=dict)
-    """Other numbers of steps for single tasks, such as ``{2: 52000}``."""
+    """Numbers of steps for single tasks that differ, such as ``{2: 52000}``."""
     lr: PositiveFloat
     """Peak learning rate."""
     backbone_lr_factor: NonNegativeFloat = 1.0
-    """The backbone learns at this multiple of the rate. A pretrained one is often given a tenth, above all with AdamW
-    and few images (DETR, section 4; Carion et al., 2020)."""
+    """Factor of the backbone's learning rate. A tenth is common for a pretrained backbone, above all with AdamW and few
+    images (DETR, section 4; Carion et al., 2020)."""
     batch_size: PositiveInt = 8
-    """Images a step."""
+    """Images per step, over all processes."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    """SGD has momentum 0.9."""
+    """Optimiser; SGD has momentum 0.9."""
     weight_decay: NonNegativeFloat = 1e-4
     schedule: Literal["cosine", "steps", "constant"] = "cosine"
-    """cosine: down to a hundredth of the peak; steps: a tenth after each milestone; constant: the peak all along."""
+    """Learning rate after the warm-up. cosine: down to a hundredth of the peak; steps: a tenth after each milestone;
+    constant: the peak throughout."""
     milestones: list[Share] = field(default_factory=lambda: [0.66, 0.88])
-    """For `steps`: shares of the phase."""
+    """For `steps`: milestones as shares of the phase."""
     warmup_steps: NonNegativeInt = 20
-    """Linear from zero to the peak."""
+    """Steps of linear warm-up from zero to the peak."""
     clip_gradient: NonNegativeFloat = 5.0
     """Largest norm of the gradient; 0 does not clip."""
     checkpoint_every: PositiveInt = 100
@@ -51,39 +52,39 @@ class PhaseOptions:
         check(self)
 
     def for_task(self, task: int) -> PhaseOptions:
-        """The phase with the steps of this task."""
+        """Return the phase with the number of steps of this task."""
         return replace(self, steps=self.steps_by_task.get(task, self.steps), steps_by_task={})
 
 
 @dataclass(kw_only=True)
 class RunConfig:
-    """Everything that decides the outcome of a run."""
+    """All settings that determine the outcome of a run."""
 
     name: str = "demo"
-    """Shown in the report."""
+    """Title of the run in the report."""
     seed: int = 0
     threads: NonNegativeInt = 0
     """CPU threads of the arithmetic; 0 leaves torch's choice. Bit-exact resume needs the same number."""
     batch_factor: PositiveFloat = 1.0
-    """The schedule for another batch size, by the linear rule (Goyal et al., 2017): batch sizes and learning rates
-    times this; steps, warm-up and the steps that time the prototypes divided by it. 0.25: 2 GPUs in place of 8."""
+    """Factor of the batch size, by the linear rule (Goyal et al., 2017): multiplies batch sizes and learning rates, and
+    divides steps, warm-up and the steps that time the prototypes. 0.25: 2 GPUs in place of 8."""
     length_factor: PositiveFloat = 1.0
-    """A shorter or longer run: steps, warm-up and the steps that time the prototypes times this."""
+    """Factor of the length of the run: multiplies steps, warm-up and the steps that time the prototypes."""
     tasks: NonNegativeInt = 0
     """Run only the first tasks of the schedule; 0 runs all."""
     data: DataOptions = field(default_factory=DataOptions)
     pretrain: PretrainOptions | None = field(default_factory=PretrainOptions)
-    """Contrastive pretraining of the backbone, before task 1. Off (null) where model.weights names a backbone, or to
+    """Contrastive pretraining of the backbone, before task 1. Set it to null if model.weights names a backbone, or to
     start from random weights."""
     model: ModelOptions = field(default_factory=ModelOptions)
     method: MethodOptions = field(default_factory=OreOptions)
     """The open-world method; its ``name`` chooses one of openworld/methods, or another package's."""
     exemplars: ExemplarOptions = field(default_factory=lambda: ExemplarOptions(per_class=50))
-    """Images of earlier tasks that are kept for the replay."""
+    """Choice of the images of earlier tasks that are kept for the replay."""
     train: PhaseOptions = field(default_factory=lambda: PhaseOptions(steps=320, lr=1e-3))
-    """Task 1."""
+    """Training of task 1."""
     increment: PhaseOptions = field(default_factory=lambda: PhaseOptions(steps=220, lr=1e-3))
-    """New classes of each later task."""
+    """Training of each later task on its new classes."""
     replay: PhaseOptions = field(default_factory=lambda: PhaseOptions(steps=120, lr=5e-4))
     """Fine-tuning on the exemplars of all classes, after each later task."""
 
@@ -115,10 +116,9 @@ class RunConfig:
 
 
 def scaled(config: RunConfig) -> RunConfig:
-    """The configuration with its two factors worked in, both 1 afterwards; see ``batch_factor`` and ``length_factor``.
+    """Apply ``batch_factor`` and ``length_factor`` to the configuration; both are 1 afterwards.
 
-    Batch sizes and steps are rounded, to 1 at least where they were not 0; a learning rate follows the batch size that
-    came out.
+    Batch sizes and steps are rounded, to at least 1 unless they were 0; learning rates follow the rounded batch size.
     """
     if config.batch_factor == config.length_factor == 1:
         return config

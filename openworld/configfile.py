@@ -18,14 +18,14 @@ T = TypeVar("T")
 
 _PACKAGE = Path(__file__).resolve().parent
 CONFIGS = _PACKAGE / "_configs" if (_PACKAGE / "_configs").is_dir() else _PACKAGE.parent / "configs"
-"""The configurations that the project ships: inside an installed wheel, or beside the package in a checkout."""
+"""Folder of the shipped configurations: inside an installed wheel, or beside the package in a checkout."""
 
 
 def find_config(name: str) -> Path:
-    """A configuration file: the path as given, or below the project's configs/ folder.
+    """Find a configuration file: at the path as given, or below the project's configs/ folder.
 
     Raises:
-        ConfigError: it is in neither place.
+        ConfigError: the file is in neither place.
     """
     for candidate in (Path(name), CONFIGS / name, CONFIGS / f"{name}.yaml"):
         if candidate.is_file():
@@ -34,33 +34,33 @@ def find_config(name: str) -> Path:
 
 
 def read_options(path: Path) -> dict[str, Any]:
-    """The tree of options in a YAML file, as it is written.
+    """Read the tree of options in a YAML file, as it is written.
 
     Raises:
-        ConfigError: the file is not YAML, or holds no mapping.
+        ConfigError: the file is not YAML, or does not hold a mapping.
     """
     return read_yaml(path, remedy="write `name: value` lines, as in configs/ore/reference.yaml")
 
 
 def read_config(*paths: Path) -> RunConfig:
-    """The configuration of a run from YAML files, later ones over earlier ones.
+    """Read the configuration of a run from YAML files; later files override earlier ones.
 
     Raises:
-        ConfigError: no such file, a key that does not exist, a value of another type, a file that is not YAML.
+        ConfigError: a file does not exist or is not YAML, a key does not exist, or a value has another type.
     """
     return construct(RunConfig, layers_of(paths))
 
 
 def layers_of(paths: Sequence[Path | str]) -> list[Given]:
-    """The trees of YAML files, for :func:`openworld.runtime.option_trees.construct`.
+    """Read the trees of YAML files, for :func:`openworld.runtime.option_trees.construct`.
 
     Raises:
-        ConfigError: no such file, or one that is not YAML.
+        ConfigError: a file does not exist or is not YAML.
     """
     files = [find_config(str(path)) for path in paths]
     return [Given(read_options(file), str(file)) for file in files]
 
 
 def dump_config(config: object) -> str:
-    """A resolved configuration as YAML, every leaf written out."""
+    """Return a resolved configuration as YAML, every leaf written out."""
     return yaml.safe_dump(asdict(config), sort_keys=False)  # type: ignore[call-overload,no-any-return]

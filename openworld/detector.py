@@ -42,14 +42,14 @@ class Detector(nn.Module):
 
         Args:
             images: (3, H, W) RGB, uint8 or float32 in [0, 1], on any device.
-            targets: what is annotated on each.
-            step: of the task, from 0.
+            targets: annotations of each image.
+            step: number of the step in the task, from 0.
             replay: the step fine-tunes on exemplars.
 
         Returns:
             scalars by name: the detector's ``objectness``, ``rpn_box``, ``classification``, ``box``, and the method's.
-            With several processes, each with its share of the batch, the means of the losses over the processes are
-            those of one with the whole batch.
+            With several processes, each with its share of the batch, the means of the losses over the processes equal
+            the losses of one process with the whole batch.
         """
         engine, method, roi = self.engine, self.method, self.engine.options.roi
         targets = [target.to(engine.pixel_mean.device) for target in targets]
@@ -77,7 +77,7 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def matched_regions(self, images: Sequence[Tensor], targets: Sequence[Target]) -> tuple[Regions, Tensor]:
-        """All proposals as at test, matched to the targets, with features and logits; nothing is sampled.
+        """Return all proposals as at test, matched to the targets, with features and logits; nothing is sampled.
 
         Args:
             images, targets: as in :meth:`losses`.
@@ -93,7 +93,7 @@ class Detector(nn.Module):
         return engine.box_head(found, regions), found.sizes
 
     def calibration_samples(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
-        """Let the method collect from the proposals of held-out images what it is calibrated with.
+        """Let the method collect its calibration samples from the proposals of held-out images.
 
         Args:
             images: as in :meth:`losses`.
@@ -102,17 +102,17 @@ class Detector(nn.Module):
         return self.method.collect(*self.matched_regions(images, targets))
 
     def grow(self, space: LabelSpace) -> None:
-        """Go on to the label space of a later task.
+        """Grow to the label space of a later task.
 
         Raises:
-            ConfigError: it does not continue the present one.
+            ConfigError: the label space does not continue the current one.
         """
         self.engine.grow(space)
         self.method.grow(space)
 
 
 def build_detector(config: RunConfig, space: LabelSpace, backbone: Path | None) -> Detector:
-    """An untrained detector of a label space, on the configured device.
+    """Build an untrained detector for a label space, on the configured device.
 
     Args:
         config: of the run.
@@ -120,24 +120,24 @@ def build_detector(config: RunConfig, space: LabelSpace, backbone: Path | None) 
         backbone: weight file of a pretrained backbone, or None for random weights.
 
     Raises:
-        CheckpointError: the file cannot be read or is of another network.
-        HandoverError: the detector would see other features than the pretrained network.
-        EnvironmentProblem: the engine or the device is not there.
+        CheckpointError: the file cannot be read, or belongs to another network.
+        HandoverError: the detector would compute other features than the pretrained network.
+        EnvironmentProblem: the engine or the device is not available.
     """
     return _on_device(config, build_engine(space, config.model, backbone))
 
 
 def detector_to_load(config: RunConfig, space: LabelSpace) -> Detector:
-    """A detector of random weights whose state dict a checkpoint replaces; no backbone file is needed.
+    """Build a detector with random weights, for a checkpoint to replace; needs no backbone file.
 
     Raises:
-        EnvironmentProblem: the engine or the device is not there.
+        EnvironmentProblem: the engine or the device is not available.
     """
     return _on_device(config, random_engine(space, config.model))
 
 
 def _on_device(config: RunConfig, engine: Engine) -> Detector:
-    """The engine with the configured method, on the configured device."""
+    """Combine the engine with the configured method, on the configured device."""
     method = config.method.build(engine.space, engine.feature_dim)
     detector = Detector(engine, method).to(select_device(config.model.device))
     if config.model.synchronise_norm:

@@ -1,4 +1,4 @@
-"""What can go wrong, said so that a person knows what to do next.
+"""Errors with messages that say what to do next.
 
 Every error that a user can cause is an :class:`OpenWorldError`. Its message names the culprit (file, record, field,
 value) and ends with the remedy. The command line prints it without a traceback and exits with ``exit_code``.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class OpenWorldError(Exception):
-    """Base of all errors that are the input's or the environment's, not the program's."""
+    """Base of all errors whose cause is the input or the environment, not the program."""
 
     exit_code = 2
 
@@ -35,7 +35,7 @@ class AnnotationError(DataError):
 
 
 class CheckpointError(OpenWorldError):
-    """A checkpoint or weight file that is missing, damaged or of another model."""
+    """A checkpoint or weight file that is missing, damaged or belongs to another model."""
 
 
 class HandoverError(CheckpointError):
@@ -43,12 +43,12 @@ class HandoverError(CheckpointError):
 
 
 class NumericsError(OpenWorldError):
-    """A loss that is not finite. Training stops before the weights are touched."""
+    """A loss that is not finite. Training stops before the weights change."""
 
     exit_code = 3
 
 
 class EnvironmentProblem(OpenWorldError):
-    """Something of the installation or the machine is missing or does not fit."""
+    """A part of the installation or the machine that is missing or does not fit."""
 
     exit_code = 4

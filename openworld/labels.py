@@ -7,8 +7,8 @@ This is the only place that turns class names into head rows and back. The rows 
     F         unknown
     F+1       background
 
-so that a class keeps its row for ever, the known classes are always the first rows, and unknown and background are
-always the last two. Files (predictions, metrics) hold class names, and are read in the growing layout.
+so a class always keeps its row, the known classes are always the first rows, and unknown and background are always the
+last two. Files (predictions, metrics) hold class names, and are read in the growing layout.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class LabelSpace:
     """Classes known at one task of a schedule.
 
     Args:
-        tasks: class names, one tuple a task, in the order of the schedule.
+        tasks: class names, one tuple per task, in the order of the schedule.
         task: the current task, counted from 1.
         layout: ``growing`` has rows for the known classes; a later task adds its own, and unknown and background move
-            behind them. ``fixed`` has rows for all classes of the schedule from the start, as the reference code of ORE
-            (81 + 1 rows); nothing ever moves.
+            behind them. ``fixed`` has rows for all classes of the schedule from the start, as in the reference code of
+            ORE (81 + 1 rows); no row ever moves.
 
     Raises:
-        ConfigError: a task without classes, a class named twice, a reserved name, a task outside the schedule, a layout
-            that does not exist.
+        ConfigError: a task has no classes, a class is named twice, a name is reserved, the task is outside the
+            schedule, or the layout does not exist.
     """
 
     tasks: tuple[tuple[str, ...], ...]
@@ -134,15 +134,15 @@ class LabelSpace:
 
     @property
     def growing(self) -> LabelSpace:
-        """The same task in the layout in which files are read."""
+        """Return the same task in the layout in which files are read."""
         return replace(self, layout="growing")
 
     def is_known(self, rows: Rows) -> Rows:
-        """Which of an array of head rows are known classes: an array of bool, of the same shape and library."""
+        """Return which head rows of an array are known classes: an array of bool, of the same shape and library."""
         return (rows >= 0) & (rows < self.num_known)
 
     def row(self, name: str) -> int:
-        """Head row of a known class, of ``unknown`` or of ``background``.
+        """Return the head row of a known class, of ``unknown`` or of ``background``.
 
         Raises:
             DataError: the name is not known at this task.
@@ -157,7 +157,7 @@ class LabelSpace:
         return rows[name]
 
     def row_or_unknown(self, name: str) -> int:
-        """Head row of a known class; every other name is an unknown object."""
+        """Return the head row of a known class, and that of unknown for every other name."""
         known = self.known
         return known.index(name) if name in known else self.unknown
 
@@ -165,11 +165,11 @@ class LabelSpace:
         return self.row_names[row]
 
     def at(self, task: int) -> LabelSpace:
-        """The same schedule at another task."""
+        """Return the label space of the same schedule at another task."""
         return replace(self, task=task)
 
     def kept_rows(self, older: LabelSpace) -> list[tuple[int, int]]:
-        """Where the rows of an older label space stand in this one: (old row, new row) pairs.
+        """Return the positions of the rows of an older label space in this one: (old row, new row) pairs.
 
         In the growing layout known classes keep their row, and unknown and background move to the end. In the fixed
         layout every row stays where it is.

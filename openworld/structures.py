@@ -1,4 +1,4 @@
-"""Value objects that travel between the stages. They check their shapes when made and index all fields together.
+"""Value objects that the stages exchange. They check their shapes on creation, and index all fields together.
 
 N objects, candidates or detections, R regions, D feature dimension, K head rows (known…, unknown, background), C sets
 of box deltas: 1 (class-agnostic) or one per row before background.
@@ -48,14 +48,14 @@ class _Rows:
         return self._map(lambda value: value[index])
 
     def to(self, device: torch.device | str) -> Self:
-        """Move all fields to a device. The way to a GPU does not wait for what the GPU is doing."""
+        """Move all fields to a device. A copy to a GPU does not wait for its pending work."""
         ahead = torch.device(device).type == "cuda"
         return self._map(lambda value: value.to(device, non_blocking=ahead))
 
 
 @dataclass(frozen=True)
 class Target(_Rows):
-    """What is annotated on one image, as the task may see it.
+    """Annotations of one image, as the task may see them.
 
     Args:
         boxes: (N, 4) float32, pixels of the image as it enters the model.
@@ -76,7 +76,7 @@ class Target(_Rows):
 
 @dataclass(frozen=True)
 class Regions(_Rows):
-    """Regions of interest of one batch, what they were matched to, and what the box head says of them.
+    """Regions of interest of one batch, their matched annotations, and the outputs of the box head.
 
     Args:
         boxes: (R, 4) float32, pixels of the image as it enters the model.
@@ -119,7 +119,7 @@ class Regions(_Rows):
 
 @dataclass(frozen=True)
 class RegionScores:
-    """How strongly a method believes in each row of each region, before any threshold.
+    """A method's scores of each row of each region, before any threshold.
 
     Args:
         scores: (R, K) floating in [0, 1].
@@ -138,7 +138,7 @@ class Candidates(_Rows):
         boxes: (N, 4) float32, refined, clipped to the image as it enters the model.
         rows: (N,) int64, the head row under which each is a candidate: a known class or unknown.
         scores: (N,) float32, the score of that row.
-        known_labels: (N,) int64, the best known class, whatever is decided.
+        known_labels: (N,) int64, the best known class, whatever the decision.
         logits: (N, K) float32.
         features: (N, D) float32.
         objectness: (N,) float32, RPN logit.
@@ -171,7 +171,7 @@ class Candidates(_Rows):
 
 @dataclass(frozen=True)
 class Decision(_Rows):
-    """What a method decides, known or unknown, on each candidate.
+    """A method's decision, known or unknown, on each candidate.
 
     Args:
         labels: (N,) int64 head rows, known or unknown, never background.
@@ -194,13 +194,13 @@ class Decision(_Rows):
 
 @dataclass(frozen=True)
 class Detections(_Rows):
-    """Final detections of one image, sorted by falling score, with the decision that was made on each.
+    """Final detections of one image, sorted by falling score, with the decision on each.
 
     Args:
         boxes: (N, 4) float32, pixels of the image that the detector was given.
         scores: (N,) float32 in [0, 1].
         labels: (N,) int64 head rows, known or unknown, never background.
-        known_labels: (N,) int64, the best known class, whatever was decided.
+        known_labels: (N,) int64, the best known class, whatever the decision.
         extras: named (N,) columns of the method, such as ORE's energy.
     """
 
@@ -218,6 +218,6 @@ class Detections(_Rows):
 
     @classmethod
     def empty(cls, extras: Iterable[str] = ()) -> Detections:
-        """No detection, with the named extra columns."""
+        """Return an empty table of detections, with the named extra columns."""
         rows, numbers = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
         return cls(torch.zeros(0, 4), numbers, rows, rows, dict.fromkeys(extras, numbers))

@@ -1,4 +1,4 @@
-"""The command line: one function a verb, in a module for each group. Heavy imports wait until a verb runs."""
+"""The command line: one function per verb, one module per group. Heavy imports wait until a verb runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DESCRIPTION = "Open-world object detection: know what was taught, say unknown on
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the console script. Exits with the error's code when a user's input or machine is at fault."""
+    """Run the console script. Exit with the error's code if the user's input or the machine is at fault."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -79,7 +79,7 @@ def run_verb(arguments: Sequence[str]) -> None:
 
 
 def build_parser() -> tuple[ArgumentParser, dict[tuple[str, ...], Verb]]:
-    """The parser of all verbs, and each of these by its name, or names below another verb."""
+    """Build the parser of all verbs; return it with each verb by its name, or by its names below another verb."""
     parser = make_parser(prog="openworld", description=DESCRIPTION, version=__version__)
     commands = parser.add_subcommands(dest="verb")
     verbs: dict[tuple[str, ...], Verb] = {}
@@ -100,8 +100,8 @@ def build_parser() -> tuple[ArgumentParser, dict[tuple[str, ...], Verb]]:
     runs.add_verbs(top)
     evaluation.add_verbs(top)
     groups = (
-        ("data", data, "look after annotated data: prepare, check, tasks, audit"),
-        ("backbone", backbone, "hand a pretrained backbone over: inspect, export, verify"),
+        ("data", data, "prepare and check annotated data: prepare, check, tasks, audit"),
+        ("backbone", backbone, "work with a pretrained backbone: inspect, export, verify"),
         ("probe", probe, "measure a pretrained backbone: knn, linear, semi, transform, suppress"),
     )
     for name, group, help in groups:
@@ -113,7 +113,7 @@ def build_parser() -> tuple[ArgumentParser, dict[tuple[str, ...], Verb]]:
 
 
 def doctor(arguments: Namespace) -> None:
-    """Findings about the installation; exits with 4 if something is broken."""
+    """Print findings about the installation; exit with 4 if something is broken."""
     from rich.console import Console
 
     from openworld.runtime.environment import examine

@@ -1,4 +1,4 @@
-"""Verbs that hand a pretrained backbone over: inspect, export, verify."""
+"""Verbs for pretrained backbones: inspect, export, verify."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def add_verbs(verb: AddVerb) -> None:
-    """Add them below the verb `backbone`."""
-    _file_arguments(verb("inspect", inspect, "what a weight file of any layout holds, and how it was recognised"))
+    """Add the verbs below the verb `backbone`."""
+    _file_arguments(verb("inspect", inspect, "show what a weight file of any layout holds, and how it was recognised"))
 
     export_verb = verb("export", export, "write a backbone for torchvision or detectron2, with the settings it needs")
     _file_arguments(export_verb)
@@ -24,13 +24,13 @@ def add_verbs(verb: AddVerb) -> None:
         "--to",
         type=Literal["torchvision", "detectron2", "detectron2-c4", "detectron2-fpn"],
         required=True,
-        help="detectron2: names that fit any detector by its heuristics; -c4, -fpn: the full names of such a one",
+        help="detectron2: names that fit any detector by its heuristics; -c4, -fpn: the full names of such a detector",
     )
     export_verb.add_argument(
         "--output", type=str, required=True, help="the file: .safetensors or .pth for torchvision, .pkl for detectron2"
     )
     export_verb.add_argument(
-        "--inexact", action="store_true", help="also where the library pads otherwise, and features differ a little"
+        "--inexact", action="store_true", help="allow a library that pads differently, so that features differ a little"
     )
 
     verify_verb = verb("verify", verify, "compute features as a detector would, and compare them with the backbone's")
@@ -57,7 +57,7 @@ def _file_arguments(parser: ArgumentParser) -> None:
 
 
 def inspect(arguments: Namespace) -> None:
-    """Layout, architecture and preprocessing of a weight file."""
+    """Show layout, architecture and preprocessing of a weight file."""
     from dataclasses import asdict
 
     from rich.console import Console
@@ -77,7 +77,7 @@ def inspect(arguments: Namespace) -> None:
 
 
 def export(arguments: Namespace) -> None:
-    """Weights, settings and card for another library, then the check that they give the same features."""
+    """Write weights, settings and card for another library; check that they give the same features."""
     from rich.console import Console
 
     from ssl_backbones.handover import export_backbone
@@ -95,7 +95,7 @@ def export(arguments: Namespace) -> None:
 
 
 def verify(arguments: Namespace) -> None:
-    """The difference of each stage; exits with 2 and the cause if there is one."""
+    """Print the difference of each stage; exit with 2 and the cause if there is one."""
     from rich.console import Console
 
     from ssl_backbones.handover.settings import verify_settings
@@ -106,10 +106,10 @@ def verify(arguments: Namespace) -> None:
 
 
 def named_preprocess(name: str | None) -> Preprocess | None:
-    """What a network was trained on, by name; None for what its file says.
+    """Return the preprocessing of a network by name; None leaves it to the weight file.
 
     Raises:
-        ConfigError: no such name.
+        ConfigError: the name is not known.
     """
     from openworld.errors import ConfigError
     from ssl_backbones.handover import PREPROCESSES

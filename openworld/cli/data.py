@@ -1,4 +1,4 @@
-"""Verbs that look after annotated data: audit, check, tasks, prepare."""
+"""Verbs for annotated data: audit, check, tasks, prepare."""
 
 from __future__ import annotations
 
@@ -15,32 +15,34 @@ _IMAGE_SET = image_set_help()
 
 
 def add_verbs(verb: AddVerb) -> None:
-    """Add them below the verb `data`."""
-    audit_verb = verb("audit", audit, "what is wrong with a split, and what a perfect detector can reach on it")
+    """Add the verbs below the verb `data`."""
+    audit_verb = verb("audit", audit, "find faults of a split, and the scores that a perfect detector reaches on it")
     audit_verb.add_argument("--config", type=str, default=None, help="a run's .yaml, in place of the options below")
     _set_arguments(audit_verb)
     audit_verb.add_argument("--schedule", type=str, default=None, help="as for evaluate")
     audit_verb.add_argument("--hash-files", type=bool, default=True, help="compare image files by content")
     audit_verb.add_argument("--output", type=str, default=None, help="a .json file for the findings")
-    check_verb = verb("check", check, "counts, sizes, boxes that look like mistakes, broken and repeated images")
+    check_verb = verb("check", check, "report counts, sizes, suspicious boxes, broken and duplicate images")
     check_verb.add_argument("--config", type=str, default=None, help="a run's .yaml, in place of the sets and schedule")
     _set_arguments(check_verb)
     check_verb.add_argument("--schedule", type=str, default=None, help="as for evaluate; without it, no tasks")
-    check_verb.add_argument("--samples", type=int, default=12, help="most images or objects on a sheet; 0 draws none")
+    check_verb.add_argument("--samples", type=int, default=12, help="most images or objects per sheet; 0 draws none")
     check_verb.add_argument("--alike", type=int, default=4, help="bits of 64 in which hashes of look-alikes may differ")
     check_verb.add_argument("--workers", type=int, default=2, help="threads that decode images")
     check_verb.add_argument("--output", type=str, default=None, help="a folder for check.json and drawn samples")
 
-    tasks_verb = verb("tasks", propose_tasks, "propose which classes come with which task, as a .yaml file to change")
+    tasks_verb = verb("tasks", propose_tasks, "propose the classes of each task, as a .yaml file to edit")
     tasks_verb.add_argument("--train", type=str, required=True, help=f"training images: {_ANNOTATIONS}")
     tasks_verb.add_argument("--train-set", type=str, default=None, help=_IMAGE_SET)
-    tasks_verb.add_argument("--tasks", type=int, default=None, help="how many; with groups, one for each group")
+    tasks_verb.add_argument("--tasks", type=int, default=None, help="number of tasks; with groups, one per group")
     tasks_verb.add_argument(
-        "--by", type=str, default="frequency", help="frequency, or a .yaml file with one line `class: group` a class"
+        "--by", type=str, default="frequency", help="frequency, or a .yaml file with one line `class: group` per class"
     )
-    tasks_verb.add_argument("--leave-unknown", type=int, default=0, help="so many of the rarest classes are in no task")
+    tasks_verb.add_argument(
+        "--leave-unknown", type=int, default=0, help="number of the rarest classes to leave out of all tasks"
+    )
     tasks_verb.add_argument("--output", type=str, required=True, help="the .yaml file")
-    prepare_verb = verb("prepare", prepare, "what a published benchmark needs, what is missing, and where it belongs")
+    prepare_verb = verb("prepare", prepare, "list the files of a published benchmark, and where missing ones belong")
     prepare_verb.add_argument("--benchmark", type=str, default=None, help="m_owodb, s_owodb, voc_10_10, …")
     prepare_verb.add_argument("--root", type=str, default="datasets", help="folder of VOCdevkit/ and coco/")
     prepare_verb.add_argument("--config", type=str, default=None, help="a run's .yaml, in place of the two")
@@ -56,7 +58,7 @@ def _set_arguments(parser: ArgumentParser) -> None:
 
 
 def audit(arguments: Namespace) -> None:
-    """Findings about a split, and the ceilings of a perfect detector."""
+    """Print findings about a split, and the scores of a perfect detector."""
     from rich.console import Console
 
     from openworld.audit.split import audit_split
@@ -78,7 +80,7 @@ def audit(arguments: Namespace) -> None:
 
 
 def check(arguments: Namespace) -> None:
-    """What is in annotated images, and what looks wrong in them."""
+    """Print counts of annotated images, and suspicious findings."""
     from rich.console import Console
 
     from openworld.audit.anchors import anchor_findings, anchor_fit
@@ -108,7 +110,7 @@ def check(arguments: Namespace) -> None:
 
 
 def prepare(arguments: Namespace) -> None:
-    """What of a benchmark is there; exits with 2 if something is missing."""
+    """Print which files of a benchmark exist; exit with 2 if some are missing."""
     from rich.console import Console
 
     from openworld.data.benchmarks.archives import missing_archives
@@ -146,7 +148,7 @@ def prepare(arguments: Namespace) -> None:
 
 
 def propose_tasks(arguments: Namespace) -> None:
-    """A schedule out of the numbers of objects, or out of groups of classes."""
+    """Write a schedule derived from the numbers of objects, or from groups of classes."""
     from rich.console import Console
 
     from openworld.audit.images_and_boxes import class_counts

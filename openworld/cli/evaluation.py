@@ -12,14 +12,14 @@ from openworld.data.formats import annotations_help
 
 
 def add_verbs(verb: AddVerb) -> None:
-    """Add it to the command line."""
+    """Add the verb to the command line."""
     evaluate_verb = verb("evaluate", evaluate, "score predictions of any detector under any published protocol")
     evaluate_verb.add_argument(
         "--predictions",
         type=str,
         nargs="+",
         required=True,
-        help="a run's folder, predictions.json, COCO results, a folder of VOC detection files; one or more a task",
+        help="a run's folder, predictions.json, COCO results, a folder of VOC detection files; one or more per task",
     )
     evaluate_verb.add_argument(
         "--ground-truth", type=str, default=None, help=f"{annotations_help()}; a run has its own"
@@ -33,18 +33,20 @@ def add_verbs(verb: AddVerb) -> None:
         default=None,
         help="m_owodb, s_owodb, voc_10_10, voc_15_5, voc_19_1, a .yaml file or a run",
     )
-    evaluate_verb.add_argument("--task", type=int, default=None, help="whose model predicted; needed for foreign files")
+    evaluate_verb.add_argument(
+        "--task", type=int, default=None, help="task of the model that predicted; needed for foreign files"
+    )
     evaluate_verb.add_argument(
         "--protocol", type=str, default="unique", help="unique, ore, owdetr, randbox, orthogonaldet, or all"
     )
     evaluate_verb.add_argument(
-        "--rules", type=dict[str, Any], default={}, help="single rules of your own: --rules.iou_threshold 0.6"
+        "--rules", type=dict[str, Any], default={}, help="change single rules: --rules.iou_threshold 0.6"
     )
     evaluate_verb.add_argument(
         "--unseen",
         type=Literal["error", "drop", "unknown"],
         default="error",
-        help="foreign files: what to do with a detection of a class that the task does not know",
+        help="foreign files: what to do with detections of classes that the task does not know",
     )
     evaluate_verb.add_argument(
         "--unknown-category", type=int, default=None, help="COCO results: the category id that means unknown"
@@ -65,7 +67,7 @@ def add_verbs(verb: AddVerb) -> None:
 
 
 def evaluate(arguments: Namespace) -> None:
-    """Scores of predictions, under one protocol or all."""
+    """Print scores of predictions, under one protocol or all."""
     from rich.console import Console
 
     from openworld.metrics.protocols import PROTOCOLS, protocol_named, with_rules

@@ -1,4 +1,4 @@
-"""A tree of options on the command line: its words, its configuration files, and its part of --help."""
+"""A tree of options on the command line: its arguments, its configuration files, and its part of --help."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from openworld.runtime.options import domain, fits, joined
 
 
 def split(words: Sequence[str], owner: type) -> tuple[list[Given], list[str]]:
-    """Divide the words of a verb into options of a tree and all others.
+    """Split the words of a verb into options of a tree and all others.
 
     Args:
         words: of the command line.
-        owner: the class at the root of the tree. ``--config`` and whatever starts with one of its fields is of the
+        owner: the class at the root of the tree. ``--config`` and words that start with one of its fields belong to the
             tree: ``--train.lr 0.1``, ``--train.lr=0.1``, ``--pretrain null``.
 
     Returns:
         The layers of the tree, first the files and then the options, each kind in the order given; the other words.
 
     Raises:
-        ConfigError: an option without a value, or a file that does not exist or is not YAML.
+        ConfigError: an option has no value, or a file does not exist or is not YAML.
     """
     names = {field.name for field in fields(owner)} | {"config"}
     files, options, others = list[str](), list[tuple[str, str]](), list[str]()
@@ -56,7 +56,7 @@ def split(words: Sequence[str], owner: type) -> tuple[list[Given], list[str]]:
 def list_options(
     parser: ArgumentParser, owner: type, layers: Sequence[Given], key: str = "", default: object | None = None
 ) -> None:
-    """Add the options of a tree to what --help prints, with the classes that the layers choose.
+    """Add the options of a tree to the output of --help, with the classes that the layers choose.
 
     Args:
         parser: of the verb, which prints its help and does not parse these options.
@@ -91,7 +91,7 @@ def list_options(
 
 @cache
 def field_docs(owner: type) -> dict[str, str]:
-    """The text below each field of a dataclass, in one line; empty for a class whose source is not there."""
+    """Return the text below each field of a dataclass, in one line; empty if the source is not available."""
     docs = {}
     for part in reversed(owner.__mro__[:-1]):
         try:

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def add_verbs(verb: AddVerb) -> None:
-    """Add them below the verb `probe`."""
+    """Add the verbs below the verb `probe`."""
     knn_verb = verb("knn", knn, "classify images by their nearest neighbours among the features")
     _image_arguments(knn_verb)
     knn_verb.add_argument("--k", type=int, default=20, help="neighbours (papers: 200 on CIFAR-10 and ImageNet)")
     knn_verb.add_argument("--temperature", type=float, default=0.1, help="of their votes (ImageNet: 0.07)")
 
-    linear_verb = verb("linear", linear, "a linear classifier on the frozen features")
+    linear_verb = verb("linear", linear, "train a linear classifier on the frozen features")
     _image_arguments(linear_verb)
     linear_verb.add_argument(
         "--protocol", type=str, default="closed_form", help="closed_form, or SGD as in a paper: moco, simclr, byol, …"
@@ -35,25 +35,25 @@ def add_verbs(verb: AddVerb) -> None:
     semi_verb.add_argument(
         "--protocol", type=str, default="swav_1", help="swav_1, swav_10, simclr_1, simclr_10, barlow_twins_1"
     )
-    semi_verb.add_argument("--share", type=float, default=None, help="another part of the labels, from 0 to 1")
-    semi_verb.add_argument("--epochs", type=int, default=None, help="another number of passes over them")
+    semi_verb.add_argument("--share", type=float, default=None, help="another share of the labels, from 0 to 1")
+    semi_verb.add_argument("--epochs", type=int, default=None, help="another number of epochs")
 
     transform_verb = verb(
-        "transform", transform, "guess what was done to a picture, from h and from the projection g(h)"
+        "transform", transform, "predict how an image was transformed, from h and from the projection g(h)"
     )
     _image_arguments(transform_verb)
     transform_verb.add_argument(
         "--projector", type=str, default=None, help="a checkpoint with the head g; default: beside --backbone, or in it"
     )
 
-    suppress_verb = verb("suppress", suppress, "what contrastive learning leaves out: RandBits and MultiDigits")
+    suppress_verb = verb("suppress", suppress, "what contrastive learning suppresses: RandBits, MultiDigits")
     suppress_verb.add_argument("--experiment", type=Literal["rand_bits", "multi_digits"], required=True)
     suppress_verb.add_argument(
-        "--settings", type=list[int], default=None, help="numbers of random bits, or of digits in a picture"
+        "--settings", type=list[int], default=None, help="numbers of random bits, or of digits per image"
     )
     suppress_verb.add_argument("--temperatures", type=list[float], default=[0.05, 0.2])
     suppress_verb.add_argument("--seeds", type=list[int], default=[0, 1, 2])
-    suppress_verb.add_argument("--samples", type=int, default=1500, help="pictures to learn from")
+    suppress_verb.add_argument("--samples", type=int, default=1500, help="number of training images")
     suppress_verb.add_argument("--epochs", type=int, default=20)
     suppress_verb.add_argument("--output", type=str, default=None, help="a .json file for the table")
 
@@ -61,25 +61,25 @@ def add_verbs(verb: AddVerb) -> None:
 def _image_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--backbone", type=str, required=True, help="weights of any layout, or a folder with them")
     parser.add_argument(
-        "--images", type=str, required=True, help="one folder of images a class, or train/ and val/ of such folders"
+        "--images", type=str, required=True, help="one folder of images per class, or train/ and val/ of such folders"
     )
     parser.add_argument("--size", type=int, default=64, help="side in pixels to which images are resized")
     parser.add_argument("--preprocess", type=str, default=None, help="as for `openworld backbone`")
-    parser.add_argument("--limit", type=int, default=20000, help="most images, spread evenly over the set")
-    parser.add_argument("--seed", type=int, default=0, help="of the untrained network and of all chance")
+    parser.add_argument("--limit", type=int, default=20000, help="largest number of images, spread evenly over the set")
+    parser.add_argument("--seed", type=int, default=0, help="of the untrained network and of all random choices")
     parser.add_argument("--device", type=str, default="auto")
     parser.add_argument("--output", type=str, default=None, help="a .json file for the table")
 
 
 def knn(arguments: Namespace) -> None:
-    """kNN accuracy."""
+    """Print the kNN accuracy."""
     found = _frozen(arguments).knn(k=arguments.k, temperature=arguments.temperature)
     rows = [["trained", percent(found["trained"])], ["untrained", percent(found["untrained"])]]
     _show(f"kNN, k = {found['k']}", ["network", "top-1"], rows, found, arguments)
 
 
 def linear(arguments: Namespace) -> None:
-    """Accuracies of a linear classifier."""
+    """Print the accuracies of a linear classifier."""
     import torch
 
     from openworld.errors import ConfigError
@@ -99,7 +99,7 @@ def linear(arguments: Namespace) -> None:
 
 
 def semi(arguments: Namespace) -> None:
-    """Accuracies after fine-tuning on a part of the labels."""
+    """Print the accuracies after fine-tuning on a part of the labels."""
     from dataclasses import replace
 
     from openworld.errors import ConfigError
@@ -125,7 +125,7 @@ def semi(arguments: Namespace) -> None:
 
 
 def transform(arguments: Namespace) -> None:
-    """Accuracies of guessing the transform."""
+    """Print the accuracies of predicting the transform."""
     import logging
 
     from openworld.errors import CheckpointError
@@ -150,11 +150,11 @@ def transform(arguments: Namespace) -> None:
         ]
         for question, table in found.items()
     ]
-    _show("guessing what was done to a picture", heads, rows, dict(found), arguments)
+    _show("predicting how an image was transformed", heads, rows, dict(found), arguments)
 
 
 def suppress(arguments: Namespace) -> None:
-    """A table of the experiment, trained here from the start."""
+    """Train the experiment from scratch, and print its table."""
     from ssl_backbones.probes.suppression import SuppressionOptions, multi_digits, rand_bits
 
     options = SuppressionOptions(
@@ -213,7 +213,7 @@ def _with_spread(value: float | None, spread: float | None) -> str:
 
 
 def _show(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], found: Any, arguments: Namespace) -> None:
-    """Print the table in per cent, and write it as fractions."""
+    """Print the table in per cent, and write it as fractions to --output."""
     from rich.console import Console
 
     from openworld.runtime.console import narrow_table

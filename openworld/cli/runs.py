@@ -1,4 +1,4 @@
-"""Verbs that make a run or look at one: demo, run, pretrain, predict, convert, report, ablate."""
+"""Verbs that make or use a run: demo, run, pretrain, predict, convert, report, ablate."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from ssl_backbones.options import PretrainOptions
 
 PROFILED_STEPS = 20
 QUERIES = 8
-"""Images whose nearest neighbours the page of a pretraining shows."""
+"""Number of images whose nearest neighbours the report of a pretraining shows."""
 
 
 def add_verbs(verb: AddVerb) -> None:
-    """Add them to the command line."""
+    """Add the verbs to the command line."""
     demo_verb = verb(
-        "demo", demo, "the whole story on a synthetic world: a few minutes on a CPU, ends with report.html", RunConfig
+        "demo", demo, "run everything on a synthetic world: a few minutes on a CPU, ends with report.html", RunConfig
     )
     run_arguments(demo_verb, default_output="runs/demo")
     _profile_argument(demo_verb)
 
     run_verb = verb(
-        "run", run, "carry a schedule of tasks to its end: pretrain, train, replay, fit, evaluate, report", RunConfig
+        "run", run, "run a schedule of tasks: pretrain, train, replay, calibrate, evaluate, report", RunConfig
     )
     run_arguments(run_verb, default_output=None)
     _profile_argument(run_verb)
 
     pretrain_verb = verb(
-        "pretrain", pretrain, "contrastive pretraining of a backbone on a folder of images", PretrainOptions
+        "pretrain", pretrain, "pretrain a backbone contrastively on a folder of images", PretrainOptions
     )
     pretrain_verb.add_argument(
         "--output", type=str, required=True, help="folder for backbone.safetensors, card.json and report.html"
     )
-    pretrain_verb.add_argument("--resume", action="store_true", help="go on with what the folder holds")
+    pretrain_verb.add_argument("--resume", action="store_true", help="continue the run in the folder")
     pretrain_verb.add_argument("--seed", type=int, default=0)
     pretrain_verb.add_argument("--device", type=str, default="auto")
 
     predict_verb = verb("predict", predict, "draw what a trained run detects on an image or a folder of images")
     predict_verb.add_argument("images", type=str, help="an image or a folder")
     predict_verb.add_argument("--run", type=str, required=True, help="folder of a run")
-    predict_verb.add_argument("--task", type=int, default=0, help="which task's detector; 0: the newest")
-    predict_verb.add_argument("--score", type=float, default=0.3, help="draw detections from this score")
+    predict_verb.add_argument("--task", type=int, default=0, help="task whose detector is used; 0: the newest")
+    predict_verb.add_argument("--score", type=float, default=0.3, help="draw detections with at least this score")
     predict_verb.add_argument("--output", type=str, required=True, help="folder for drawings and predictions.json")
     predict_verb.add_argument(
         "--device",
@@ -54,33 +54,36 @@ def add_verbs(verb: AddVerb) -> None:
     )
 
     convert_verb = verb(
-        "convert", convert, "a run out of a published detectron2 checkpoint of ORE, or out of a run of the other engine"
+        "convert", convert, "make a run from a published checkpoint of ORE, or from a run of the other engine"
     )
     convert_verb.add_argument("weights", type=str, help="model_final.pth, a .pkl of detectron2, or the folder of a run")
     convert_verb.add_argument(
-        "--engine", choices=["torchvision", "detectron2"], default=None, help="of the new run, where a run is converted"
+        "--engine",
+        choices=["torchvision", "detectron2"],
+        default=None,
+        help="engine of the new run, if a run is converted",
     )
     convert_verb.add_argument(
         "--schedule",
         type=str,
         default=None,
-        help="whose classes the head has, as for evaluate; default: that of --config",
+        help="schedule of the classes of the head, as for evaluate; default: that of --config",
     )
-    convert_verb.add_argument("--task", type=int, default=None, help="up to which a checkpoint was trained")
+    convert_verb.add_argument("--task", type=int, default=None, help="last task that a checkpoint was trained on")
     convert_verb.add_argument(
         "--energy", type=str, default=None, help="energy_dist_<classes>.pkl; without it the classifier decides alone"
     )
     convert_verb.add_argument("--config", type=str, default=None, help="a run's .yaml that names the data")
     convert_verb.add_argument("--output", type=str, required=True, help="folder of the new run")
 
-    report_verb = verb("report", report, "write report.html of a run again")
+    report_verb = verb("report", report, "rewrite report.html of a run")
     report_verb.add_argument("run", type=str, help="folder of a run, or of a pretraining")
 
     ablate_verb = verb(
         "ablate", ablate, "run a schedule with one part switched off at a time, over several seeds", RunConfig
     )
     ablate_verb.add_argument("--seeds", type=list[int], default=[0, 1, 2])
-    ablate_verb.add_argument("--variants", type=list[str], default=[], help="names; default: all")
+    ablate_verb.add_argument("--variants", type=list[str], default=[], help="names of variants; default: all")
     ablate_verb.add_argument(
         "--switch",
         type=str,
@@ -91,9 +94,9 @@ def add_verbs(verb: AddVerb) -> None:
         "--backbones",
         type=dict[str, str],
         default={},
-        help="the same schedule from several and from random: --backbones.simclr runs/simclr --backbones.moco moco.pth",
+        help="compare backbones, and random weights: --backbones.simclr runs/simclr --backbones.moco moco.pth",
     )
-    ablate_verb.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    ablate_verb.add_argument("--jobs", type=int, default=1, help="number of parallel runs")
     run_arguments(ablate_verb, default_output=None)
 
 
@@ -105,17 +108,17 @@ def _profile_argument(parser: ArgumentParser) -> None:
         const=PROFILED_STEPS,
         default=0,
         metavar="STEPS",
-        help=f"time the parts of so many steps of each phase (without a number {PROFILED_STEPS}): profile.json, report",
+        help=f"time the parts of N steps of each phase (without N: {PROFILED_STEPS}): profile.json, report",
     )
 
 
 def demo(arguments: Namespace, config: RunConfig) -> None:
-    """The embedded world with the default configuration."""
+    """Run the synthetic world with the default configuration."""
     run(arguments, config)
 
 
 def run(arguments: Namespace, config: RunConfig) -> None:
-    """A schedule from its configuration. One process, or torchrun's."""
+    """Run a schedule from its configuration, in one process or in those of torchrun."""
     from rich.console import Console
 
     from openworld.report.profile import print_profile
@@ -137,7 +140,7 @@ def run(arguments: Namespace, config: RunConfig) -> None:
 
 
 def pretrain(arguments: Namespace, options: PretrainOptions) -> None:
-    """A backbone from a folder of images, or from the synthetic world, and its page. One process, or torchrun's."""
+    """Pretrain a backbone on a folder of images or the synthetic world, in one process or in those of torchrun."""
     from rich.console import Console
 
     from openworld.report.pretrain import build_pretrain_report, probe_rows
@@ -177,7 +180,7 @@ def pretrain(arguments: Namespace, options: PretrainOptions) -> None:
 
 
 def predict(arguments: Namespace) -> None:
-    """Drawings and predictions.json of a person's own images."""
+    """Write drawings and predictions.json of the user's own images."""
     from rich.console import Console
 
     from openworld.run.predict import predict_folder
@@ -195,7 +198,7 @@ def predict(arguments: Namespace) -> None:
 
 
 def convert(arguments: Namespace) -> None:
-    """A published detector as a run, or a run in the other engine."""
+    """Convert a published detector to a run, or a run to the other engine."""
     from rich.console import Console
 
     from openworld.convert.between_engines import convert_engine
@@ -227,7 +230,7 @@ def report(arguments: Namespace) -> None:
 
 
 def _report_of_run(folder: Path) -> Path:
-    """The page of a run; where its test set has gone, the page says so instead of showing it."""
+    """Write the report of a run; if its test set no longer exists, the report says so instead of showing it."""
     from openworld.errors import DataError
     from openworld.records import check_files
     from openworld.report.build import build_report
@@ -241,7 +244,7 @@ def _report_of_run(folder: Path) -> Path:
 
 
 def ablate(arguments: Namespace, config: RunConfig) -> None:
-    """A table of what each part brings."""
+    """Print a table of the effect of each part."""
     from rich.console import Console
 
     from openworld.run.ablation import run_ablation

@@ -1,4 +1,4 @@
-"""What the groups of verbs share."""
+"""Functions and types that the groups of verbs share."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ class AddVerb(Protocol):
 
 
 def make_parser(**settings: Any) -> ArgumentParser:
-    """An argument parser that takes no abbreviations: a misspelt key is an error."""
+    """Make an argument parser without abbreviations: a misspelt key is an error."""
     return ArgumentParser(allow_abbrev=False, **settings)
 
 
 def run_arguments(parser: ArgumentParser, default_output: str | None) -> None:
-    """The folder of a run, and how to go on with it."""
+    """Add the arguments for the folder of a run, and for its continuation."""
     parser.add_argument(
         "--output", type=str, required=default_output is None, default=default_output, help="folder of the run"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with what the folder holds")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the folder")
     parser.add_argument(
         "--engine",
         choices=["torchvision", "detectron2"],
         default=None,
-        help="short for --model.engine, over which it wins",
+        help="short for --model.engine, which it overrides",
     )
 
 
 def with_engine(config: RunConfig, arguments: Namespace) -> RunConfig:
-    """The configuration with the engine of :func:`run_arguments`."""
+    """Return the configuration with the engine of :func:`run_arguments`."""
     if arguments.engine is None:
         return config
     return replace(config, model=replace(config.model, engine=arguments.engine))

@@ -1,1 +1,1 @@
-"""Bring in what other code has trained, and move a run from one engine to the other."""
+"""Import detectors that other code has trained, and convert a run from one engine to the other."""

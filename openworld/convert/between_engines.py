@@ -1,7 +1,7 @@
 """Convert a run to the other engine: the same tensors under the other engine's names.
 
-Going to detectron2 also leaves each task's detector as detectron2 itself reads it, a checkpoint with its configuration.
-detectron2 need not be installed.
+A conversion to detectron2 also writes each task's detector in detectron2's own form, a checkpoint with its
+configuration. detectron2 need not be installed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ KEPT = ("calibration.json", "exemplars.json")
 
 
 def convert_engine(source: Path, folder: Path, engine: Engine) -> RunConfig:
-    """Write a run whose finished tasks are those of ``source``, in another engine; it can be predicted with and scored.
+    """Write a run with the finished tasks of ``source`` in another engine, ready for prediction and scoring.
 
     Args:
         source: folder of a run.
@@ -83,10 +83,10 @@ def convert_engine(source: Path, folder: Path, engine: Engine) -> RunConfig:
 
 
 def renamed(tensors: dict[str, Tensor], config: RunConfig, space: LabelSpace, engine: Engine) -> dict[str, Tensor]:
-    """A detector's tensors under the names of an engine.
+    """Return a detector's tensors under the names of an engine.
 
     Raises:
-        CheckpointError: they are not those of the configured detector.
+        CheckpointError: the tensors are not those of the configured detector.
     """
     ours = detector_to_load(replace(config, model=replace(config.model, engine="torchvision", device="cpu")), space)
     names = {}
@@ -109,7 +109,7 @@ def renamed(tensors: dict[str, Tensor], config: RunConfig, space: LabelSpace, en
 
 
 def write_detectron2(folder: Path, tensors: dict[str, Tensor], config: RunConfig, space: LabelSpace) -> None:
-    """Write ``model_final.pth`` and ``config.yaml``, which ``tools/train_net.py`` and any project with our heads read.
+    """Write ``model_final.pth`` and ``config.yaml`` for ``tools/train_net.py`` and any project with these heads.
 
     Args:
         tensors: by the names of the engine detectron2.
@@ -136,7 +136,7 @@ def write_detectron2(folder: Path, tensors: dict[str, Tensor], config: RunConfig
 
 
 def _tree(keys: dict[str, Any]) -> dict[str, Any]:
-    """Dotted names as nested mappings."""
+    """Convert dotted names to nested mappings."""
     tree: dict[str, Any] = {}
     for name, value in keys.items():
         node = tree

@@ -1,4 +1,4 @@
-"""A published detector as a run: its weights in the folder form that `openworld predict` and `evaluate` read."""
+"""Convert a published detector to a run: its weights in a folder that `openworld predict` and `evaluate` read."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ def convert_run(
     energy: Path | None = None,
     config: Path | None = None,
 ) -> RunConfig:
-    """Write the run of a detectron2 checkpoint of ORE: config.yaml and the finished task.
+    """Write a run from a detectron2 checkpoint of ORE: config.yaml and the finished task.
 
-    The model and ORE are configured as the reference code; exemplars, training phases and data are those of ``config``.
-    The feature store and the prototypes are not in such a checkpoint: both start empty.
+    The model and ORE are configured as in the reference code; exemplars, training phases and data are those of
+    ``config``. Such a checkpoint does not hold the feature store and the prototypes: both start empty.
 
     Args:
         weights: .pth or .pkl, see :func:`openworld.convert.published_weights.read_detectron2`.
         folder: of the new run.
-        task: up to which the detector was trained, from 1.
+        task: the last task that the detector was trained on, from 1.
         schedule: see :func:`openworld.data.schedules.read_schedule`; None takes that of ``config``.
         energy: energy_dist_<n>.pkl of the reference code; None lets the classifier decide alone.
         config: a run's .yaml that names the data.
@@ -62,8 +62,9 @@ def convert_run(
         The configuration that was written.
 
     Raises:
-        ConfigError: no schedule, two that differ, a task outside it, or a folder that holds a run already.
-        CheckpointError: files that cannot be read or do not fit.
+        ConfigError: no schedule is given, or two that differ; the task is outside the schedule; or the folder holds a
+            run already.
+        CheckpointError: a file cannot be read or does not fit.
     """
     if schedule is None and config is None:
         raise ConfigError("no schedule is given", remedy="name it with --schedule, such as m_owodb, or with --config")
@@ -110,14 +111,14 @@ def convert_run(
 
 
 def reference_ore(*, energy: bool) -> OreOptions:
-    """ORE as the reference code has it (:data:`REFERENCE`); without ``energy`` the classifier decides."""
+    """Return the options of ORE's reference code (:data:`REFERENCE`); without ``energy`` the classifier decides."""
     section = read_options(find_config(REFERENCE))["method"]
     options = construct(OreOptions, [Given(section, REFERENCE)], "method", OreOptions())
     return replace(options, energy=replace(options.energy, enabled=energy))
 
 
 def _without_data(schedule: Schedule) -> RunConfig:
-    """A configuration of the schedule with detectron2's image sizes and no data."""
+    """Return a configuration of the schedule with detectron2's image sizes and no data."""
     nothing = SourceOptions(annotations=NOT_GIVEN)
     loader = LoaderOptions(min_size=800, max_size=1333, scale_jitter=[0.6, 1.0])
     tasks = [list(names) for names in schedule.tasks]

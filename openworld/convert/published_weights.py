@@ -1,12 +1,12 @@
-"""Detectors that detectron2 trained, as this project's engine: ORE's published checkpoints (Faster R-CNN, R50-C4).
+"""Convert detectors trained with detectron2 to this project's engine: ORE's checkpoints (Faster R-CNN, R50-C4).
 
-The weights are those of JosephKJ/OWOD, ``configs/Base-RCNN-C4-OWOD.yaml``. What differs between the two libraries is
-folded into the weights, so that the converted engine computes the same detections:
+The weights are those of JosephKJ/OWOD, ``configs/Base-RCNN-C4-OWOD.yaml``. The differences between the two libraries
+are folded into the weights, so that the converted engine computes the same detections:
 
-- images: detectron2 reads BGR from 0 to 255; the first convolution's channels are turned round and scaled. Its mean is
+- images: detectron2 reads BGR from 0 to 255; the first convolution's channels are reversed and scaled. Its mean is
   subtracted before the convolution pads, so that zero stays zero in both;
-- anchors: detectron2 orders them by size, then ratio, torchvision by ratio, then size; the RPN's channels follow.
-  torchvision rounds anchors to whole pixels; the RPN's deltas are scaled and shifted by what the rounding changed.
+- anchors: detectron2 orders them by size, then ratio, torchvision by ratio, then size; the RPN's channels are permuted.
+  torchvision rounds anchors to whole pixels; the RPN's deltas are scaled and shifted to undo the rounding.
   (Where a delta is clamped, at 62 times the anchor, the limit moves by the same few per cent.)
 
 Head rows need no change: known classes in the order of the schedule, unknown, background; box deltas of a row are four
@@ -61,11 +61,11 @@ _FIRST_REMEDY = "convert a Faster R-CNN R50-C4 of JosephKJ/OWOD (configs/Base-RC
 
 
 def read_detectron2(path: Path) -> dict[str, Tensor]:
-    """Tensors of a detectron2 checkpoint by their names there, floats as float32.
+    """Read the tensors of a detectron2 checkpoint, by their names there, floats as float32.
 
     Args:
-        path: a .pth with ``{"model": tensors, …}``, a .pkl with ``{"model": arrays, …}``, or either without the outer
-            dictionary.
+        path: a .pth with ``{"model": tensors, …}`` or a .pkl with ``{"model": arrays, …}``; the outer dictionary may be
+            missing.
 
     Raises:
         CheckpointError: see :func:`read_pickle`; or the content is not a dictionary of tensors or arrays.
@@ -89,18 +89,19 @@ def read_detectron2(path: Path) -> dict[str, Tensor]:
 
 
 def read_energy(path: Path, num_known: int) -> tuple[WeibullFit, WeibullFit]:
-    """Weibull distributions of known and of unknown objects, as the reference code saves them.
+    """Read the Weibull distributions of known and of unknown objects, as the reference code saves them.
 
     Args:
         path: its ``energy_dist_<seen classes>.pkl``: two dictionaries, with scale, shape and shift of unknown and of
             known objects (engine/train_loop.py, ``analyse_energy``).
-        num_known: known classes of the task; a number in the file's name must be this one.
+        num_known: number of known classes of the task; a number in the file's name must be this one.
 
     Returns:
-        known, unknown. The file does not say what they were fitted to: count is 0, likelihood and distance are NaN.
+        known, unknown. The file does not hold their samples: count is 0, likelihood and distance are NaN.
 
     Raises:
-        CheckpointError: see :func:`read_pickle`; other content, impossible numbers, or a file of another task.
+        CheckpointError: see :func:`read_pickle`; or the file has other content or impossible numbers, or belongs to
+            another task.
     """
     named = re.fullmatch(r"energy_dist_(\d+)\.pkl", path.name)
     if named and int(named[1]) != num_known:
@@ -139,16 +140,16 @@ def _saved_weibull(record: Mapping[str, Any], kind: str) -> WeibullFit:
 
 
 REFERENCE = "ore/reference.yaml"
-"""What the reference code does, among the configurations that the project ships."""
+"""The options of the reference code, among the configurations that the project ships."""
 
 
 def reference_options(
     tensors: Mapping[str, Tensor], where: str, *, nms_iou: float = 0.5, detections_per_image: int = 100
 ) -> ModelOptions:
-    """Options under which the engine is the reference code's detector.
+    """Return the options under which the engine is the reference code's detector.
 
-    Widths and the kind of box deltas are read off the tensors. What ORE's code adds is :data:`REFERENCE`; the rest is
-    ``configs/Base-RCNN-C4-OWOD.yaml`` and detectron2/config/defaults.py.
+    Widths and the kind of box deltas are read from the tensors. The additions of ORE's code are :data:`REFERENCE`; the
+    rest is ``configs/Base-RCNN-C4-OWOD.yaml`` and detectron2/config/defaults.py.
 
     Args:
         tensors: by their names in detectron2.
@@ -211,17 +212,17 @@ def reference_options(
 def convert_detectron2(
     tensors: Mapping[str, Tensor], space: LabelSpace, options: ModelOptions, where: str
 ) -> OpenWorldRCNN:
-    """An engine with the weights of a detectron2 checkpoint, every one of its tensors written once.
+    """Build an engine with the weights of a detectron2 checkpoint; each tensor is written exactly once.
 
     Args:
-        tensors: as :func:`read_detectron2` gives them.
-        space: of the task that the checkpoint was trained up to, in the fixed layout.
+        tensors: as :func:`read_detectron2` returns them.
+        space: label space of the last task that the checkpoint was trained on, in the fixed layout.
         options: of :func:`reference_options`.
         where: names the file in errors.
 
     Raises:
-        CheckpointError: another number of head rows than the label space has; other anchors; or tensors that are
-            missing, that the engine has no place for (but :data:`DEAD_LAYERS`), or of another shape: all are listed.
+        CheckpointError: the number of head rows is not that of the label space; the anchors differ; or tensors are
+            missing, unexpected (except :data:`DEAD_LAYERS`) or of another shape: the message lists them.
     """
     _check_rows(tensors, space, options, where)
     body = (options.arch or ResNetOptions()).in_detector(options.norm).build()
@@ -266,7 +267,7 @@ def convert_detectron2(
 
 
 def _check_rows(tensors: Mapping[str, Tensor], space: LabelSpace, options: ModelOptions, where: str) -> None:
-    """The schedule says how many rows the head has, and only the user knows the schedule."""
+    """Check the number of head rows against the schedule, which only the user knows."""
     sets = space.background if options.roi.box_regression == "per_class" else 1
     classes = len(space.known) + len(space.future)
     for name, rows in ((_CLASSES, space.num_rows), (_DELTAS, 4 * sets)):
@@ -280,15 +281,15 @@ def _check_rows(tensors: Mapping[str, Tensor], space: LabelSpace, options: Model
 
 
 def anchors_by_size() -> Tensor:
-    """(A, 4) float32 anchors around 0 as detectron2 stores them: for each size all ratios, x1 y1 x2 y2 in pixels,
-    not rounded (modeling/anchor_generator.py)."""
+    """Return (A, 4) float32 anchors around 0 as detectron2 stores them: for each size all ratios, x1 y1 x2 y2 in
+    pixels, not rounded (modeling/anchor_generator.py)."""
     sides = [(size / math.sqrt(ratio), size * math.sqrt(ratio)) for size in ANCHOR_SIZES for ratio in ANCHOR_RATIOS]
     half_A2 = torch.tensor(sides) / 2
     return torch.cat([-half_A2, half_A2], dim=1)
 
 
 def _fold_pixels(state: dict[str, Tensor]) -> None:
-    """Let the first convolution see RGB after ImageNet's statistics in [0, 1] as it saw detectron2's input.
+    """Change the first convolution to read RGB normalised by ImageNet's statistics instead of detectron2's input.
 
     With ``x`` in [0, 1], detectron2's input is ``(255 x - mean) / std = (x - mean / 255) / s * (255 s / std)`` for any
     ``s``, channel by channel.
@@ -301,9 +302,9 @@ def _fold_pixels(state: dict[str, Tensor]) -> None:
 
 
 def _fold_anchors(state: dict[str, Tensor], engine: OpenWorldRCNN) -> None:
-    """Bring the RPN's channels into the order of the engine's anchors, and its deltas to their rounded sides.
+    """Permute the RPN's channels to the order of the engine's anchors, and adapt its deltas to their rounded sides.
 
-    With sides ``a`` of detectron2's anchor and ``b`` of ours, the same box has ``dx_b = dx_a * a / b`` and
+    With sides ``a`` of detectron2's anchor and ``b`` of the engine's, the same box has ``dx_b = dx_a * a / b`` and
     ``dw_b = dw_a + log(a / b)``.
     """
     theirs_A4, ours_A4 = anchors_by_size(), engine.rpn.anchors.cell_anchors[0]

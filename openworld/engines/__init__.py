@@ -1,1 +1,1 @@
-"""Two-stage detectors whose regions can be seen: Faster R-CNN of torchvision's parts, and of detectron2's."""
+"""Two-stage detectors that expose their regions: Faster R-CNN made of torchvision's parts, and of detectron2's."""

@@ -23,15 +23,15 @@ from ssl_backbones.backbones.options import STAGES
 
 
 class LevelGrid(NamedTuple):
-    """Where the cells of the feature levels lie, finest level first."""
+    """Positions of the cells of the feature levels, finest level first."""
 
     strides_px: tuple[int, ...]
     padding_px: int
-    """Images are padded to a multiple of it."""
+    """Images are padded to a multiple of this."""
 
 
 def level_grid(options: ModelOptions, arch: BackboneOptions) -> LevelGrid:
-    """The grid of a detector on a backbone.
+    """Return the grid of a detector on a backbone.
 
     FPN pads, so that each level has half the cells of the one before. With C4 a single image is not padded, as in
     detectron2.
@@ -43,7 +43,7 @@ def level_grid(options: ModelOptions, arch: BackboneOptions) -> LevelGrid:
 
 
 def anchor_sizes(neck: Literal["fpn", "c4"], sizes: Sequence[float]) -> list[list[float]]:
-    """Anchor sizes of each level in pixels: one for each level of an FPN, or all on the single level of C4."""
+    """Return the anchor sizes of each level in pixels: one per level of an FPN, or all on the single level of C4."""
     return [[size] for size in sizes] if neck == "fpn" else [list(sizes)]
 
 
@@ -124,7 +124,7 @@ class C4Features(nn.Module):
 
 
 def build_features(body: Backbone, options: ModelOptions) -> FpnFeatures | C4Features:
-    """The form that ``options.neck`` names, with the first ``freeze_stages`` stages frozen, and frozen norms folded."""
+    """Build the form that ``options.neck`` names; freeze the first ``freeze_stages`` stages and fold frozen norms."""
     body.freeze(options.freeze_stages)
     fold_frozen_norms(body)
     return FpnFeatures(body, options) if options.neck == "fpn" else C4Features(body, options)

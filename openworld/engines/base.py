@@ -1,7 +1,7 @@
 """What a detector engine is to the rest of the toolkit: a two-stage detector in parts, none of which knows a method.
 
 :class:`openworld.detector.Detector` puts the parts in order: propose, match, relabel, sample, box head, losses; or
-propose, box head, score, decide, suppress. B images, P proposals of an image, R regions over the batch, K head rows, C
+propose, box head, score, decide, suppress. B images, P proposals per image, R regions over the batch, K head rows, C
 sets of box deltas.
 """
 
@@ -21,7 +21,7 @@ from openworld.structures import Regions, Target
 
 @dataclass(frozen=True)
 class Proposals:
-    """What the first stage finds in a batch.
+    """Output of the first stage for a batch.
 
     Args:
         levels: feature maps (B, channels, h, w) by name, finest first.
@@ -42,7 +42,7 @@ class Proposals:
 
 
 class Engine(Protocol):
-    """A two-stage detector whose regions can be seen. Every engine is a ``torch.nn.Module``.
+    """A two-stage detector that exposes its regions. Every engine is a ``torch.nn.Module``.
 
     Images are (3, H, W) RGB, uint8 or float32 in [0, 1], on any device.
     """
@@ -55,11 +55,11 @@ class Engine(Protocol):
 
     @property
     def options(self) -> ModelOptions:
-        """Options that the engine was built with."""
+        """Options of the engine."""
 
     @property
     def feature_dim(self) -> int:
-        """D of the regions' features."""
+        """D, the width of the regions' features."""
 
     @property
     def pixel_mean(self) -> Tensor:
@@ -67,7 +67,7 @@ class Engine(Protocol):
 
     @property
     def pixel_std(self) -> Tensor:
-        """(3, 1, 1) float32, which the difference is divided by; a buffer."""
+        """(3, 1, 1) float32, the divisor of the difference; a buffer."""
 
     @property
     def backbone(self) -> nn.Module:
@@ -98,7 +98,7 @@ class Engine(Protocol):
         """Move the boxes by their deltas: (R, C, 4) float32 pixels, not clipped."""
 
     def grow(self, space: LabelSpace) -> None:
-        """Go on to the label space of a later task; old rows, unknown and background keep their weights.
+        """Grow to the label space of a later task; old rows, unknown and background keep their weights.
 
         A head of the growing layout gets rows for the new classes; in a fixed head nothing moves.
         """
@@ -107,10 +107,10 @@ class Engine(Protocol):
         """Copy the weights of the backbone, by torchvision's names; the first convolution reads RGB."""
 
     def backbone_stages(self, image: Tensor) -> dict[str, Tensor]:
-        """An image (3, H, W) → ``c2``…``c5`` (1, C, h, w) after the engine's preprocessing."""
+        """Compute ``c2``…``c5`` (1, C, h, w) of one image (3, H, W) after the engine's preprocessing."""
 
     def parts(self) -> list[tuple[str, nn.Module]]:
-        """Name what a profile tells apart in a forward pass; a module within another counts for itself."""
+        """List the modules that a profile times separately; the time of a nested module is its own."""
 
     def train(self, mode: bool = True) -> Any:
         """See ``torch.nn.Module``."""

@@ -1,4 +1,4 @@
-"""The rows of the two last layers when a head grows to the label space of a later task; both engines share it."""
+"""The rows of the two last layers when a head grows to the label space of a later task; shared by both engines."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from openworld.labels import LabelSpace
 
 @torch.no_grad()
 def grown_classifier(old: nn.Linear, before: LabelSpace, after: LabelSpace) -> nn.Linear:
-    """Classification layer with the rows of a later task.
+    """Build the classification layer with the rows of a later task.
 
-    New rows start near *unknown*'s, which is what a new class looked like; old rows, unknown and background keep their
-    weights.
+    New rows start near that of *unknown*, as which a new class was seen so far; old rows, unknown and background keep
+    their weights.
 
     Args:
         old: (rows of ``before``, D).
@@ -34,7 +34,7 @@ def grown_classifier(old: nn.Linear, before: LabelSpace, after: LabelSpace) -> n
 
 @torch.no_grad()
 def grown_deltas(old: nn.Linear, before: LabelSpace, after: LabelSpace) -> nn.Linear:
-    """Box deltas of each row before background, (4 · rows, D); those of a new class start from *unknown*'s.
+    """Build the layer of box deltas per row before background, (4 · rows, D); new classes start from *unknown*.
 
     Args, raises: as :func:`grown_classifier`.
     """

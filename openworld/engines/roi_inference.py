@@ -1,6 +1,6 @@
 """From the box head's output to detections (Fast R-CNN, section 3.1), as functions of the tensors of one image.
 
-R regions, N candidates, K head rows, C sets of boxes: 1 (class-agnostic) or one a row before background.
+R regions, N candidates, K head rows, C sets of boxes: 1 (class-agnostic), or one per row before background.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from openworld.structures import Candidates, Detections, Regions, RegionScores
 def candidates_of_regions(
     boxes: Tensor, scores: Tensor, rows: Sequence[int], *, score_threshold: float, min_side_px: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Each region under each row whose score passes the threshold, in the order of regions, then of rows.
+    """Return each region under each row whose score passes the threshold, in the order of regions, then of rows.
 
     Args:
         boxes: (R, C, 4) x1 y1 x2 y2 in pixels, clipped to the image.
@@ -33,7 +33,7 @@ def candidates_of_regions(
         min_side_px: a candidate's box is at least as wide and as high.
 
     Returns:
-        region (N,) int64, row (N,) int64, and the candidates' boxes (N, 4). What is not finite is no candidate.
+        region (N,) int64, row (N,) int64, and the candidates' boxes (N, 4). Non-finite values are left out.
     """
     usable_RC = torch.isfinite(boxes).all(dim=2) & (boxes[..., 2:] - boxes[..., :2] >= min_side_px).all(dim=2)
     detected_K = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
@@ -55,16 +55,16 @@ def suppress(
     cross_nms_iou: float,
     most: int,
 ) -> Tensor:
-    """Positions of the detections that remain, by falling score.
+    """Suppress overlapping detections; return the positions of the remaining ones, by falling score.
 
     Args:
         boxes: (N, 4) x1 y1 x2 y2 in pixels.
         scores: (N,).
         labels: (N,) int64 head rows; suppression is within a label.
         unknown: row of unknown.
-        nms_iou: overlap above which the weaker of two detections of one label goes.
+        nms_iou: overlap above which the weaker of two detections of one label is dropped.
         cross_nms_iou: the same between a known and an unknown detection; 1 keeps both.
-        most: detections of an image.
+        most: largest number of detections per image.
 
     Returns:
         (M,) int64.
@@ -76,12 +76,12 @@ def suppress(
 
 
 def suppress_across(boxes: Tensor, side: Tensor, iou: float) -> Tensor:
-    """Positions kept when a detection gives way to a better one of the other side (known against unknown).
+    """Drop detections that overlap a better one of the other side (known against unknown); return the positions kept.
 
     Args:
         boxes: (N, 4) x1 y1 x2 y2 in pixels, sorted by falling score.
         side: (N,) 0 known, 1 unknown.
-        iou: overlap above which the weaker one goes.
+        iou: overlap above which the weaker one is dropped.
 
     Returns:
         (M,) int64, rising.
@@ -103,7 +103,7 @@ def detections_of_image(
     space: LabelSpace,
     roi: RoiOptions,
 ) -> tuple[Detections, Tensor]:
-    """Threshold, decision, suppression and cap for one image. A class that no task has taught is never detected.
+    """Apply threshold, decision, suppression and cap to one image. Classes that no task has taught are never detected.
 
     Args:
         regions: of the image, with features and logits.

@@ -1,6 +1,6 @@
 """Losses of the box head (Fast R-CNN, section 2.3), as functions of tensors.
 
-R regions over the batch, K head rows, C sets of box deltas: 1 (class-agnostic) or one a row before background.
+R regions over the batch, K head rows, C sets of box deltas: 1 (class-agnostic), or one per row before background.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
 def masked_logits(logits: Tensor, masked_rows: Sequence[int]) -> Tensor:
-    """Logits whose softmax is exactly 0 in the masked rows, and no gradient reaches those.
+    """Mask rows of the logits: their softmax is exactly 0, and no gradient reaches them.
 
     The reference code writes -1e11, which float16 cannot hold; minus infinity gives the same softmax in every dtype.
 
     Args:
         logits: (R, K) floating.
-        masked_rows: head rows; with none the logits come back as they are.
+        masked_rows: head rows; with none the logits are returned as they are.
 
     Returns:
         (R, K), same dtype.
@@ -41,7 +41,7 @@ def masked_logits(logits: Tensor, masked_rows: Sequence[int]) -> Tensor:
 
 
 def classification_loss(logits: Tensor, labels: Tensor, masked_rows: Sequence[int] = ()) -> Tensor:
-    """Mean softmax cross-entropy over the regions, as if the head had no masked rows.
+    """Compute the mean softmax cross-entropy over the regions, as if the head had no masked rows.
 
     Source of the masking: ``FastRCNNOutputs.softmax_cross_entropy_loss`` of the reference code
     (detectron2/modeling/roi_heads/fast_rcnn.py).
@@ -52,7 +52,7 @@ def classification_loss(logits: Tensor, labels: Tensor, masked_rows: Sequence[in
         masked_rows: rows of classes that no task has taught yet.
 
     Returns:
-        Scalar float32 (float64 for float64 logits); exactly 0, with a gradient path, where there is no region.
+        Scalar float32 (float64 for float64 logits); exactly 0, with a gradient path, if there are no regions.
     """
     if len(labels) == 0:
         return logits.sum() * 0.0
@@ -70,11 +70,11 @@ def box_loss(
     beta: float = 1 / 9,
     weights: tuple[float, float, float, float] = BOX_WEIGHTS,
 ) -> Tensor:
-    """Smooth L1 between the predicted and the wanted deltas of some regions, divided by the number of all regions.
+    """Compute smooth L1 between predicted and target deltas of some regions, divided by the number of all regions.
 
-    A region whose goal has no width or no height takes no part: it lies in an image without annotated boxes, and has
-    no box to move to. (The reference code takes the logarithm of the zero size for such a region that it labelled
-    unknown, and its loss is infinite.) It still counts in the number of all regions.
+    A region whose goal has zero width or height takes no part: it lies in an image without annotated boxes, and has
+    no box to move to. It still counts in the number of all regions. (The reference code takes the logarithm of the zero
+    size if it labelled such a region unknown, and its loss is infinite.)
 
     Args:
         deltas: (R, 4·C) floating; C is 1, or the deltas of row k are in the columns 4k … 4k+3.
@@ -102,7 +102,7 @@ def box_loss(
 def box_head_losses(
     regions: Regions, space: LabelSpace, roi: RoiOptions, unused_rows: Sequence[int] = ()
 ) -> dict[str, Tensor]:
-    """Classification and box loss of the sampled regions, as the options say.
+    """Compute classification and box loss of the sampled regions, as the options say.
 
     Args:
         regions: sampled, with labels, goals, logits and deltas.
@@ -112,7 +112,7 @@ def box_head_losses(
 
     Returns:
         ``classification`` and ``box``, scalars; see :func:`classification_loss` and :func:`box_loss`. With several
-        processes their means over the processes are those of one process with the regions of all.
+        processes, their means over the processes equal the losses of one process with all the regions.
     """
     assert regions.logits is not None and regions.deltas is not None and regions.goals is not None
     masked = (*(space.future_rows if roi.mask_future != "never" else ()), *unused_rows)

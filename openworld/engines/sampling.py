@@ -1,7 +1,7 @@
-"""Which anchors and regions the losses see: proposals matched to annotated boxes, and a random share of them.
+"""Matching of proposals to annotated boxes, and random sampling of the anchors and regions of the losses.
 
-Both engines share it. What is drawn does not depend on the number of processes. B images, A anchors of one image, R
-regions over the batch.
+Shared by both engines. The samples do not depend on the number of processes. B images, A anchors per image, R regions
+over the batch.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def match_regions(
         found: of the batch.
         targets: annotated boxes of each image.
         space: label space of the task.
-        foreground_iou: a region belongs to a box from this IoU.
+        foreground_iou: a region belongs to a box from this IoU on.
         add_annotated: the annotated boxes are regions too, with an objectness of infinity, behind the proposals.
 
     Returns:
@@ -80,7 +80,7 @@ def match_regions(
 
 
 def unmatched_regions(found: Proposals, space: LabelSpace) -> Regions:
-    """The proposals of all images as regions that nothing annotated is known of: background, with an IoU of 0."""
+    """Return the proposals of all images as regions without annotations: background, with an IoU of 0."""
     rows = [torch.full((len(boxes),), space.background, device=boxes.device) for boxes in found.boxes]
     parts = zip(found.boxes, found.objectness, rows, strict=True)
     return _join(
@@ -96,7 +96,7 @@ def unmatched_regions(found: Proposals, space: LabelSpace) -> Regions:
 def sample_anchors(labels: Tensor, per_image: int, positive_fraction: float = 0.5) -> tuple[Tensor, Tensor]:
     """Sample the anchors of the proposals' losses: positive ones up to their share, negative ones for the rest.
 
-    It draws as torchvision's BalancedPositiveNegativeSampler does (models/detection/_utils.py).
+    The draw is that of torchvision's BalancedPositiveNegativeSampler (models/detection/_utils.py).
 
     Args:
         labels: (B, A) floating, 1 positive, 0 negative, -1 in between.
@@ -122,7 +122,7 @@ def sample_regions(regions: Regions, num_images: int, space: LabelSpace, roi: Ro
 
     Args:
         regions: of all images, image after image.
-        num_images: B; an image may have no region.
+        num_images: B; images without regions are allowed.
         space: label space of the task.
         roi: ``sampled_regions``, ``positive_fraction`` and ``unknown_share``.
     """

@@ -1,4 +1,4 @@
-"""Faster R-CNN composed of torchvision's parts, in one forward of our own that hides nothing.
+"""Faster R-CNN composed of torchvision's parts, whose own forward pass exposes every intermediate result.
 
 The stock RPN drops the objectness of its proposals and the stock RoI heads hide features and logits; open-world
 detection needs all three.
@@ -99,11 +99,11 @@ class OpenWorldRCNN(nn.Module):
 
     @property
     def per_class(self) -> bool:
-        """Each row before background has box deltas of its own."""
+        """Whether each row before background has its own box deltas."""
         return self.options.roi.box_regression == "per_class"
 
     def train(self, mode: bool = True) -> OpenWorldRCNN:
-        """As usual, but the BatchNorm of frozen stages keeps its statistics."""
+        """Set the mode as usual, but the BatchNorm of frozen stages keeps its statistics."""
         super().train(mode)
         for module in self.features.body.modules():
             if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
@@ -111,7 +111,7 @@ class OpenWorldRCNN(nn.Module):
         return self
 
     def normalise(self, images: Sequence[Tensor]) -> ImageList:
-        """Images (3, h, w), RGB, uint8 or float32 in [0, 1] → one padded batch with the backbone's pixel statistics."""
+        """Normalise images (3, h, w), RGB, uint8 or float32 in [0, 1], by the pixel statistics; pad to one batch."""
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         multiple = self.features.grid.padding_px
         largest = [max(size[0] for size in sizes), max(size[1] for size in sizes)]
@@ -125,7 +125,7 @@ class OpenWorldRCNN(nn.Module):
         return ImageList(batch.contiguous(memory_format=torch.channels_last), sizes)
 
     def autocast(self) -> torch.autocast:
-        """bf16 for convolutions and linear layers where the options ask for it."""
+        """Return the autocast to bf16 for convolutions and linear layers; it acts where the options ask for it."""
         return torch.autocast(
             self.pixel_mean.device.type, dtype=torch.bfloat16, enabled=self.options.precision == "bf16"
         )
@@ -163,8 +163,8 @@ class OpenWorldRCNN(nn.Module):
     def grow(self, space: LabelSpace) -> None:
         """See :class:`openworld.engines.base.Engine`.
 
-        In the growing layout new rows start from *unknown*'s: what a new class looked like. In the fixed layout every
-        row is there already, and nothing moves.
+        In the growing layout new rows start from that of *unknown*, as which a new class was seen so far. In the fixed
+        layout every row exists already, and nothing moves.
         """
         space.kept_rows(self.space)  # raises where the spaces do not belong together
         if space.num_rows != self.space.num_rows:

@@ -1,4 +1,4 @@
-"""Putting a pretrained backbone into the detector, and proving that it arrived (DESIGN: a verified handover)."""
+"""Load a pretrained backbone into the detector, and verify that it computes the same features there."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def build_engine(space: LabelSpace, options: ModelOptions, weights: Path | None)
         weights: backbone file, or None for random weights.
 
     Raises:
-        CheckpointError: the file cannot be read or is of another network.
-        HandoverError: the detector would see other features than the pretrained network.
+        CheckpointError: the file cannot be read, or belongs to another network.
+        HandoverError: the detector would compute other features than the pretrained network.
         ConfigError: the engine, the neck or the norm does not go with the network.
         EnvironmentProblem: the engine is detectron2, which is not installed.
     """
@@ -43,7 +43,7 @@ def build_engine(space: LabelSpace, options: ModelOptions, weights: Path | None)
 
 
 def random_engine(space: LabelSpace, options: ModelOptions) -> Engine:
-    """A detector whose weights are all random, for a checkpoint to replace.
+    """Build a detector with random weights only, for a checkpoint to replace.
 
     Args:
         options: ``arch`` describes the network; None is the demo's ResNet, whatever ``weights`` says.
@@ -62,13 +62,14 @@ def random_engine(space: LabelSpace, options: ModelOptions) -> Engine:
 def load_backbone(engine: Engine, backbone: BackboneFile) -> dict[str, float]:
     """Copy weights and pixel statistics, then compare C2…C5 of both networks on one image.
 
-    Each side does its own preprocessing, so that a wrong colour order, mean, std, stride, stem or norm shows.
+    Each side does its own preprocessing, so that the comparison finds a wrong colour order, mean, std, stride, stem or
+    norm.
 
     Returns:
         The relative difference of each stage.
 
     Raises:
-        HandoverError: a stage differs by more than rounding; or the network saw L*a*b*, or is a ResNet with layer norm.
+        HandoverError: a stage differs by more than rounding; the network takes L*a*b*, or is a ResNet with layer norm.
     """
     backbone.arch.in_detector("batch")  # or it is not one for a detector
     rgb = backbone.as_rgb()

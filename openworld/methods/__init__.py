@@ -1,7 +1,7 @@
 """Open-world methods: what is unknown, how it is learned, and how a detection is decided. One folder per method.
 
-:data:`METHODS` is the table; a method is one folder, one line in it, and one test. A method that lives elsewhere is
-found by an entry point of the group ``openworld.methods``, or by its import path in the configuration.
+:data:`METHODS` is the table; a method is one folder, one line in the table, and one test. A method of another package
+is found by an entry point of the group ``openworld.methods``, or by its import path in the configuration.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What an open-world method is to the engine and to a run: the one protocol that ORE and every other method follow.
+"""The interface between an open-world method and the engine or a run; ORE and every other method implement it.
 
 A method sees regions, not images. In training it may relabel some as unknown and adds losses; at test it scores every
 region before any threshold and decides on each candidate; on held-out images it is calibrated; with each task it grows.
 
-R regions of a batch, N candidates of an image, K head rows (:mod:`openworld.labels`), B images.
+R regions per batch, N candidates per image, K head rows (:mod:`openworld.labels`), B images.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from openworld.structures import Candidates, Decision, Regions, RegionScores
 
 
 class Ranks(Protocol):
-    """What the processes of one training share: :mod:`openworld.runtime.distributed`, or anything with its functions.
+    """Communication between the processes of one training: :mod:`openworld.runtime.distributed`, or its equal.
 
     Every process calls them the same number of times and in the same order.
     """
@@ -69,23 +69,23 @@ class OpenWorldMethod(nn.Module):
 
     @property
     def nms_after_decision(self) -> bool:
-        """Whether non-maximum suppression and the cap on detections come after the decision, or before it."""
+        """Whether non-maximum suppression and the cap on detections come after the decision instead of before it."""
         return True
 
     @property
     def uses_unknown_labels(self) -> bool:
-        """Whether annotations of unknown objects help to decide what is unknown. Every result then says so."""
+        """Whether annotations of unknown objects help to decide what is unknown. If so, every result says so."""
         return False
 
     @property
     def calibrates_on(self) -> Literal["nothing", "known", "with_unknown"]:
-        """Which annotations the held-out images of the calibration show: those of known classes, or also those of
-        unknown objects. ``nothing`` needs no image."""
+        """Annotations visible on the held-out images of the calibration: those of known classes, or also those of
+        unknown objects. ``nothing`` needs no images."""
         return "nothing"
 
     @property
     def unused_rows(self) -> tuple[int, ...]:
-        """Head rows that the softmax leaves out in training and at test, such as *unknown* where nothing trains it."""
+        """Head rows that the softmax leaves out in training and at test, such as *unknown* if nothing trains it."""
         return ()
 
     # -- training -----------------------------------------------------------------------------------------------------
@@ -100,18 +100,18 @@ class OpenWorldMethod(nn.Module):
         return regions
 
     def losses(self, regions: Regions, step: int, *, replay: bool, ranks: Ranks | None) -> dict[str, Tensor]:
-        """Losses beside the detector's own: name → scalar with a gradient path, also where there is no region.
+        """Compute further losses of the method: name → scalar with a gradient path, also without any regions.
 
         Args:
             regions: sampled, with features, logits and deltas.
-            step: of the task, from 0.
+            step: number of the step in the task, from 0.
             replay: the step fine-tunes on exemplars.
-            ranks: with several processes, what they share.
+            ranks: communication between the processes; None with a single one.
         """
         return {}
 
     def meters(self) -> dict[str, float]:
-        """Numbers that tell how the training of the method goes, for a log."""
+        """Return numbers for the log that show the progress of the method's training."""
         return {}
 
     # -- test ---------------------------------------------------------------------------------------------------------
@@ -126,13 +126,13 @@ class OpenWorldMethod(nn.Module):
         return RegionScores(regions.logits.softmax(dim=1))
 
     def decide(self, candidates: Candidates) -> Decision:
-        """Decide on each candidate of an image; by default each stays what it is a candidate for."""
+        """Decide on each candidate of one image; by default each keeps the row under which it is a candidate."""
         return Decision(candidates.rows, candidates.scores, torch.ones_like(candidates.rows, dtype=torch.bool))
 
     # -- calibration --------------------------------------------------------------------------------------------------
 
     def collect(self, regions: Regions, image_sizes: Tensor) -> dict[str, Tensor]:
-        """Take from a batch of held-out regions what :meth:`calibrate` needs: each of :attr:`samples` → (M,) floating.
+        """Collect the input of :meth:`calibrate` from held-out regions: each of :attr:`samples` → (M,) floating.
 
         Args:
             regions: all proposals as at test, matched to the annotations that :attr:`calibrates_on` names, with
@@ -148,17 +148,17 @@ class OpenWorldMethod(nn.Module):
             samples: each of :attr:`samples` → (M,) floating on the CPU, of all held-out images; M may be 0.
 
         Returns:
-            The record for calibration.json. ``status`` says in a word how it went, ``reason`` why, where it failed.
+            The record for calibration.json. ``status`` is one word, such as ``fitted``; ``reason`` explains a failure.
         """
         return {"status": "none", "reason": None}
 
     # -- growth -------------------------------------------------------------------------------------------------------
 
     def grow(self, space: LabelSpace) -> None:
-        """Go on to a later task.
+        """Grow to the label space of a later task.
 
         Raises:
-            ConfigError: the label space does not continue the present one.
+            ConfigError: the label space does not continue the current one.
         """
         space.kept_rows(self.space)
         self.space = space

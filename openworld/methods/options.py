@@ -1,4 +1,4 @@
-"""What the options of every open-world method have in common. Standard library only, so that ``--help`` is quick."""
+"""Base of the options of every open-world method. Standard library only, so that ``--help`` is quick."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class MethodOptions:
 
     @classmethod
     def named(cls, name: str) -> type[MethodOptions]:
-        """The options class of a method.
+        """Return the options class of a method.
 
         Args:
             name: of :data:`openworld.methods.METHODS`, of an entry point, or the import path ``module:class``.
 
         Raises:
-            ConfigError: there is no such method, or it cannot be imported, or it is not an options class.
+            ConfigError: the method does not exist, cannot be imported, or is not an options class.
         """
         registered = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
         path = name if ":" in name else {**registered, **METHODS}.get(name)
@@ -60,16 +60,16 @@ class MethodOptions:
         return method
 
     def rescaled(self, steps: Callable[[int], int]) -> Self:
-        """The options for a longer or shorter training: numbers of steps are mapped by ``steps``."""
+        """Return the options for a longer or shorter training; ``steps`` maps the numbers of steps."""
         return self
 
     def before_calibration(self) -> Self:
-        """The options with everything that acts after the training at its default.
+        """Return the options with everything that acts after the training at its default.
 
-        Two configurations that agree in this train alike.
+        Two configurations that agree in these train alike.
         """
         return self
 
     def variants(self) -> Mapping[str, Self]:
-        """What an ablation switches off, one part at a time: a name for each, such as ``no clustering``."""
+        """Return the variants of an ablation, each with one part off, by name, such as ``no clustering``."""
         return {}

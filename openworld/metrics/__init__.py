@@ -1,1 +1,1 @@
-"""Open-world and closed-set detection metrics. They score arrays and files; they decide nothing about a detection."""
+"""Open-world and closed-set detection metrics. They score arrays and files, and never change a detection."""

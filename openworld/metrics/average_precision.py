@@ -28,10 +28,10 @@ def precision_recall(true: NDArray[np.bool_], false: NDArray[np.bool_], positive
 
 
 def sampled_envelope(recall: Reals, precision: Reals, levels: Reals) -> Reals:
-    """The largest precision at each recall level or above, 0 where no recall is that high.
+    """Return the largest precision at each recall level or above, 0 where no recall is that high.
 
     Args:
-        recall: (N,) not falling.
+        recall: (N,) non-decreasing.
         precision: (N,).
         levels: (L,).
 
@@ -44,10 +44,10 @@ def sampled_envelope(recall: Reals, precision: Reals, levels: Reals) -> Reals:
 
 
 def average_precision(recall: Reals, precision: Reals, style: Literal["area", "11point", "101point"] = "area") -> float:
-    """Average precision of a curve (Everingham et al., IJCV 2010 and 2015; Lin et al., ECCV 2014).
+    """Compute the average precision of a curve (Everingham et al., IJCV 2010 and 2015; Lin et al., ECCV 2014).
 
     Args:
-        recall: (N,) not falling.
+        recall: (N,) non-decreasing.
         precision: (N,).
         style: ``area`` under the envelope (the largest precision at this recall or a higher one), or the mean of the
             envelope at the ``11point`` recalls 0, 0.1 … 1 or the ``101point`` recalls 0, 0.01 … 1.
@@ -68,11 +68,11 @@ def average_precision(recall: Reals, precision: Reals, style: Literal["area", "1
 
 
 def nearest_recall(recall: Reals, level: float) -> int:
-    """Index of the first point of a non-empty curve whose recall is nearest to ``level``."""
+    """Return the index of the first point of a non-empty curve whose recall is nearest to ``level``."""
     return int(np.argmin(np.abs(recall - level)))
 
 
 def mean_present(values: Sequence[float | int | None]) -> float | None:
-    """Mean of the values that exist, as mAP is the mean over the classes that have an AP; None without any."""
+    """Return the mean of the values that are not None, or None without any (mAP: mean over classes with an AP)."""
     present = [value for value in values if value is not None]
     return float(np.mean(present)) if present else None

@@ -24,7 +24,7 @@ STATISTICS = {
 def coco_average_precision(
     ground_truth: GroundTruth, detections: ScoredBoxes, num_known: int
 ) -> dict[str, float | None]:
-    """COCO's box metrics over the known classes, unknown objects and unknown detections left out.
+    """Compute COCO's box metrics over the known classes, without unknown objects and unknown detections.
 
     An image that is listed more than once counts once, with the objects of its first listing. pycocotools gets ignored
     objects as crowds, which are neutral there and overlap by the share of the detection that they cover.

@@ -1,7 +1,7 @@
-"""What a detector forgets from task to task, from the results of all tasks.
+"""Forgetting from task to task, measured on the results of all tasks.
 
-Forgetting of a class is the best AP that it had after an earlier task less the AP that it has now (Chaudhry et al.,
-ECCV 2018, section 3, with AP in place of accuracy); it is negative where later tasks helped.
+Forgetting of each class is its best AP after an earlier task minus its AP now (Chaudhry et al., ECCV 2018, section 3,
+with AP in place of accuracy); it is negative where later tasks helped.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def forgetting(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     Returns:
         per task: ``task``; ``forgetting``, the mean over the classes that an earlier one of these tasks scored;
         ``kept``, their mean AP now over their mean AP when they were first scored; ``classes`` by name with
-        ``taught_ap50`` (first), ``best_ap50`` (before now), ``ap50`` (now) and ``forgetting``. A class without an AP
-        now or before is left out. ``forgetting`` is None without classes; so is ``kept``, and where the first mean is
-        0.
+        ``taught_ap50`` (first), ``best_ap50`` (before now), ``ap50`` (now) and ``forgetting``. Classes without an AP
+        now or before are left out. Without classes ``forgetting`` and ``kept`` are None; ``kept`` is also None if the
+        first mean is 0.
 
     Raises:
-        DataError: results are of several protocols, or a task comes twice.
+        DataError: the results are of several protocols, or a task appears twice.
     """
     protocols = list(dict.fromkeys(str(result["protocol"]) for result in results))
     if len(protocols) > 1:

@@ -1,4 +1,4 @@
-"""Arrays that the metrics read: annotated objects, and detections on the same images.
+"""Input arrays of the metrics: annotated objects, and detections on the same images.
 
 M objects, D detections. Boxes are float64 ``x1 y1 x2 y2`` in pixels of the original image, 0-based, ``x2 - x1`` the
 width. Labels are rows of a label space: known classes from 0, then unknown.
@@ -23,10 +23,10 @@ Flags = NDArray[np.bool_]
 
 
 def _columns(owner: str, boxes: ArrayLike, **others: tuple[ArrayLike, type]) -> tuple[Reals, dict[str, NDArray[Any]]]:
-    """Typed copies of a table's columns.
+    """Return typed copies of a table's columns.
 
     Raises:
-        DataError: a column of another length, or a box that is not finite or not ordered.
+        DataError: columns differ in length, or a box is not finite or not ordered.
     """
     table = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     columns: dict[str, NDArray[Any]] = {
@@ -102,7 +102,8 @@ class GroundTruth:
         """Build from plain arrays; every label of ``num_known`` and above becomes unknown.
 
         Raises:
-            DataError: columns of unequal length, an impossible box, a negative label, an image that is not there.
+            DataError: columns differ in length, a box is invalid, a label is negative, or an image index is out of
+                range.
         """
         size = len(np.asarray(boxes, dtype=np.float64).reshape(-1, 4))
         ids = tuple(image_ids)
@@ -172,7 +173,7 @@ class ScoredBoxes:
         """Build from plain arrays.
 
         Raises:
-            DataError: columns of unequal length, an impossible box, a score that is not finite.
+            DataError: columns differ in length, a box is invalid, or a score is not finite.
         """
         table, columns = _columns(
             "the detections",
@@ -196,7 +197,7 @@ class ScoredBoxes:
         """Refuse detections that do not fit the ground truth.
 
         Raises:
-            DataError: an image that is not there, or a label that is neither known nor unknown.
+            DataError: an image index is out of range, or a label is neither known nor unknown.
         """
         _check_images("the detections", self.image_index, len(ground_truth.image_ids))
         if self.labels.size and not 0 <= self.labels.min() <= self.labels.max() <= num_known:

@@ -1,8 +1,8 @@
-"""Which detection finds which object: greedy matching, for all classes and images at once.
+"""Greedy matching of detections to objects, for all classes and images at once.
 
 D detections, M objects (ground truth). Boxes are float64 x1 y1 x2 y2. A *group* is an integer; only boxes of the same
-group meet, for instance of the same image, or of the same image and class. Memory grows with the detections, and with
-the pairs of one chunk, never with classes times images.
+group are compared, for instance of the same image, or of the same image and class. Memory grows with the detections,
+and with the pairs of one chunk, never with classes times images.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PAIRS_AT_ONCE = 250_000
 
 @dataclass(frozen=True, kw_only=True)
 class MatchRule:
-    """When a detection hits an object; the fields mean what they mean in ``Protocol``."""
+    """When a detection hits an object; the fields have the same meaning as in ``Protocol``."""
 
     iou_threshold: float = 0.5
     iou_strict: bool = False
@@ -32,13 +32,13 @@ class MatchRule:
     """Added to widths and heights; 1 for inclusive pixels."""
 
     def hits(self, iou: Reals) -> Flags:
-        """(P,) bool, the overlaps that are enough."""
+        """Return (P,) bool: the overlap is large enough."""
         return iou > self.iou_threshold if self.iou_strict else iou >= self.iou_threshold
 
 
 @dataclass(frozen=True)
 class Matching:
-    """What each detection found.
+    """The result of each detection.
 
     Args:
         order: (D,) int64, detections by label, falling score, and position among equal scores.
@@ -55,21 +55,21 @@ class Matching:
 
 
 def pairwise_iou(first: Reals, second: Reals, *, box_offset: float = 0.0) -> Reals:
-    """Intersection over union, row by row.
+    """Compute the intersection over union, row by row.
 
     Args:
         first, second: (P, 4).
         box_offset: added to widths and heights.
 
     Returns:
-        (P,) float64; 0 where both boxes are without area.
+        (P,) float64; 0 where both boxes have zero area.
     """
     shared = _intersection(first, second, box_offset)
     return _ratio(shared, _area(first, box_offset) + _area(second, box_offset) - shared)
 
 
 def pairwise_coverage(first: Reals, second: Reals, *, box_offset: float = 0.0) -> Reals:
-    """Share of the first box that lies in the second, row by row; otherwise as :func:`pairwise_iou`."""
+    """Compute the share of the first box inside the second, row by row; otherwise as :func:`pairwise_iou`."""
     return _ratio(_intersection(first, second, box_offset), _area(first, box_offset))
 
 
@@ -92,7 +92,7 @@ def _ratio(part: Reals, whole: Reals) -> Reals:
 
 
 def ranked(groups: Whole, scores: Reals) -> Whole:
-    """(D,) int64, detections by group, falling score, and position among equal scores."""
+    """Return (D,) int64: the detections by group, falling score, and position among equal scores."""
     order = np.argsort(-scores, kind="stable")
     members = groups[order]
     if members.size and members.min() >= 0 and members.max() < 2**16:
@@ -101,9 +101,9 @@ def ranked(groups: Whole, scores: Reals) -> Whole:
 
 
 def _pairs(groups: Whole, object_groups: Whole) -> Iterator[tuple[Whole, Whole, Whole]]:
-    """Chunks of all (detection, object) pairs of equal group: detections, objects, where each detection's pairs start.
+    """Yield chunks of all (detection, object) pairs of equal group: detections, objects, start of each detection.
 
-    A detection's pairs lie together in one chunk, its objects in rising order; a detection without pairs is left out.
+    The pairs of each detection are in one chunk, its objects in rising order; detections without pairs are left out.
     """
     by_group = np.argsort(object_groups, kind="stable")
     sorted_groups = object_groups[by_group]
@@ -123,7 +123,7 @@ def _pairs(groups: Whole, object_groups: Whole) -> Iterator[tuple[Whole, Whole, 
 def best_overlaps(
     boxes: Reals, groups: Whole, object_boxes: Reals, object_groups: Whole, *, box_offset: float = 0.0
 ) -> tuple[Reals, Whole]:
-    """The object of the same group that each detection overlaps most.
+    """Find the object of the same group that each detection overlaps most.
 
     Args:
         boxes: (D, 4). groups: (D,).
@@ -146,7 +146,7 @@ def best_overlaps(
 
 
 def in_crowd(boxes: Reals, groups: Whole, crowd_boxes: Reals, crowd_groups: Whole, rule: MatchRule) -> Flags:
-    """(D,) bool: enough of the detection lies in one crowd of its group (COCO: the share of the detection counts)."""
+    """Return (D,) bool: enough of the detection is inside one crowd of its group (COCO: share of the detection)."""
     inside = np.zeros(len(boxes), dtype=bool)
     for detection, crowd, _ in _pairs(groups, crowd_groups):
         covered = pairwise_coverage(boxes[detection], crowd_boxes[crowd], box_offset=rule.box_offset)
@@ -204,7 +204,7 @@ def _match_best_overlap(
     object_ignore: Flags,
     rule: MatchRule,
 ) -> Matching:
-    """Every detection claims its best object; the first claim in ``order`` is true."""
+    """Let every detection claim its best object; the first claim in ``order`` is true."""
     iou, best = best_overlaps(boxes, groups, object_boxes, object_groups, box_offset=rule.box_offset)
     hit = (best >= 0) & rule.hits(iou)
     best[~hit] = -1
@@ -226,7 +226,7 @@ def _match_best_free(
     object_ignore: Flags,
     rule: MatchRule,
 ) -> Matching:
-    """Greedy assignment to free objects. Only pairs that overlap enough are visited one by one."""
+    """Assign detections greedily to free objects. Only pairs with enough overlap are visited one by one."""
     rank = np.empty(len(boxes), dtype=np.int64)
     rank[order] = np.arange(len(boxes))
     kept: list[tuple[Whole, Whole, Reals]] = []

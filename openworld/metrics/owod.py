@@ -9,8 +9,8 @@ otherwise):
 - *A-OSE* counts detections with a known label that overlap an unknown object enough, whatever else they overlap. It
   grows with the number of detections per image; one-to-one it counts each unknown object so mistaken once.
 - *WI* is the wilderness impact: at the point of each known class's curve whose recall is nearest to 0.8, the sum of
-  such open-set errors so far over the sum of true and false positives so far. A class that never reaches the recall
-  enters with its last detection; such classes are named in the result.
+  such open-set errors so far over the sum of true and false positives so far. Classes that never reach the recall
+  enter with their last detection; the result names them.
 
 Absent ground truth gives None, never 0 or NaN: a class without objects has no AP, recall or precision. Without unknown
 objects, all ``unknown_*`` values, ``wi`` and ``a_ose`` are None, because nothing could be mistaken. Absent detections
@@ -41,12 +41,12 @@ CURVE_DECIMALS = 6
 
 
 def wilderness_impact(curves: Sequence[tuple[Reals, Reals, Reals]], level: float) -> float | None:
-    """WI at a recall level.
+    """Compute the WI at a recall level.
 
     Args:
         curves: per known class: recall, number of true and false positives so far, number of open-set errors so far,
-            each (N,). A class without detections adds nothing. A recall of NaN marks a class without ground truth; it
-            enters with its first detection.
+            each (N,). Classes without detections add nothing. A recall of NaN marks a class without ground truth,
+            which enters with its first detection.
         level: the recall.
 
     Returns:
@@ -129,7 +129,7 @@ def evaluate(
 
 
 def _unknown_metrics(scoring: Scoring, summary: dict[str, float | int | None]) -> dict[str, Any]:
-    """The ``unknown_*`` entries of the result."""
+    """Compute the ``unknown_*`` entries of the result."""
     curve = scoring.curves[-1]
     recall, precision = summary["recall50"], summary["precision50"]
     if recall is None or precision is None:
@@ -156,7 +156,7 @@ def _unknown_metrics(scoring: Scoring, summary: dict[str, float | int | None]) -
 
 
 def _unknown_recall_by_detections(scoring: Scoring) -> Reals:
-    """(100,) unknown recall at the 1, 2 … 100 best detections per image."""
+    """Compute the (100,) unknown recall at the 1, 2 … 100 best detections per image."""
     most = DETECTION_BUDGETS[-1]
     rank_of_found = scoring.rank[scoring.true & (scoring.labels == len(scoring.curves) - 1)]
     found = np.cumsum(np.bincount(rank_of_found[rank_of_found < most], minlength=most))
@@ -165,7 +165,7 @@ def _unknown_recall_by_detections(scoring: Scoring) -> Reals:
 
 
 def _open_set_errors(scoring: Scoring, protocol: Protocol, names: Sequence[str]) -> dict[str, Any]:
-    """The ``wi*`` and ``a_ose*`` entries of the result."""
+    """Compute the ``wi*`` and ``a_ose*`` entries of the result."""
     known = scoring.curves[:-1]
     below = {
         f"{level:.1f}": [
@@ -201,7 +201,7 @@ def _open_set_errors(scoring: Scoring, protocol: Protocol, names: Sequence[str])
 
 
 def _curves(scoring: Scoring, names: Sequence[str]) -> dict[str, Any]:
-    """The ``curves`` entry of the result."""
+    """Compute the ``curves`` entry of the result."""
     envelopes = [
         np.round(sampled_envelope(curve.recall, curve.precision, CURVE_RECALLS), CURVE_DECIMALS).tolist()
         if curve.num_objects

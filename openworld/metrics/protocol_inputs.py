@@ -1,4 +1,4 @@
-"""What a protocol compares: the list of images, the detections and the objects as it reads them.
+"""Input of a protocol: the list of images, the detections and the objects as it reads them.
 
 I listed images, M objects, D detections, K known classes. Labels are rows: known classes from 0, then unknown.
 """
@@ -26,7 +26,7 @@ class ImageList:
 
     Args:
         first: position where the same id is listed first.
-        copies: number of listings of the image; images whose ids the protocol takes for one are one image.
+        copies: number of listings of the image; images whose ids the protocol cannot tell apart are one image.
         target: position of the image whose objects its detections are compared with.
         has_objects: its objects count.
         has_detections: its detections are scored.
@@ -64,7 +64,7 @@ class ReadDetections:
 
 @dataclass(frozen=True)
 class ReadObjects:
-    """The M objects that detections can find or meet, as a protocol reads them.
+    """The M objects that detections can match, as a protocol reads them.
 
     Args:
         boxes: (M, 4) float64 in the protocol's pixels.
@@ -83,7 +83,7 @@ class ReadObjects:
 
 
 def as_number(image_id: int | str) -> int | None:
-    """An image id as the whole number that ``int`` reads; None if it is not one."""
+    """Convert an image id to the whole number that ``int`` reads; None if it is not one."""
     try:
         return int(image_id)
     except ValueError:
@@ -91,7 +91,7 @@ def as_number(image_id: int | str) -> int | None:
 
 
 def read_list(image_ids: Sequence[int | str], protocol: Protocol) -> ImageList:
-    """Tell which listed images are one, and whose objects and detections count."""
+    """Determine which listed images are the same, and whose objects and detections count."""
     positions: dict[int | str, int] = {}
     first = np.array([positions.setdefault(name, at) for at, name in enumerate(image_ids)], dtype=np.int64)
     every = np.ones(len(first), dtype=bool)
@@ -116,7 +116,7 @@ def read_list(image_ids: Sequence[int | str], protocol: Protocol) -> ImageList:
 
 
 def images_that_count(images: ImageList, protocol: Protocol) -> Flags:
-    """(I,) bool, the listings whose objects add to the number of objects."""
+    """Return (I,) bool: the listings whose objects add to the number of objects."""
     return images.has_objects & (images.is_first | (protocol.duplicate_objects == "counted"))
 
 
@@ -135,7 +135,7 @@ def read_detections(detections: ScoredBoxes, images: ImageList, protocol: Protoc
 
 
 def read_objects(ground_truth: GroundTruth, images: ImageList, num_known: int, protocol: Protocol) -> ReadObjects:
-    """Objects on the first listing of each image, and how many count, with the protocol's flags."""
+    """Return the objects on the first listing of each image, and how many count, with the protocol's flags."""
     crowd = ground_truth.crowd if protocol.ignore == "neutral" else np.zeros_like(ground_truth.crowd)
     ignore = {
         "neutral": ground_truth.ignore,
@@ -155,7 +155,7 @@ def read_objects(ground_truth: GroundTruth, images: ImageList, num_known: int, p
 
 
 def rank_within(groups: Whole, scores: Reals) -> Whole:
-    """(D,) int64, number of detections of the same group that score higher; equal scores rank by position."""
+    """Return (D,) int64: number of detections of the same group that score higher; equal scores rank by position."""
     order = ranked(groups, scores)
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
     rank = np.empty(len(scores), dtype=np.int64)
@@ -164,7 +164,7 @@ def rank_within(groups: Whole, scores: Reals) -> Whole:
 
 
 def _chosen(detections: ScoredBoxes, images: ImageList, protocol: Protocol) -> tuple[ScoredBoxes, Whole]:
-    """Detections that the protocol scores, and the rank of each within its image."""
+    """Return the detections that the protocol scores, and the rank of each within its image."""
     if not images.has_detections.all():
         detections = detections[images.has_detections[detections.image_index]]
     if protocol.score_threshold is not None:
@@ -181,14 +181,14 @@ def _chosen(detections: ScoredBoxes, images: ImageList, protocol: Protocol) -> t
 
 
 def _repeated(detections: ScoredBoxes, rank: Whole, copies: Whole) -> tuple[ScoredBoxes, Whole]:
-    """Repeat each detection for every copy of its image, second copies after all first ones."""
+    """Repeat each detection for every copy of its image, second copies after all first copies."""
     times = copies[detections.image_index]
     rows = np.concatenate([np.flatnonzero(times > copy) for copy in range(int(times.max(initial=1)))])
     return detections[rows], rank[rows]
 
 
 def _as_scored(boxes: Reals, protocol: Protocol, *, detections: bool) -> Reals:
-    """Boxes in the protocol's pixels. Detections that will be rounded are shifted in float32, as they were printed."""
+    """Convert boxes to the protocol's pixels. Detections to be rounded are shifted in float32, as when printed."""
     shift: Reals = np.array([protocol.box_offset, protocol.box_offset, 0.0, 0.0])
     if detections and protocol.box_decimals is not None:
         shifted = boxes.astype(np.float32) + shift.astype(np.float32)

@@ -26,16 +26,16 @@ class Protocol:
     name: str
     """Written into every result."""
     source: str = ""
-    """Which code the rules were read from."""
+    """Code that the rules were read from."""
     ap_style: Literal["area", "11point", "101point"] = "area"
     """Area under the envelope of the precision-recall curve (VOC since 2010), its mean at recall 0, 0.1 … 1 (VOC 2007),
     or at recall 0, 0.01 … 1 (COCO)."""
     iou_threshold: Share = 0.5
     """Overlap from which a detection hits an object."""
     iou_strict: bool = False
-    """The overlap must exceed the threshold; otherwise it may equal it."""
+    """True: the overlap must exceed the threshold; False: it may equal it."""
     assignment: Literal["best_overlap", "best_free"] = "best_overlap"
-    """VOC: a detection looks only at the object that it overlaps most. COCO: at the best one that is still free."""
+    """VOC: a detection can only match the object that it overlaps most. COCO: the best one that is still free."""
     box_offset: float = 0.0
     """1 turns boxes into 1-based inclusive pixels: x1 and y1 move by 1, and a width is x2 - x1 + 1 (the same area)."""
     box_decimals: NonNegativeInt | None = None
@@ -49,14 +49,14 @@ class Protocol:
     detections_per_class: PositiveInt | None = None
     """Keep at most this many detections per image and class, best first (COCO's maxDets); None keeps all."""
     duplicate_objects: Literal["once", "counted"] = "once"
-    """Objects of an image that is listed n times: they count once, or n times, although each can be found once."""
+    """Objects of images that are listed n times: they count once, or n times, although each can be found once."""
     duplicate_detections: Literal["once", "repeated"] = "once"
-    """Detections of an image that is listed n times: scored once, or n times, the copies being false positives."""
+    """Detections of images that are listed n times: scored once, or n times, with the copies as false positives."""
     image_ids: Literal["exact", "number_last", "number_first"] = "exact"
     """``exact``: images are the same if their ids are equal. Otherwise ids are read as whole numbers: 000139 and
     000000000139 collide, and only the detections of the image that is listed last are scored. ``number_last``: against
     its own objects, while those of the others stay and cannot be found. ``number_first``: against the objects of the
-    image that is listed first, the others' being left out."""
+    image that is listed first, without those of the others."""
     ignore: Literal["neutral", "voc", "counted"] = "neutral"
     """``neutral``: difficult and crowd objects are left out of everything, and so are detections on them, for a crowd
     detections that lie in it. ``voc``: difficult objects are left out of recall and precision but count, where they are
@@ -85,9 +85,9 @@ ORE = Protocol(
     ignore="voc",
     wi_absent_classes=True,
 )
-"""What the authors of ORE compute, except that equal scores keep the order of the detections (their sort is unstable)
-and that a class without ground truth has no AP instead of NaN. Their evaluator has no cap; their test configurations
-keep 50 detections per image for tasks 1 and 2 and 100 for tasks 3 and 4, from a score of 0.05 on."""
+"""The rules of ORE's authors, with two differences: equal scores keep the order of the detections (their sort is
+unstable), and classes without ground truth have no AP instead of NaN. Their evaluator has no cap; their test
+configurations keep 50 detections per image for tasks 1 and 2 and 100 for tasks 3 and 4, from a score of 0.05 on."""
 
 OWDETR = replace(
     ORE,
@@ -137,7 +137,7 @@ def protocol_named(name: str) -> Protocol:
 
 
 def with_rules(protocol: Protocol, rules: Mapping[str, Any]) -> Protocol:
-    """Change some rules of a protocol; the new name tells which, as in ``ore (iou_threshold=0.6)``.
+    """Change some rules of a protocol; the new name lists them, as in ``ore (iou_threshold=0.6)``.
 
     Raises:
         ConfigError: a rule does not exist, or cannot have this value.
@@ -154,5 +154,5 @@ def with_rules(protocol: Protocol, rules: Mapping[str, Any]) -> Protocol:
 
 
 def rules_of(protocol: Protocol) -> dict[str, Any]:
-    """All rules by name, for the result."""
+    """Return all rules by name, for the result."""
     return {field.name: getattr(protocol, field.name) for field in fields(protocol) if field.name != "name"}

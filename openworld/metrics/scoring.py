@@ -32,7 +32,7 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class ClassCurve:
-    """What one class's ranked detections achieve.
+    """Precision and recall of one class's ranked detections.
 
     Args:
         num_objects: number of objects that count.
@@ -47,7 +47,7 @@ class ClassCurve:
     open_errors: Reals
 
     def summary(self, protocol: Protocol) -> dict[str, float | int | None]:
-        """AP, and recall and precision after the last detection; None without objects."""
+        """Return AP, and recall and precision after the last detection; None without objects."""
         if not self.num_objects:
             return {"ap50": None, "recall50": None, "precision50": None, "ground_truth": 0}
         last = (float(self.recall[-1]), float(self.precision[-1])) if self.recall.size else (0.0, 0.0)
@@ -59,13 +59,13 @@ class ClassCurve:
         }
 
     def reaches(self, level: float) -> bool:
-        """Whether some detection brings the recall to the level."""
+        """Return whether the recall reaches the level."""
         return bool(self.recall.size) and float(self.recall[-1]) >= level - 1e-12
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """What the metrics of one task are read from. D detections that the protocol scores, K known classes.
+    """Matched detections of one task, from which its metrics are computed. D scored detections, K known classes.
 
     Args:
         curves: K + 1, known classes and unknown.
@@ -164,7 +164,7 @@ def score_detections(
 
 
 def _check_listing(ground_truth: GroundTruth, detections: ScoredBoxes, images: ImageList) -> None:
-    """Refuse detections on a later listing of an image."""
+    """Raise an error for detections on a later listing of some image."""
     late = images.first[detections.image_index] != detections.image_index
     if late.any():
         name = ground_truth.image_ids[int(detections.image_index[late][0])]
@@ -177,7 +177,7 @@ def _check_listing(ground_truth: GroundTruth, detections: ScoredBoxes, images: I
 def _most_overlapped(
     scored: ReadDetections, chosen: Flags, objects: ReadObjects, among: Flags, rule: MatchRule
 ) -> Whole:
-    """(C,) for each chosen detection, the object out of ``among`` that it overlaps most; -1 if that is not enough."""
+    """Return (C,) the object of ``among`` that each chosen detection overlaps most; -1 if the overlap is too small."""
     iou, best = best_overlaps(
         scored.boxes[chosen],
         scored.image_index[chosen],
@@ -192,7 +192,7 @@ def _most_overlapped(
 
 
 def _curves(matching: Matching, labels: Whole, open_error: Flags, objects_per_row: Whole) -> tuple[ClassCurve, ...]:
-    """The curve of each known class and of unknown."""
+    """Compute the curve of each known class and of unknown."""
     num_rows = len(objects_per_row)
     starts = np.searchsorted(labels[matching.order], np.arange(num_rows + 1))
     curves = []
@@ -209,7 +209,7 @@ def _curves(matching: Matching, labels: Whole, open_error: Flags, objects_per_ro
 def _unknown_hits(
     scored: ReadDetections, says_unknown: Flags, objects: ReadObjects, unknown: int, rule: MatchRule
 ) -> dict[str, int]:
-    """Number of detections labelled unknown by what they overlap most."""
+    """Count the detections labelled unknown by what they overlap most."""
     target = _most_overlapped(scored, says_unknown, objects, np.ones(len(objects.boxes), dtype=bool), rule)
     met = target[target >= 0]
     # A crowd is met by lying in it, not by overlap.

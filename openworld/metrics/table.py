@@ -1,4 +1,4 @@
-"""The metrics that people look at: one entry per metric, which every table of the project reads.
+"""The metrics of all tables: one entry per metric, which every table of the project reads.
 
 The terminal, the Markdown and LaTeX tables, the report, the ablation and detectron2's log show the entries of
 :data:`METRICS` in its order. To add a metric, return it from :func:`openworld.metrics.owod.evaluate` and add one entry.
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """How a number of a result is shown.
+    """Presentation of one number of a result.
 
     Args:
         label: head of its column.
@@ -120,19 +120,19 @@ METRICS: dict[str, Metric] = {
 
 
 def headline_metrics() -> dict[str, Metric]:
-    """The entries of :data:`METRICS` that every table shows."""
+    """Return the entries of :data:`METRICS` that every table shows."""
     return {name: metric for name, metric in METRICS.items() if metric.headline}
 
 
 def metric_value(result: Mapping[str, Any], name: str) -> Any:
-    """The value of a metric in a result.
+    """Return the value of a metric in a result.
 
     Args:
         result: of :func:`openworld.metrics.owod.evaluate`, or the content of a metrics.json.
         name: key of the result; dots lead into nested mappings, as in ``coco.ap`` or ``wi_at_recall.0.8``.
 
     Returns:
-        what is there; None where nothing is.
+        the value; None if the result does not have it.
     """
     if name in result:
         return result[name]

@@ -1,1 +1,1 @@
-"""The method inside the tools of other frameworks."""
+"""Integrations of open-world detection into the tools of other frameworks."""

@@ -1,1 +1,1 @@
-"""Results for people: pages, figures, drawings, tables."""
+"""Presentation of results: pages, figures, drawings, tables."""

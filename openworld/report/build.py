@@ -1,7 +1,7 @@
 """One HTML page of a run, from the files in its folder alone.
 
-The page is self-contained: styles, figures (inline SVG) and pictures (JPEG data) are in the file, there is no script,
-and it opens from a disk without a network. The page says in its place what a missing artefact would have shown.
+The page is self-contained: styles, figures (inline SVG) and pictures (JPEG data) are in the file. It has no scripts,
+and opens from a disk without a network. In place of a missing artefact, the page says what it would have shown.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def build_report(
     Args:
         run: the folder; only config.yaml must be there.
         test: the annotated test images, for the pictures; without them the pictures show detections only.
-        gone: why the test images cannot be opened, for the page to say; None where ``test`` is given or not wanted.
-        known_threshold: least score of a known detection that is drawn.
+        gone: reason why the test images cannot be opened, for the page; None if ``test`` is given or not wanted.
+        known_threshold: smallest score of a known detection to draw.
         unknowns_per_image: draw at most this many unknown detections per image, best first.
         num_images: maximum number of test images on the page.
 
@@ -49,7 +49,7 @@ def build_report(
         Path of report.html.
 
     Raises:
-        DataError: there is no such folder.
+        DataError: the folder does not exist.
         ConfigError: its config.yaml is missing or is not a mapping.
     """
     artefacts = read_run(run)
@@ -85,7 +85,7 @@ def build_report(
 
 
 def _method(run: RunArtefacts) -> dict[str, Any]:
-    """The section of the run's open-world method."""
+    """Return the section of the run's open-world method."""
     page = METHOD_PAGES.get(run.method) or record_page(run.method)
     return {
         "link": page.link,

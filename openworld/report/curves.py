@@ -64,7 +64,7 @@ class _Line:
 def precision_recall(results: Sequence[Result]) -> str | None:
     """Draw one panel per result: envelopes of previous, current and unknown objects; means thick, single classes thin.
 
-    A mean counts a class as 0 beyond the recall that it reaches, so the area under the line is the mean AP (for
+    Means count each class as 0 beyond the recall that it reaches, so the area under the line is the mean AP (for
     ``area`` and ``101point`` up to the grid of 101 recalls). A result without ``previous_classes`` has one mean of all
     known classes.
     """
@@ -86,7 +86,7 @@ def wilderness_impact(results: Sequence[Result]) -> str | None:
 
 
 def pictures(results: Sequence[Result]) -> dict[str, bytes | None]:
-    """The three plots as PNG by file name; None where there is nothing to draw."""
+    """Return the three plots as PNG by file name; None where there is nothing to draw."""
     made = {
         "precision_recall.png": _precision_recall(results),
         "unknown_recall.png": _unknown_recall(results),
@@ -222,7 +222,7 @@ def _impact_by_recall(result: Result) -> _Line | None:
 
 
 def _by_protocol(results: Sequence[Result], line_of: Callable[[Result], _Line | None]) -> list[tuple[str, list[_Line]]]:
-    """Lines of the results by protocol, in their order. Further results of one task are numbered."""
+    """Return the lines of the results by protocol, in their order. Further results of one task are numbered."""
     panels: dict[str, list[_Line]] = {}
     for result in results:
         line = line_of(result)
@@ -270,20 +270,20 @@ def _outer_labels(grid: Any, num_panels: int, below: str, beside: str) -> None:
 
 
 def _proxy(**style: Any) -> Any:
-    """A line that is only in the legend."""
+    """Make a line that appears only in the legend."""
     from matplotlib.lines import Line2D
 
     return Line2D([], [], **style)
 
 
 def _reached(recall: Reals, precision: Reals) -> tuple[Reals, Reals]:
-    """A line in percent up to the last recall that was reached, and down to 0 if none was."""
+    """Return a line in percent up to the last recall that was reached, and down to 0 if none was."""
     last = int(np.flatnonzero(precision > 0).max(initial=0)) + 1
     return 100 * recall[:last], 100 * precision[:last]
 
 
 def _fractions(values: Any, like: Reals | None = None) -> Reals | None:
-    """(N,) float64 of a list of numbers; None if it is not one, or not as long as ``like``."""
+    """Convert a list of numbers to (N,) float64; None if it is not one, or not as long as ``like``."""
     found = [number(value) for value in sequence(values)]
     known = [value for value in found if value is not None]
     if not known or len(known) != len(found) or (like is not None and len(known) != len(like)):
@@ -292,13 +292,13 @@ def _fractions(values: Any, like: Reals | None = None) -> Reals | None:
 
 
 def _grid(num_panels: int) -> tuple[int, int]:
-    """Rows and columns."""
+    """Return the rows and columns of the panels."""
     columns = num_panels if num_panels < 4 else 2 if num_panels == 4 else 3
     return math.ceil(num_panels / columns), columns
 
 
 def _size(num_panels: int, single: float) -> tuple[float, float]:
-    """Width and height of a figure in inches; ``single`` is the width of one with a single panel."""
+    """Return width and height of a figure in inches; ``single`` is the width of one with a single panel."""
     rows, columns = _grid(num_panels)
     return {1: single, 2: 8.2}.get(columns, 9.4), 0.5 + 2.75 * rows
 

@@ -32,7 +32,7 @@ _RESERVED_HUES = (12.0, 58.0)
 
 
 def class_colour(name: str) -> Colour:
-    """Colour of a class. It depends on the name alone, and is never near the orange of unknown."""
+    """Return the colour of a class name. It depends on the name alone, and is never near the orange of unknown."""
     digest = hashlib.sha256(name.encode()).digest()
     low, high = _RESERVED_HUES
     hue = (high + int.from_bytes(digest[:4], "big") / 2**32 * (360.0 - (high - low))) % 360.0
@@ -42,7 +42,7 @@ def class_colour(name: str) -> Colour:
 
 
 def css_colour(colour: Colour) -> str:
-    """A colour as CSS writes it: "#ff8a00"."""
+    """Return a colour in CSS notation: "#ff8a00"."""
     return "#" + "".join(f"{channel:02x}" for channel in colour)
 
 
@@ -66,8 +66,8 @@ def draw_detections(
         scores: N numbers in [0, 1].
         is_unknown: N booleans, the model's decision.
         title: one line in a bar above the picture.
-        at_least: pixels; enlarge an image whose longer side is shorter.
-        at_most: pixels; reduce an image whose longer side is longer. None leaves large images as they are.
+        at_least: pixels; enlarge images whose longer side is shorter.
+        at_most: pixels; reduce images whose longer side is longer. None leaves large images as they are.
 
     Returns:
         A new RGB image. Higher scores are drawn on top.
@@ -97,7 +97,7 @@ def draw_ground_truth(
     at_least: int = 384,
     at_most: int | None = None,
 ) -> Image.Image:
-    """Draw what is annotated, as one task of the schedule sees it.
+    """Draw the annotations, as one task of the schedule sees them.
 
     Args:
         image: any mode, W x H pixels; left as it is.
@@ -166,7 +166,7 @@ def _font(size: int) -> Any:
 def _draw(
     image: Image.Image, marks: Sequence[_Mark], title: str | None, at_least: int, at_most: int | None
 ) -> Image.Image:
-    """``marks`` come with the most important first."""
+    """Draw the marks; ``marks`` are sorted by falling importance."""
     longest = max(image.size)
     scale = max(1.0, at_least / longest)
     if at_most is not None:
@@ -219,7 +219,7 @@ def _dashed_rectangle(draw: ImageDraw.ImageDraw, box: Rectangle, colour: Colour,
 
 
 def _hatched_corners(draw: ImageDraw.ImageDraw, box: Rectangle, colour: Colour, line: int) -> None:
-    """Two diagonal strokes across each corner."""
+    """Draw two diagonal strokes across each corner."""
     left, top, right, bottom = box
     reach = min(9.0 * line, 0.3 * (right - left), 0.3 * (bottom - top))
     for x, y, across, down in ((left, top, 1, 1), (right, top, -1, 1), (left, bottom, 1, -1), (right, bottom, -1, -1)):
@@ -287,7 +287,7 @@ def _fit(text: str, font: Any, width: float) -> str:
 
 
 def _readable_on(colour: Colour) -> Colour:
-    """Black or white, whichever has the larger contrast (WCAG 2 relative luminance)."""
+    """Return black or white, whichever has the larger contrast (WCAG 2 relative luminance)."""
     linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in
               (channel / 255 for channel in colour)]  # fmt: skip
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

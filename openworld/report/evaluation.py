@@ -16,10 +16,10 @@ Results = Sequence[dict[str, Any]]
 
 
 def as_json(results: Results) -> str:
-    """One result as it is, several as ``{"results": [...]}``.
+    """Format one result as it is, several as ``{"results": [...]}``.
 
     Raises:
-        ValueError: a NaN or an infinity, which are not JSON.
+        ValueError: a value is NaN or infinite, which is not JSON.
     """
     content = results[0] if len(results) == 1 else {"results": list(results)}
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
@@ -38,8 +38,8 @@ def write_results(results: Results, output: Path) -> list[Path]:
     """Write results in the form that the suffix of ``output`` names, or all forms into a folder.
 
     A folder gets metrics.json, results.csv, results.md, results.tex, precision_recall.png, unknown_recall.png and
-    wilderness_impact.png. A plot for which the results hold nothing is left out, and an older one of that name is
-    removed, so that the folder never shows curves of another evaluation.
+    wilderness_impact.png. Plots without data are left out, and older ones of that name are removed, so that the folder
+    never shows curves of another evaluation.
 
     Args:
         results: of :func:`openworld.predictions.score.evaluate_predictions`, in the order of the rows.

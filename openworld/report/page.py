@@ -13,7 +13,7 @@ def render(template: str, **values: Any) -> str:
 
     Args:
         template: name of the file.
-        values: what the template names; ``palette`` is given.
+        values: variables of the template; ``palette`` is added.
     """
     import jinja2
 

@@ -29,7 +29,7 @@ from openworld.runtime.images import read_rgb
 logger = logging.getLogger(__name__)
 
 Evidence = tuple[str, str]
-"""One thing that an image shows: ("known" | "unknown" | "named", class name)."""
+"""A finding on some image: ("known" | "unknown" | "named", class name)."""
 
 _WORTH = {"known": 1.0, "unknown": 2.0, "named": 4.0}
 """Weight of a right name, of an unknown object found, and of an object found as unknown and later named."""
@@ -94,7 +94,7 @@ def pictures(
         run: the run.
         test: annotations; without them only detections are drawn.
         num_images: maximum number of images.
-        known_threshold: least score of a known detection that is drawn.
+        known_threshold: smallest score of a known detection to draw.
         unknowns: draw at most this many unknown detections per image, best first.
         size: longer side of a drawing in pixels.
 
@@ -184,7 +184,7 @@ def shown_detections(entry: Mapping[str, Any], known_threshold: float, unknowns:
 
     Args:
         entry: one element of ``images`` in predictions.json.
-        known_threshold: least score of a known detection.
+        known_threshold: smallest score of a known detection.
         unknowns: maximum number of unknown detections, best first.
     """
     usable = []
@@ -209,11 +209,11 @@ def shown_detections(entry: Mapping[str, Any], known_threshold: float, unknowns:
 def image_evidence(
     shown: Mapping[int, Shown], objects: Objects | None, known: Mapping[int, frozenset[str]]
 ) -> Counter[Evidence]:
-    """Count what one image shows, over all tasks.
+    """Count the findings on one image, over all tasks.
 
-    With annotations only right detections count. They are matched greedily by falling score at IoU >= 0.5, a known one
-    to an object of its class, an unknown one to an object of a class that its task does not know. Without annotations
-    every drawn detection counts.
+    With annotations only correct detections count. They are matched greedily by falling score at IoU >= 0.5: known ones
+    to objects of their class, unknown ones to objects of classes that the task does not know. Without annotations every
+    drawn detection counts.
     """
     counted: Counter[Evidence] = Counter()
     found_as_unknown: set[int] = set()
@@ -235,7 +235,7 @@ def image_evidence(
 
 
 def choose(evidence: Mapping[str, Counter[Evidence]], count: int) -> list[str]:
-    """Choose ``count`` images, the most telling first; what earlier ones showed already counts less and less."""
+    """Choose ``count`` images, the most telling first; findings of earlier images count less and less."""
     seen: Counter[Evidence] = Counter()
     left = sorted(evidence, key=_natural)
     chosen: list[str] = []
@@ -254,7 +254,7 @@ def choose(evidence: Mapping[str, Counter[Evidence]], count: int) -> list[str]:
 
 
 def data_uri(image: Image.Image) -> str:
-    """The image as a JPEG ``data:`` address."""
+    """Encode the image as a JPEG ``data:`` address."""
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=86, subsampling=0, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -289,7 +289,7 @@ def _annotations(test: Dataset | None) -> tuple[dict[str, Objects], dict[str, st
 
 
 def _matches(detections: Shown, objects: Objects, known: frozenset[str]) -> list[tuple[int, str]]:
-    """(position of the object, label of the detection) of every right detection."""
+    """Return (position of the object, label of the detection) of every correct detection."""
     overlap = _iou(detections.boxes, objects.boxes)
     free = [True] * len(objects.names)
     right = []
@@ -309,7 +309,7 @@ def _matches(detections: Shown, objects: Objects, known: frozenset[str]) -> list
 
 
 def _iou(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """(N, 4) and (M, 4) boxes x1 y1 x2 y2 -> (N, M) intersection over union."""
+    """Compute the (N, M) intersection over union of (N, 4) and (M, 4) boxes x1 y1 x2 y2."""
     corner = np.minimum(one[:, None, 2:], other[None, :, 2:]) - np.maximum(one[:, None, :2], other[None, :, :2])
     shared = np.prod(np.clip(corner, 0, None), axis=2)
     areas = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (one, other)]
@@ -330,7 +330,7 @@ def _open(candidates: Sequence[Path], entry: Mapping[str, Any]) -> Image.Image |
 
 
 def _natural(key: str) -> tuple[int, str]:
-    """Shorter first, so that "9" comes before "10"."""
+    """Return a sort key with shorter names first, so that "9" comes before "10"."""
     return len(key), key
 
 

@@ -225,7 +225,7 @@ def class_heatmap(
 
 
 def knn_bars(accuracies: Mapping[str, float]) -> str | None:
-    """Draw k-nearest-neighbour accuracy as bars: pretrained, untrained, and always the commonest class.
+    """Draw k-nearest-neighbour accuracy as bars: pretrained, untrained, and a constant guess of the commonest class.
 
     Args:
         accuracies: fractions under ``trained``, ``untrained`` and ``chance``, whichever are known.
@@ -298,7 +298,7 @@ def _heat_panel(
 
 
 def class_change(row: Sequence[float | None], taught: int | None, tasks: Sequence[int]) -> float | None:
-    """AP after the last task minus AP after the task that taught the class; None where either is not known."""
+    """Return AP after the last task minus AP after the task that taught the class; None if either is not known."""
     if taught is None or taught not in tasks or taught == tasks[-1]:
         return None
     before, after = row[list(tasks).index(taught)], row[-1]
@@ -316,7 +316,7 @@ def label_ends(axes: Axes, ends: Sequence[LineEnd], gap: float) -> None:
 
 
 def _bars(axes: Axes, values: Reals, colour: str, offset: float, width: float, label: str) -> None:
-    """Bars in percent with their numbers above; NaN has no bar."""
+    """Draw bars in percent with their numbers above; NaN has no bar."""
     places = np.arange(len(values)) + offset
     heights = np.nan_to_num(values)
     axes.bar(places, heights, width, color=colour, label=label)
@@ -342,7 +342,7 @@ def binned(steps: Reals, values: Reals) -> tuple[Reals, Reals]:
 
 
 def numbers(values: Any) -> Reals:
-    """(N,) float64, NaN in place of what is not a finite number."""
+    """Convert to (N,) float64, with NaN for everything that is not a finite number."""
     return np.array([math.nan if (found := number(value)) is None else found for value in values], dtype=np.float64)
 
 
@@ -355,7 +355,7 @@ def _phase_name(stage: str, task: Any) -> str:
 
 
 def png(draw: Callable[[Figure], None], width: float, height: float) -> bytes:
-    """PNG of a figure on white, ``width`` x ``height`` inches, 160 dots per inch. Deterministic."""
+    """Render a figure as PNG on white, ``width`` x ``height`` inches, 160 dots per inch. Deterministic."""
     return _saved(draw, width, height, format="png", dpi=160, facecolor=PALETTE["card"], metadata={"Software": None})
 
 
@@ -375,7 +375,7 @@ def _saved(
 
 
 def svg(name: str, draw: Callable[[Figure], None], width: float, height: float) -> str:
-    """Inline SVG of a figure, ``width`` x ``height`` inches, that scales with its column up to 1.3 times its size.
+    """Render a figure as inline SVG, ``width`` x ``height`` inches; it scales with its column up to 1.3 times.
 
     ``name`` must be unique on the page; it is the prefix of every id.
     """

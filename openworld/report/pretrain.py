@@ -1,6 +1,6 @@
 """One HTML page of a pretraining, from the files in its folder alone: card.json, metrics.jsonl, neighbours.json.
 
-The page is self-contained like that of a run, and says in its place what a missing file would have shown.
+The page is self-contained like that of a run. In place of a missing file, it says what the file would have shown.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def build_pretrain_report(folder: Path) -> Path:
     """Write ``report.html`` into the folder of a pretraining.
 
     Raises:
-        DataError: the folder holds no card.json.
+        DataError: the folder does not hold a card.json.
     """
     notes: list[str] = []
     card = read_json(folder / "card.json", "card.json", "what was trained is not known", notes)
@@ -73,7 +73,7 @@ def build_pretrain_report(folder: Path) -> Path:
 
 
 def probe_rows(card: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """Name of each probe on the card, and its values as text: trained, untrained, chance."""
+    """Return the name of each probe on the card, and its values as text: trained, untrained, chance."""
     knn, linear, alignment = (mapping(card.get(name)) for name in ("knn", "linear", "alignment"))
     rows = []
     if knn:
@@ -161,7 +161,7 @@ def _probe_note(knn: Mapping[str, Any]) -> str:
 
 
 def _neighbours(queries: Sequence[Any], notes: list[str]) -> list[dict[str, Any]]:
-    """Pictures of each query and of its neighbours by both networks, without queries that cannot be opened."""
+    """Return pictures of each query and of its neighbours by both networks, without queries that cannot be opened."""
     shown = []
     for query in map(mapping, queries):
         picture = _thumb(query.get("image"))
@@ -180,7 +180,7 @@ def _neighbours(queries: Sequence[Any], notes: list[str]) -> list[dict[str, Any]
 
 
 def _thumb(path: Any) -> str | None:
-    """A square picture as a ``data:`` address; None where the file is not an image."""
+    """Encode a square picture as a ``data:`` address; None if the file cannot be read as an image."""
     try:
         return data_uri(ImageOps.fit(read_rgb(Path(str(path))), (THUMB_PX, THUMB_PX)))
     except DataError:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """How a part of a step is shown: its colour, and what it includes."""
+    """Presentation of one part of a training step: its colour, and what it includes."""
 
     colour: str
     meaning: str
@@ -31,7 +31,7 @@ PARTS = {
     "RPN": Part("#0f8a7e", "proposals, their suppression and their losses"),
     "regions": Part("#5bbcb0", "matching, sampling, losses of the box head"),
     "RoI head": Part("#7a4fd0", "RoIAlign, the box head, the two last layers"),
-    "method": Part("#d9600b", "what the open-world method adds: relabelling of regions, losses of its own"),
+    "method": Part("#d9600b", "additions of the open-world method: relabelling of regions, its own losses"),
     "backward": Part("#c2377e", "gradients of all of it"),
     "communication": Part(
         "#d6a021", "between processes: gradients, features, statistics of BatchNorm, and waiting for each other"
@@ -41,11 +41,11 @@ PARTS = {
     "checkpoint": Part("#9aa3ab", "writing one, if one of the steps did"),
     "other": Part("#c3c9cf", "time that no part claims"),
 }
-"""The parts of a step in the order in which they run. A profile may lack some, and have others, which come last."""
+"""The parts of each step, in running order. A profile may lack some; parts that are not listed come last."""
 
 
 def profile_phases(profile: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The phases of profile.json with their parts in order; malformed ones are left out.
+    """Return the phases of profile.json with their parts in order; malformed ones are left out.
 
     Returns:
         per phase: ``title``, ``facts``, ``step`` (median seconds) and ``parts`` with ``name``, ``meaning``, ``seconds``
@@ -70,14 +70,14 @@ def profile_phases(profile: Mapping[str, Any]) -> list[dict[str, Any]]:
         if number(found.get("processes")) not in (None, 1):
             facts.append(f"{found['processes']} processes, times of the first")
         if least is not None and most is not None:
-            facts.append(f"a step took {milliseconds(least)} to {milliseconds(most)}")
+            facts.append(f"{milliseconds(least)} to {milliseconds(most)} per step")
         title = f"task {found.get('task')}, {found.get('stage')}"
         phases.append({"title": title, "facts": facts, "step": median, "parts": parts})
     return phases
 
 
 def profile_rows(phases: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """A row of text per part: its name, then milliseconds and percent in each phase."""
+    """Return one row of text per part: its name, then milliseconds and percent in each phase."""
     names = dict.fromkeys(part["name"] for phase in phases for part in phase["parts"])
     rows = []
     for name in sorted(names, key=_position):
@@ -90,7 +90,7 @@ def profile_rows(phases: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def print_profile(run: Path, console: Console) -> None:
-    """Print the parts of a step by phase; print nothing where the run has no profile.json."""
+    """Print the time per part and phase; print nothing if the run has no profile.json."""
     path = run / "profile.json"
     if not path.is_file():
         return
@@ -98,12 +98,12 @@ def print_profile(run: Path, console: Console) -> None:
     for start in range(0, len(phases), 3):
         shown = phases[start : start + 3]
         heads = ["part", *(head for phase in shown for head in (f"{phase['title'].replace(', ', ' ')}\nms", "%"))]
-        title = "Where a step's time went"
+        title = "Time per part of a training step"
         console.print(narrow_table(heads, profile_rows(shown), title, words=["part"]))
 
 
 def profile_section(profile: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """The phases as the page shows them: :func:`profile_phases` with times as text and the colours of the parts."""
+    """Return the phases for the page: :func:`profile_phases` with times as text and the colours of the parts."""
     return [
         {
             **phase,
@@ -122,5 +122,5 @@ def profile_section(profile: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _position(name: str) -> int:
-    """Place of a part in the order of a step; parts that are not listed come last."""
+    """Return the position of a part in the running order; parts that are not listed come last."""
     return list(PARTS).index(name) if name in PARTS else len(PARTS)

@@ -1,4 +1,4 @@
-"""The folder of a run, read once and leniently: what is missing or unreadable becomes a note, not an error."""
+"""The folder of a run, read once and leniently: a missing or unreadable file becomes a note, not an error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from openworld.runtime.files import read_yaml
 
 @dataclass(frozen=True)
 class TaskArtefacts:
-    """What one ``taskN`` folder holds; a field is None where the file is missing or unreadable."""
+    """Content of one ``taskN`` folder; a field is None if its file is missing or unreadable."""
 
     number: int
     metrics: dict[str, Any] | None
@@ -27,7 +27,7 @@ class TaskArtefacts:
 
 @dataclass(frozen=True)
 class RunArtefacts:
-    """Everything in the folder of a run that a reader may want to see.
+    """Content of the folder of a run, as far as the report shows it.
 
     Args:
         path: the folder.
@@ -85,7 +85,7 @@ def read_run(path: Path) -> RunArtefacts:
     """Read the folder of a run.
 
     Raises:
-        DataError: there is no such folder.
+        DataError: the folder does not exist.
         ConfigError: config.yaml is missing or is not a YAML mapping.
     """
     path = Path(path)
@@ -127,22 +127,22 @@ def read_run(path: Path) -> RunArtefacts:
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """The value where it is a mapping, else an empty one."""
+    """Return the value if it is a mapping, else an empty one."""
     return dict(value) if isinstance(value, Mapping) else {}
 
 
 def sequence(value: Any) -> list[Any]:
-    """The value where it is a list, else an empty one."""
+    """Return the value if it is a list, else an empty one."""
     return list(value) if isinstance(value, list | tuple) else []
 
 
 def class_ap(metrics: Mapping[str, Any], name: str) -> float | None:
-    """AP@50 of a class in the content of a metrics.json."""
+    """Return the AP@50 of the class ``name`` in the content of a metrics.json."""
     return number(mapping(mapping(metrics.get("classes")).get(name)).get("ap50"))
 
 
 def flatten(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Leaves of nested mappings as (dotted key, value), in order; lists stay whole."""
+    """Return the leaves of nested mappings as (dotted key, value), in order; lists stay whole."""
     if isinstance(tree, Mapping) and tree:
         return [
             leaf for key, value in tree.items() for leaf in flatten(value, f"{prefix}.{key}" if prefix else str(key))

@@ -16,7 +16,7 @@ from openworld.report.run_folder import flatten
 from openworld.report.text import ABSENT, metric_text, value_text
 
 USES_UNKNOWN_LABELS = "Uses labels of unknown objects to tell known from unknown"
-"""Said of results whose predictions say so."""
+"""Note on results whose predictions record this."""
 
 NOT_SCALAR = ("rules", "classes", "curves", "wi_classes_below_recall")
 """Entries of a result that are settings, or whose length depends on the task; JSON holds them."""
@@ -33,7 +33,7 @@ _LATEX = {
 
 
 def result_table(results: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Heads and rows of text, one row per result; results of several protocols name theirs in a second column."""
+    """Return heads and rows of text, one row per result; with several protocols a second column names them."""
     metrics = headline_metrics()
     several = len(protocols_of(results)) > 1
     heads = ("Task", *(("Protocol",) if several else ()), *(metric.label for metric in metrics.values()))
@@ -49,25 +49,25 @@ def result_table(results: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...],
 
 
 def protocols_of(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the protocols that results were scored under, in the order of the results."""
+    """Return the names of the protocols that results were scored under, in the order of the results."""
     return list(dict.fromkeys(str(result["protocol"]) for result in results))
 
 
 def uses_unknown_labels(results: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether labels of unknown objects helped to make some result."""
+    """Return whether labels of unknown objects were used for some result."""
     return any(result.get("uses_unknown_labels") for result in results)
 
 
 def scalars(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The scalar metrics of one result by dotted name (``wi_at_recall.0.8``), in the order of the result."""
+    """Return the scalar metrics of one result by dotted name (``wi_at_recall.0.8``), in the order of the result."""
     kept = {name: value for name, value in result.items() if name not in NOT_SCALAR}
     return {name: value for name, value in flatten(kept) if not isinstance(value, Mapping | list | tuple)}
 
 
 def as_csv(results: Sequence[Mapping[str, Any]]) -> str:
-    """One line per result, that is per task and protocol, with every scalar metric: fractions, not percent.
+    """Format every scalar metric as CSV, one line per result (task and protocol): fractions, not percent.
 
-    Numbers read back to the same value. A value that is absent, or that only other results have, is an empty cell.
+    Numbers read back to the same value. An absent value, or one that only other results have, is an empty cell.
     """
     rows = [scalars(result) for result in results]
     names = dict.fromkeys(("task", "protocol", *(name for row in rows for name in row)))
@@ -79,7 +79,7 @@ def as_csv(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def as_markdown(results: Sequence[Mapping[str, Any]]) -> str:
-    """The headline metrics, one row per result."""
+    """Format the headline metrics as Markdown, one row per result."""
     heads, rows = result_table(results)
     protocols = protocols_of(results)
     lines = [f"Protocol: {_markdown(protocols[0])}", ""] if len(protocols) == 1 else []
@@ -92,9 +92,9 @@ def as_markdown(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def as_latex(results: Sequence[Mapping[str, Any]]) -> str:
-    """The headline metrics as a ``tabular`` in the style of booktabs, one row per result.
+    """Format the headline metrics as a ``tabular`` in the style of booktabs, one row per result.
 
-    It is a whole ``tabular``, because a rule may not be the first thing that an ``\\input`` inside a table brings.
+    It is a whole ``tabular``, because the content of an ``\\input`` inside a table may not start with a rule.
     """
     heads, rows = result_table(results)
     protocols = protocols_of(results)

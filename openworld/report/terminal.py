@@ -37,7 +37,7 @@ def print_table(results: Sequence[Mapping[str, Any]], console: Console) -> None:
 
 
 def print_details(results: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Print what the first table leaves out, and the cases in which WI rests on classes that miss its recall.
+    """Print the other metrics, and the cases in which WI rests on classes that do not reach its recall.
 
     Args:
         results: of :func:`openworld.predictions.score.evaluate_protocols`, several tasks and protocols in any order.
@@ -76,7 +76,7 @@ def print_details(results: Sequence[Mapping[str, Any]], console: Console) -> Non
 def _forgetting_by_result(
     results: Sequence[Mapping[str, Any]], protocols: Sequence[str]
 ) -> dict[tuple[str, Any], float | None]:
-    """Mean forgetting by protocol and task."""
+    """Compute the mean forgetting by protocol and task."""
     lost: dict[tuple[str, Any], float | None] = {}
     for protocol in protocols:
         under = sorted((each for each in results if each["protocol"] == protocol), key=lambda each: int(each["task"]))
@@ -85,7 +85,7 @@ def _forgetting_by_result(
 
 
 def _classes_below_recall(results: Sequence[Mapping[str, Any]], shared: str, *, several: bool) -> list[str]:
-    """A sentence per task with classes that never reach the recall of WI; protocols that agree share one."""
+    """Write one sentence per task with classes that never reach the recall of WI; equal protocols share one."""
     protocols: dict[tuple[Any, int, int], list[str]] = {}
     for result in results:
         below = len(result["wi_classes_below_recall"][f"{WI_RECALL:.1f}"])
@@ -104,11 +104,11 @@ def _classes_below_recall(results: Sequence[Mapping[str, Any]], shared: str, *, 
 
 
 def _shared_rules(protocols: Sequence[str]) -> str:
-    """The suffix " (rule=value, …)" shared by all protocol names, or "" if they differ."""
+    """Return the suffix " (rule=value, …)" shared by all protocol names, or "" if they differ."""
     ends = {name[name.find(" (") :] if " (" in name else "" for name in protocols}
     return ends.pop() if len(protocols) > 1 and len(ends) == 1 else ""
 
 
 def _two_lines(heads: Sequence[str]) -> list[str]:
-    """Heads that break at their first space, so that columns stay narrow."""
+    """Break heads at their first space, so that columns stay narrow."""
     return [head.replace(" ", "\n", 1) for head in heads]

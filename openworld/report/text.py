@@ -1,6 +1,6 @@
-"""Numbers and lists as a reader sees them, in one way on the terminal, in files and on pages.
+"""Numbers and lists as text, formatted alike on the terminal, in files and on pages.
 
-What is not a finite number is shown as :data:`ABSENT`.
+Everything that is not a finite number is shown as :data:`ABSENT`.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ ABSENT = "–"
 
 
 def number(value: Any) -> float | None:
-    """A finite number as float; everything else, booleans included, is None."""
+    """Convert a finite number to float; everything else, booleans included, is None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
 
 
 def decimal(value: Any, digits: int) -> str:
-    """A number with a fixed number of digits: "1,234.50", "−0.3"."""
+    """Format a number with a fixed number of digits: "1,234.50", "−0.3"."""
     found = number(value)
     return ABSENT if found is None else f"{found:,.{digits}f}".replace("-", "−")
 
 
 def count(value: Any) -> str:
-    """A whole number: "1,234"."""
+    """Format a whole number: "1,234"."""
     return decimal(value, 0)
 
 
 def percent(value: Any, digits: int = 1) -> str:
-    """A fraction times 100, without the sign: "12.3"."""
+    """Format a fraction times 100, without the percent sign: "12.3"."""
     found = number(value)
     return ABSENT if found is None else decimal(100 * found, digits)
 
 
 def points(change: Any) -> str:
-    """A change of a fraction, in percentage points with its sign: "+1.2", "−0.3"; "0.0" where it rounds to nothing."""
+    """Format a change of a fraction in percentage points, with its sign: "+1.2", "−0.3"; "0.0" if it rounds to 0."""
     found = number(change)
     if found is None:
         return ABSENT
@@ -49,7 +49,7 @@ def points(change: Any) -> str:
 
 
 def metric_text(metric: Metric, value: Any) -> str:
-    """A metric's value as its kind is shown: "12.3" percent, "0.0123" as a ratio, "1234" as a count."""
+    """Format a metric's value by its kind: "12.3" percent, "0.0123" as a ratio, "1234" as a count."""
     if metric.kind == "percent":
         return percent(value)
     found = number(value)
@@ -57,7 +57,7 @@ def metric_text(metric: Metric, value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as "8.3 s", "2 min 51 s" or "1 h 05 min"."""
+    """Format seconds as "8.3 s", "2 min 51 s" or "1 h 05 min"."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -66,12 +66,12 @@ def duration(seconds: float) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """Seconds as "1,234.5 ms"."""
+    """Format seconds as "1,234.5 ms"."""
     return f"{decimal(1000 * seconds, 1)}\u00a0ms"
 
 
 def value_text(value: Any) -> str:
-    """A value of a JSON file: yes and no for booleans, lists in brackets."""
+    """Format a value of a JSON file: yes and no for booleans, lists in brackets."""
     if value is None:
         return ABSENT
     if isinstance(value, bool):
@@ -84,22 +84,22 @@ def value_text(value: Any) -> str:
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """A number with its noun: "1 image", "2,000 images"."""
+    """Format a number with its noun: "1 image", "2,000 images"."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def listed(names: Sequence[str]) -> str:
-    """All names, with "and" before the last."""
+    """Join all names, with "and" before the last."""
     head = ", ".join(names[:-1])
     return f"{head} and {names[-1]}" if head else names[-1]
 
 
 def first_of(names: Sequence[Any], most: int) -> str:
-    """The first names of many: "a, b and 3 more"."""
+    """Join the first of many names: "a, b and 3 more"."""
     more = len(names) - most
     return ", ".join(map(str, names[:most])) + (f" and {more} more" if more > 0 else "")
 
 
 def shortened(text: str, length: int) -> str:
-    """The text, cut to ``length`` characters with "…" at its end."""
+    """Cut the text to ``length`` characters, with "…" at its end."""
     return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -1,4 +1,4 @@
-"""What each part brings: the same schedule with one part switched off at a time, over several seeds."""
+"""Ablation: the same schedule with one part switched off at a time, over several seeds."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Change = Callable[[RunConfig], RunConfig]
 
 
 def variants_of(config: RunConfig) -> dict[str, Change]:
-    """The variants of a configuration: each differs from it in one thing.
+    """Return the variants of a configuration; each differs from it in one part.
 
     They are the full configuration, each part that the method can switch off, the closed detector (which bounds known
     mAP from above), no replay, and random initialisation.
@@ -60,7 +60,7 @@ def _with_variant(config: RunConfig, name: str) -> RunConfig:
 
 
 def switched_one_by_one(config: RunConfig, options: Mapping[str, Any]) -> dict[str, Change]:
-    """One variant per leaf of a tree of options that differs from the configuration, and one with all of them.
+    """Return one variant per leaf of a tree of options that differs from the configuration, and one with all of them.
 
     Args:
         config: the full configuration.
@@ -80,7 +80,7 @@ def switched_one_by_one(config: RunConfig, options: Mapping[str, Any]) -> dict[s
 
 
 def from_backbones(config: RunConfig, files: Mapping[str, Path]) -> dict[str, Change]:
-    """One variant per pretrained backbone, and ``random``: the same network with random weights.
+    """Return one variant per pretrained backbone, and ``random``: the same network with random weights.
 
     Args:
         config: the schedule that all are trained with; nothing is pretrained.
@@ -88,7 +88,8 @@ def from_backbones(config: RunConfig, files: Mapping[str, Path]) -> dict[str, Ch
 
     Raises:
         CheckpointError: a file cannot be read.
-        ConfigError: the name `random`, or two backbones of different networks, which would not be compared fairly.
+        ConfigError: a backbone is named `random`, or two backbones are different networks, which is not a fair
+            comparison.
     """
     if "random" in files:
         raise ConfigError(
@@ -134,16 +135,16 @@ def run_ablation(
 
     Args:
         config: the full configuration; its seed is replaced.
-        folder: where the runs, ablation.json and ablation.md go.
+        folder: folder for the runs, ablation.json and ablation.md.
         seeds: of weights, order and choice; the data stay the same.
-        variants: names out of :func:`variants_of`; none means all.
+        variants: names from :func:`variants_of`; none means all.
         switch: a tree of options; the variants are then those of :func:`switched_one_by_one`.
         backbones: weight files by name; the variants are then those of :func:`from_backbones`.
         jobs: number of runs side by side, each with its share of the CPU's threads.
 
     Raises:
-        ConfigError: a variant that does not exist; switch and backbones at once.
-        OpenWorldError: a run failed; its log is named.
+        ConfigError: a variant does not exist, or switch and backbones are given together.
+        OpenWorldError: a run failed; the message names its log.
     """
     if switch is not None and backbones:
         raise ConfigError("--switch and --backbones are both given", remedy="ablate one after the other")
@@ -188,7 +189,7 @@ def run_ablation(
 
 
 def _with_shared_world(config: RunConfig, folder: Path) -> RunConfig:
-    """The synthetic world drawn once, and read by every run like any other data."""
+    """Draw the synthetic world once, for every run to read like any other data."""
     if config.data.synthetic is None:
         return config
     make_world(folder, config.data.synthetic)
@@ -201,7 +202,7 @@ def _with_shared_world(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def training_of(config: RunConfig) -> str:
-    """A text that is equal for configurations whose first task is trained alike.
+    """Return a text that is equal for configurations with the same training of the first task.
 
     Energy and suppression come after the training, so they do not count.
     """
@@ -228,7 +229,7 @@ def take_over(trained: Path, folder: Path) -> None:
 
 
 def _run(config: RunConfig, folder: Path, console: Console, trained: Path) -> list[dict[str, Any]]:
-    """Run one configuration in its own process; returns its metrics by task."""
+    """Run one configuration in its own process; return its metrics by task."""
     paths = [folder / f"task{task}" / "metrics.json" for task in range(1, config.last_task + 1)]
     if not all(path.exists() for path in paths):
         if trained != folder and not folder.exists():
@@ -249,7 +250,7 @@ def _run(config: RunConfig, folder: Path, console: Console, trained: Path) -> li
 
 
 def summarise(results: Sequence[tuple[str, int, list[dict[str, Any]]]], names: Sequence[str]) -> dict[str, Any]:
-    """``{variant: {task: {metric: {"mean", "spread", "values"}}}}``; the spread is the sample standard deviation."""
+    """Return ``{variant: {task: {metric: {"mean", "spread", "values"}}}}``; the spread is the sample deviation."""
     summary: dict[str, Any] = {}
     for name in names:
         by_task: dict[str, Any] = {}
@@ -272,7 +273,7 @@ def _spread(values: Sequence[float | None]) -> dict[str, Any]:
 
 
 def tables(summary: dict[str, Any]) -> list[Table]:
-    """One terminal table per task."""
+    """Make one terminal table per task."""
     result = []
     for task, metrics in _metrics_by_task(summary).items():
         heads = ("variant", *(metric.label.replace(" ", "\n") for metric in metrics.values()))
@@ -286,7 +287,7 @@ def tables(summary: dict[str, Any]) -> list[Table]:
 
 
 def as_markdown(summary: dict[str, Any]) -> str:
-    """The same tables for a text file."""
+    """Format the tables as Markdown."""
     lines = []
     for task, metrics in _metrics_by_task(summary).items():
         heads = " | ".join(metric.label for metric in metrics.values())
@@ -299,9 +300,9 @@ def as_markdown(summary: dict[str, Any]) -> str:
 
 
 def _metrics_by_task(summary: dict[str, Any]) -> dict[str, dict[str, Metric]]:
-    """The headline metrics that some variant has at each task.
+    """Return the headline metrics that at least one variant has at each task.
 
-    Without previous classes the current ones are all known ones, so one column shows both.
+    Without previous classes the current classes are all known classes, so one column shows both.
     """
     shown = {}
     for task in next(iter(summary.values())):

@@ -1,7 +1,7 @@
-"""Checkpoints of a task: how far they are, and the detectors that they hold.
+"""Checkpoints of a task: their progress, and the detectors that they hold.
 
-A checkpoint of a run stands alone: with the run's config.yaml it gives back the detector, without the backbone file
-that the training began with.
+A checkpoint and the run's config.yaml are enough to restore the detector; the backbone file that the training started
+from is not needed.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from openworld.runtime.runlog import RunLog
 from openworld.runtime.seeding import rng_state
 
 STAGES = ("train", "replay", "calibrate")
-"""What changes the model of a task, in order."""
+"""The stages that change the model of a task, in order."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a task is, as the manifest of a checkpoint says.
+    """Progress of a task, as recorded in the manifest of a checkpoint.
 
     Args:
         task: number of the task, from 1.
         stage: one of :data:`STAGES`.
-        step: steps of the stage that are done; a stage without an optimiser is one step.
-        done: the stage is through.
+        step: number of finished steps of the stage; a stage without an optimiser is one step.
+        done: the stage is finished.
         known: classes of the head, in the order of its rows.
         log_offset: length of the run's log in bytes.
     """
@@ -46,10 +46,10 @@ class Progress:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Progress:
-        """What the manifest of a run's checkpoint says.
+        """Read the progress from the manifest of a run's checkpoint.
 
         Raises:
-            CheckpointError: it is not a checkpoint of a task.
+            CheckpointError: this is not a checkpoint of a task.
         """
         try:
             return cls(**{**checkpoint.about, "known": tuple(checkpoint.about["known"])})
@@ -62,39 +62,39 @@ class Progress:
 
     @property
     def position(self) -> tuple[int, int]:
-        """Orders the checkpoints of a task: by stage, then by step."""
+        """Sort key of the checkpoints of a task: by stage, then by step."""
         return STAGES.index(self.stage), self.step
 
     @property
     def task_is_finished(self) -> bool:
-        """Nothing changes the model of the task any more."""
+        """Whether the model of the task is final."""
         return self.done and self.stage == STAGES[-1]
 
     def has_done(self, stage: str) -> bool:
-        """The stage is through, or a later one has begun."""
+        """Return whether the stage is finished, or a later one has begun."""
         here, there = STAGES.index(self.stage), STAGES.index(stage)
         return here > there or (here == there and self.done)
 
 
 def checkpoints_of(run: Path, task: int) -> Path:
-    """Folder of a task's checkpoints in the folder of a run."""
+    """Return the folder of a task's checkpoints in the folder of a run."""
     return run / f"task{task}" / "checkpoint"
 
 
 def save_progress(
     folder: Path, detector: Detector, progress: Progress, log: RunLog, optimizer: Optimizer | None = None
 ) -> None:
-    """Write a checkpoint; the first process does, for all have the same.
+    """Write a checkpoint; only the first process writes, since all hold the same.
 
-    Optimiser and generators are written while the stage goes on. One that is done leaves the model alone, with which
-    the next stage begins.
+    Optimiser and generators are written while the stage is running. A finished stage writes the model alone, from which
+    the next stage starts.
 
     Args:
         folder: see :func:`checkpoints_of`.
         detector: whose state dict is written.
-        progress: how far the task is; the length of the log is filled in.
+        progress: of the task; the length of the log is filled in.
         log: of the run.
-        optimizer: of a stage that goes on.
+        optimizer: of a running stage.
     """
     if not distributed.is_first():
         return
@@ -110,13 +110,13 @@ def save_progress(
 
 
 def restore_detector(config: RunConfig, checkpoint: Checkpoint) -> Detector:
-    """The detector of a checkpoint, with the label space of the task that wrote it, from its tensors alone.
+    """Restore the detector of a checkpoint from its tensors alone, with the label space of the task that wrote it.
 
     Args:
         config: of the run, with the architecture resolved.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or of another model.
+        CheckpointError: the checkpoint is damaged, or belongs to another model.
     """
     progress = Progress.of(checkpoint)
     space = LabelSpace.of(config.schedule, progress.task, config.model.layout)
@@ -140,7 +140,7 @@ def restore_detector(config: RunConfig, checkpoint: Checkpoint) -> Detector:
 
 
 def finished_tasks(run: Path, config: RunConfig) -> dict[int, Checkpoint]:
-    """The last checkpoint of each finished task, by its number. Their models are verified, but not read.
+    """Return the last checkpoint of each finished task, by its number. Their models are verified, but not read.
 
     Raises:
         CheckpointError: all checkpoints of a task are damaged.
@@ -154,7 +154,7 @@ def finished_tasks(run: Path, config: RunConfig) -> dict[int, Checkpoint]:
 
 
 def finished_task(run: Path, task: int) -> Checkpoint | None:
-    """The last checkpoint of a task, its model verified; None for a task that is not finished.
+    """Return the last checkpoint of a task, its model verified; None for a task that is not finished.
 
     Raises:
         CheckpointError: all checkpoints of the task are damaged.
@@ -164,10 +164,10 @@ def finished_task(run: Path, task: int) -> Checkpoint | None:
 
 
 def load_task(run: Path, config: RunConfig, task: int | None) -> Detector:
-    """The finished detector of a task of a run, in evaluation mode; of the newest finished one for ``task`` None.
+    """Load the detector of a finished task, in evaluation mode; ``task`` None means the newest finished one.
 
     Raises:
-        CheckpointError: the run has no such finished task.
+        CheckpointError: the run has not finished this task.
     """
     for number in range(config.last_task, 0, -1) if task is None else [task]:
         checkpoint = finished_task(run, number)

@@ -1,4 +1,4 @@
-"""Images in, detections out: for the evaluation of a task and for anybody's own pictures."""
+"""Detect objects on images: for the evaluation of a task, and for the user's own images."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from openworld.structures import Detections
 
 
 def detect_images(detector: Detector, images: Sequence[torch.Tensor], options: LoaderOptions) -> list[Detections]:
-    """Detections in pixels of the given images.
+    """Detect on images; boxes are in pixels of the given images.
 
     Args:
         images: (3, H, W) uint8, RGB, any sizes.
-        options: how large images enter the model.
+        options: image size of the model.
     """
     prepared = [prepare(image, options) for image in images]
     sizes = [(image.shape[-1], image.shape[-2]) for image in images]
@@ -34,10 +34,10 @@ def detect_prepared(
     scales: Sequence[torch.Tensor],
     sizes: Sequence[tuple[int, int]],
 ) -> list[Detections]:
-    """Detections in pixels of the original images, on the CPU.
+    """Detect on prepared images; boxes are in pixels of the original images, on the CPU.
 
     Args:
-        images: (3, h, w) as :func:`openworld.data.transforms.prepare` gives them; there may be none.
+        images: (3, h, w) as :func:`openworld.data.transforms.prepare` returns them; may be empty.
         scales: (4,) float32 of each, see :func:`openworld.data.transforms.prepare`.
         sizes: width and height of each original image.
     """
@@ -51,7 +51,7 @@ def detect_prepared(
 
 
 def write_detections(path: Path, detector: Detector, images: Iterable[PredictedImage]) -> None:
-    """Write predictions.json of a detector, which says whether labels of unknown objects helped it to decide.
+    """Write predictions.json of a detector. The file says whether labels of unknown objects were used to decide.
 
     Raises:
         DataError: as :func:`openworld.predictions.file.write_predictions`.

@@ -1,4 +1,4 @@
-"""What a task does with held-out and test images: calibrate on the one, detect and score on the other."""
+"""Evaluation of a task: calibrate on the held-out images, detect and score on the test images."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ logger = logging.getLogger(__name__)
 
 BATCH = 8
 PARTIAL_EVERY = 400
-"""Images between two savings of an evaluation."""
+"""Number of images between two saves of a running evaluation."""
 
 
 # -- held-out images --------------------------------------------------------------------------------------------------
 
 
 def calibrate(run: Run, task: int, detector: Detector) -> dict[str, Any]:
-    """Calibrate the method of a detector on held-out images, in place; returns the record for calibration.json.
+    """Calibrate the method of a detector on held-out images, in place; return the record for calibration.json.
 
     The images show the known labels only, unless the method asks for annotated unknown objects. Several processes
     share the images, and each calibrates with the samples of all.
@@ -115,8 +115,8 @@ def score_task(run: Run, task: int, detector: Detector, detections: Sequence[Det
 def detect_on(detector: Detector, test: Dataset, options: LoaderOptions, partial: Path, title: str) -> list[Detections]:
     """Detect on this process's share of the images, in order.
 
-    They are kept in ``partial`` every now and then, so that a killed evaluation goes on, and at the end where other
-    processes wait for them. An image that cannot be read has none.
+    The detections are saved to ``partial`` at intervals, so that a killed evaluation can continue, and at the end if
+    other processes wait for them. An image that cannot be read has no detections.
     """
 
     def warn(problem: str) -> None:
@@ -141,7 +141,7 @@ def detect_on(detector: Detector, test: Dataset, options: LoaderOptions, partial
 
 
 def _as_seen_from(folder: Path, path: Path) -> str:
-    """A path relative to the run's folder where it lies below, so that the folder can be moved; else absolute."""
+    """Return a path relative to the run's folder if it lies below, so that the folder can be moved; else absolute."""
     full, root = path.resolve(), folder.resolve()
     return str(full.relative_to(root) if full.is_relative_to(root) else full)
 
@@ -152,11 +152,11 @@ def _own_images(num_images: int) -> int:
     return min(own.stop * BATCH, num_images) - own.start * BATCH
 
 
-# -- what is detected so far ------------------------------------------------------------------------------------------
+# -- detections so far ------------------------------------------------------------------------------------------------
 
 
 def _partial_names() -> list[str]:
-    """Files that keep the detections of each process's share; shares of another number of processes differ."""
+    """Return the files that keep the detections of each process's share; shares depend on the number of processes."""
     processes = distributed.world_size()
     if processes == 1:
         return ["detections.partial"]

@@ -1,4 +1,4 @@
-"""The folder of a run: who may work in it, which configuration it belongs to, and what an open run offers its stages.
+"""The folder of a run: its lock, its configuration, and the open run that its stages use.
 
 config.yaml                 the configuration, every leaf written out, the architecture resolved
 env.json, data.json         machine and versions; counts and repairs of the data
@@ -43,7 +43,7 @@ class Run:
     sources: Sources
     log: RunLog
     profile_steps: int = 0
-    """Steps of each optimisation phase that are timed for profile.json."""
+    """Number of steps of each optimisation phase to time for profile.json."""
 
     def task_folder(self, task: int) -> Path:
         return self.folder / f"task{task}"
@@ -56,22 +56,22 @@ class Run:
 
     @property
     def backbone(self) -> Path | None:
-        """The weight file that task 1 starts from: of the run's own pretraining, a given one, or none."""
+        """The weight file that task 1 starts from: of the run's pretraining, a given one, or None."""
         if self.config.pretrain is not None:
             return self.folder / "backbone" / "backbone.safetensors"
         return Path(self.config.model.weights) if self.config.model.weights else None
 
     def write_json(self, name: str, content: Any) -> None:
-        """Write a file below the folder; the first process does, for all have the same content."""
+        """Write a file below the folder; only the first process writes, since all have the same content."""
         if distributed.is_first():
             write_json(self.folder / name, content)
 
 
 def open_run(config: RunConfig, folder: Path, profile_steps: int = 0) -> Run:
-    """Open the data of a claimed folder; writes env.json and data.json.
+    """Open the data of a claimed folder; write env.json and data.json.
 
     Raises:
-        DataError: data or lists of exemplars that are missing or cannot be used.
+        DataError: data or lists of exemplars are missing or cannot be used.
     """
     with distributed.first_goes_ahead():
         sources = open_sources(config, folder)
@@ -85,7 +85,7 @@ def open_run(config: RunConfig, folder: Path, profile_steps: int = 0) -> Run:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a run's folder; the lock ends with the (first) process, however it ends.
+    """Lock a run's folder against other runs; the lock ends with the (first) process, however it ends.
 
     Raises:
         ConfigError: another process works in the folder.
@@ -111,10 +111,10 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_shares(config: RunConfig) -> None:
-    """Check that every process takes the same number of images of a batch.
+    """Check that every process gets the same number of images of a batch.
 
     Raises:
-        ConfigError: a batch that the processes do not divide.
+        ConfigError: the number of processes does not divide a batch size.
     """
     processes = distributed.world_size()
     for name, options in (("train", config.train), ("increment", config.increment), ("replay", config.replay)):
@@ -126,16 +126,16 @@ def check_shares(config: RunConfig) -> None:
             )
 
 
-# -- whose folder it is -----------------------------------------------------------------------------------------------
+# -- ownership of the folder ------------------------------------------------------------------------------------------
 
 
 def claim(config: RunConfig, folder: Path, *, resume: bool) -> RunConfig:
-    """Write config.yaml into a folder, or check that the run that has begun there is this one.
+    """Write config.yaml into a folder, or check that it holds this run already.
 
-    A folder in which no work has begun belongs to nobody, even if a failed start left its config.yaml there.
+    A folder in which no work has begun is free, even if a failed start left its config.yaml there.
 
     Returns:
-        The configuration with ``model.arch`` resolved, as it is in config.yaml.
+        The configuration with ``model.arch`` resolved, as in config.yaml.
 
     Raises:
         ConfigError: a run has begun there, and ``resume`` is not set or the run has another configuration.
@@ -159,9 +159,9 @@ def claim(config: RunConfig, folder: Path, *, resume: bool) -> RunConfig:
 
 
 def has_begun(folder: Path) -> bool:
-    """Whether a run has left work in its folder: a line of its log, or a file of a stage.
+    """Return whether a run has left work in its folder: a line of its log, or a file of a stage.
 
-    The choice of exemplars before the first training does not count, for it is made again in a moment.
+    The choice of exemplars before the first training does not count, since it is quickly repeated.
     """
     log = folder / "metrics.jsonl"
     if log.exists() and log.stat().st_size > 0:
@@ -171,7 +171,7 @@ def has_begun(folder: Path) -> bool:
 
 
 def _same_run(config: RunConfig, path: Path) -> RunConfig:
-    """The configuration as the run at ``path`` has it, whose architecture may be left open."""
+    """Return the configuration with the architecture of the run at ``path``; check that both are the same run."""
     there = read_config(path)
     weights = config.model.weights
     if config.model.arch is None and weights is not None and not Path(weights).exists():
@@ -189,13 +189,14 @@ def _same_run(config: RunConfig, path: Path) -> RunConfig:
 
 
 def with_arch(config: RunConfig) -> RunConfig:
-    """The configuration with ``model.arch`` written out, so that checkpoints can be read without the backbone file.
+    """Resolve ``model.arch`` in a configuration, so that checkpoints can be read without the backbone file.
 
-    It is the given one; that of the pretraining; what the weight file's card says or its tensors show; or the demo's.
+    The architecture is the given one, else that of the pretraining, else that of the weight file's card or tensors,
+    else the demo's.
 
     Raises:
         ConfigError: ``model.arch`` and ``pretrain.arch`` are different networks.
-        CheckpointError: the weight file has to be read, and is missing or damaged.
+        CheckpointError: the weight file is needed, and is missing or damaged.
     """
     given, pretrain, weights = config.model.arch, config.pretrain, config.model.weights
     if pretrain is not None:
@@ -213,12 +214,12 @@ def with_arch(config: RunConfig) -> RunConfig:
 
 
 def _network(arch: BackboneOptions) -> BackboneOptions:
-    """Without what says how weights are drawn and how norms are trained, which is the detector's own business."""
+    """Drop the options of initialisation and of the training of norms, which the detector sets itself."""
     return arch.without_initialisation().in_detector("batch")
 
 
 def config_difference(old: RunConfig, new: RunConfig) -> list[str]:
-    """Leaves in which two configurations differ, as ``key: old → new``."""
+    """Return the leaves in which two configurations differ, as ``key: old → new``."""
     before, after = dict(leaves(asdict(old))), dict(leaves(asdict(new)))
     return [
         f"{key}: {before.get(key)!r} → {after.get(key)!r}"

@@ -27,27 +27,27 @@ logger = logging.getLogger(__name__)
 def predict_folder(
     run: Path, task: int | None, images: Path, output: Path, *, score: float, device: str | None = None
 ) -> tuple[int, list[str]]:
-    """Detect on an image or on all images below a folder.
+    """Detect on one image or on all images below a folder.
 
-    Every detection goes into ``output/predictions.json``; those with at least ``score`` are drawn into
-    ``output/drawings/``, unknown ones in a style of their own. An image that cannot be read is left out and named.
+    All detections are written to ``output/predictions.json``; those with at least ``score`` are drawn into
+    ``output/drawings/``, unknown ones in their own style. An image that cannot be read is left out and named.
 
     Args:
-        run: folder of the run whose detector is used. Its config.yaml and the checkpoint of the task are all it needs.
-        task: its task; None for the newest finished one.
+        run: folder of the run whose detector is used. Only config.yaml and the checkpoint of the task are needed.
+        task: task of the detector; None for the newest finished one.
         images: a file or a folder.
         output: folder to write to.
-        score: least score that is drawn.
+        score: smallest score to draw.
         device: see :func:`openworld.runtime.environment.device_of_finished_run`.
 
     Returns:
-        The number of images that were drawn, and the messages of those that could not be read.
+        The number of drawn images, and the messages of those that could not be read.
 
     Raises:
         ConfigError: the folder does not hold a run.
-        DataError: no image there, or none that can be read.
-        CheckpointError: the run has no such finished task.
-        EnvironmentProblem: a GPU is asked for that is not there.
+        DataError: there are no images, or none can be read.
+        CheckpointError: the run has not finished this task.
+        EnvironmentProblem: the requested GPU is not available.
     """
     config = read_config(run / "config.yaml")
     config = replace(config, model=replace(config.model, device=device_of_finished_run(config.model.device, device)))

@@ -1,4 +1,4 @@
-"""What a profile tells apart in a training step of a detector: the functions whose calls are timed, by part."""
+"""The parts of a detector's training step in a profile: the functions whose calls are timed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def profile_phase(
 
 
 def calls_of_a_step(detector: Detector, log: RunLog) -> list[Call]:
-    """Part, owner and name of each function that is timed; the parts of the engine's forward pass are modules."""
+    """Return part, owner and name of each timed function; the parts of the engine's forward pass are modules."""
     messages = [("communication", dist, name) for name in ("all_reduce", "all_gather", "broadcast")]
     return [
         ("regions", detector, "losses"),

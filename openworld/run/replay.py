@@ -1,6 +1,6 @@
-"""What a task keeps for replay: the choice of exemplars on a data set, with or without a detector, or a given list.
+"""Exemplars for replay: chosen from a data set, with or without a detector, or given as a list.
 
-N annotated boxes, R regions of a batch, D feature dimension, K head rows (known…, unknown, background).
+N annotated boxes, R regions per batch, D feature dimension, K head rows (known…, unknown, background).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def chosen_exemplars(
     detector: Detector | None,
     loader: LoaderOptions,
 ) -> dict[str, Any]:
-    """The record of a task's exemplars, chosen by ``options.strategy``.
+    """Choose the exemplars of a task by ``options.strategy``; return their record.
 
     Args:
         train: training set, of which only what the task may see is used.
@@ -63,15 +63,15 @@ def chosen_exemplars(
 
 
 def listed_exemplars(train: Dataset, held_out: Dataset, space: LabelSpace, pattern: str) -> dict[str, Any]:
-    """The record of a task's exemplars out of the task's list; nothing is replayed in task 1, which may have none.
+    """Read the exemplars of a task from its list; return their record. Task 1 replays nothing and needs no list.
 
     Args:
         train, held_out: the sets of the run. Listed images that are held out are left out and named in the record.
         space: of the task.
-        pattern: path of the lists, ``{task}`` in it stands for the number of the task.
+        pattern: path of the lists, in which ``{task}`` stands for the number of the task.
 
     Raises:
-        DataError: the list is missing or unreadable, or names an image of neither set.
+        DataError: the list is missing or unreadable, or some image is in neither set.
     """
     path = list_path(pattern, space.task)
     images = _rows(replay_view(train, space, train.image_ids))
@@ -109,14 +109,14 @@ def check_lists(train: Dataset, held_out: Dataset, space: LabelSpace, pattern: s
 
 
 def list_path(pattern: str, task: int) -> Path:
-    """Path of a task's list."""
+    """Return the path of a task's list."""
     return Path(pattern.replace("{task}", str(task)))
 
 
 def image_names(dataset: Dataset) -> dict[str, ImageId]:
-    """What an exemplar list may call an image -> its id: the id as written, or the stem of its file if only it has it.
+    """Return the image ids by the names that a list may use: the id as written, or the stem of its file if unique.
 
-    A stem never hides an id.
+    An id takes precedence over a stem.
     """
     stems = [Path(str(path)).stem for path in dataset.paths]
     times = Counter(stems)
@@ -126,7 +126,7 @@ def image_names(dataset: Dataset) -> dict[str, ImageId]:
 
 
 def replayed_images(records: Sequence[dict[str, Any]]) -> list[ImageId]:
-    """Images that a task replays, each once, in the order of the tasks.
+    """Return the images that a task replays, each once, in the order of the tasks.
 
     Args:
         records: the exemplars of the tasks up to this one. A record that covers all known classes makes the earlier
@@ -139,17 +139,17 @@ def replayed_images(records: Sequence[dict[str, Any]]) -> list[ImageId]:
 def annotated_instances(
     detector: Detector, view: View, options: LoaderOptions, *, keep_features: bool, title: str
 ) -> Instances:
-    """Feature and score of every annotated box of a view; images enter as in evaluation. See :func:`best_regions`.
+    """Compute feature and score of every annotated box of a view, as in evaluation. See :func:`best_regions`.
 
     Cost: one forward pass per image, without augmentation; memory 4 bytes times D times N with ``keep_features``. An
-    image that cannot be read has no instances, as it is left out of training. Several processes share the images, and
-    each gets the instances of all.
+    image that cannot be read has no instances, as in training. Several processes share the images, and each gets the
+    instances of all.
 
     Args:
         detector: in evaluation mode.
         view: images with the boxes that the task may see.
         options: how images enter the detector.
-        keep_features: without it the features have D = 0.
+        keep_features: False returns features with D = 0.
         title: of the progress bar.
     """
 
@@ -178,7 +178,7 @@ def annotated_instances(
 
 
 def best_regions(regions: Regions, targets: Sequence[Target]) -> tuple[Tensor, Tensor, Tensor]:
-    """Each annotated box as the detector sees it: through the proposal that overlaps it most.
+    """Represent each annotated box by the proposal that overlaps it most.
 
     The score is the probability of an object times the probability of the annotated class: sigmoid of the objectness
     logit times softmax of the class logits. PROB (Zohar et al., CVPR 2023, models/prob_deformable_detr.py,

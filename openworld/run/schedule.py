@@ -1,16 +1,16 @@
 """The schedule of a run: the stages of each task, in order, and the detector with which each of them starts.
 
-A stage that is through is known by what it left on the disk, so that a run that was killed goes on where it was
-(:func:`run_task`). A stage that changes the model always starts from a checkpoint on the disk, whether the run was
-interrupted or not, so that both do the same arithmetic (:func:`start_stage`):
+A finished stage is recognised by its files on the disk, so that a killed run continues where it was (:func:`run_task`).
+A stage that changes the model always starts from a checkpoint on the disk, whether the run was interrupted or not, so
+that both do the same arithmetic (:func:`start_stage`):
 
-    the stage was interrupted    its own newest checkpoint; optimiser and generators go on where they were
+    the stage was interrupted    its own newest checkpoint; optimiser and generators are restored
     a later stage of a task      the newest checkpoint of the task, which is the end of the stage before
     the first stage of a task    the last checkpoint of the task before; the head grows by the new classes
     the first stage of task 1    the pretrained backbone, or random weights: no other stage reads the backbone's file
 
-With several processes all of them go through the same stages. The first one decides what is done, for it looks at the
-files, and it alone writes; the others read what it wrote.
+With several processes all of them run the same stages. Only the first one inspects the files, decides what to do and
+writes; the others read its files.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ from ssl_backbones.pretrain import pretrain
 
 
 def run_schedule(config: RunConfig, folder: Path, *, resume: bool, profile_steps: int = 0) -> list[dict[str, Any]]:
-    """Carry a schedule to its end and return the metrics of each task.
+    """Run a schedule to its end and return the metrics of each task.
 
     Args:
         config: the whole configuration; it is written to the folder.
-        folder: where the run lives; every process of the run sees it.
-        resume: go on with what the folder holds. Without it a folder in which a run has begun is refused.
-        profile_steps: number of steps of each optimisation phase that are timed for profile.json.
+        folder: folder of the run, visible to every process.
+        resume: continue the run in the folder. Otherwise a folder in which a run has begun is refused.
+        profile_steps: number of steps of each optimisation phase to time for profile.json.
 
     Raises:
         ConfigError: the folder holds a run (and not ``resume``), or a run of another configuration; the processes do
             not divide a batch.
-        CheckpointError: the backbone file is missing or of another network.
-        DataError: data that are missing or cannot be used.
+        CheckpointError: the backbone file is missing, or belongs to another network.
+        DataError: data are missing or cannot be used.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -73,7 +73,7 @@ def run_schedule(config: RunConfig, folder: Path, *, resume: bool, profile_steps
 
 
 def run_backbone(config: RunConfig, folder: Path) -> Path:
-    """Pretrain the backbone of a run, and nothing else; returns its file. Goes on with, or returns, what is there."""
+    """Pretrain the backbone of a run, and nothing else; return its file. Continues a pretraining that has begun."""
     with locked(folder):
         log = RunLog(folder / "metrics.jsonl")
         pretrain_backbone(Run(config, folder, open_sources(config, folder), log), resume=True)
@@ -107,7 +107,7 @@ def pretrain_backbone(run: Run, *, resume: bool) -> None:
 
 @dataclass(frozen=True)
 class Stage:
-    """One thing that a task does."""
+    """One stage of a task."""
 
     name: str
     when: Callable[[RunConfig, int], bool]
@@ -118,7 +118,7 @@ class Stage:
 
 
 def run_task(run: Run, task: int) -> dict[str, Any]:
-    """Run all stages of a task that are not done yet; returns its metrics."""
+    """Run all stages of a task that are not finished; return its metrics."""
     for stage in STAGES:
         if stage.when(run.config, task) and not distributed.on_first(partial(stage.done, run, task)):
             stage.run(run, task)
@@ -132,7 +132,7 @@ def always(config: RunConfig, task: int) -> bool:
 
 
 def replays(config: RunConfig, task: int) -> bool:
-    """A task that fine-tunes on exemplars: any but the first one."""
+    """Return whether a task fine-tunes on exemplars: any task but the first one."""
     return task > 1 and config.exemplars.enabled and config.replay.for_task(task).steps > 0
 
 
@@ -145,7 +145,7 @@ def chooses_after_training(config: RunConfig, task: int) -> bool:
 
 
 def written(name: str) -> Callable[[Run, int], bool]:
-    """Whether a task has a file."""
+    """Return a test for whether a task has a file."""
     return lambda run, task: (run.task_folder(task) / name).exists()
 
 
@@ -154,7 +154,7 @@ def model_stage(
     when: Callable[[RunConfig, int], bool],
     change: Callable[[Run, int, str, Detector, Checkpoint | None], None],
 ) -> Stage:
-    """A stage that changes the model: it starts from a checkpoint and ends with one."""
+    """Make a stage that changes the model: it starts from a checkpoint and ends with one."""
 
     def done(run: Run, task: int) -> bool:
         newest = newest_valid(run.checkpoints(task))
@@ -168,12 +168,12 @@ def model_stage(
 
 
 def start_stage(run: Run, task: int, stage: str) -> tuple[Detector, Checkpoint | None]:
-    """The detector with which a stage starts, and the checkpoint of the stage itself that it goes on from, if any.
+    """Return the detector with which a stage starts, and the checkpoint of the stage that it resumes from, if any.
 
-    The log loses what was written after that checkpoint, by work that is now done again.
+    Lines of the log after that checkpoint are removed, since their work is repeated.
 
     Raises:
-        CheckpointError: the task before is not finished; a checkpoint is damaged or of another model.
+        CheckpointError: the previous task is not finished; or a checkpoint is damaged or belongs to another model.
     """
     newest = newest_valid(run.checkpoints(task))
     run.log.truncate(run.log.offset_of_task(task) if newest is None else Progress.of(newest).log_offset)
@@ -194,7 +194,7 @@ def start_stage(run: Run, task: int, stage: str) -> tuple[Detector, Checkpoint |
 
 
 def detector_of_task_before(run: Run, task: int) -> Detector:
-    """The finished detector of task ``task - 1``, its head grown by the classes of ``task``.
+    """Load the finished detector of task ``task - 1``, and grow its head by the classes of ``task``.
 
     Raises:
         CheckpointError: that task is not finished.
@@ -211,11 +211,11 @@ def detector_of_task_before(run: Run, task: int) -> Detector:
     return detector
 
 
-# -- what they do -----------------------------------------------------------------------------------------------------
+# -- the work of the stages -------------------------------------------------------------------------------------------
 
 
 def choose_exemplars(run: Run, task: int) -> None:
-    """Write the task's exemplars.json: images on which its classes are remembered.
+    """Write the task's exemplars.json: images for the replay of its classes.
 
     Strategies that need features or scores take them from the detector of the finished "train" stage, read back from
     its checkpoint, so that a run that is killed here and resumed chooses the same images.
@@ -244,7 +244,7 @@ def choose_exemplars(run: Run, task: int) -> None:
 
 
 def optimise(run: Run, task: int, stage: str, detector: Detector, resumed: Checkpoint | None) -> None:
-    """Train on the task's new classes, or replay the exemplars of all classes; ends with a checkpoint."""
+    """Train on the task's new classes, or replay the exemplars of all classes; end with a checkpoint."""
     config, space = run.config, run.space(task)
     taught = (config.train if task == 1 else config.increment).for_task(task)
     if stage == "replay":
@@ -274,13 +274,13 @@ def optimise(run: Run, task: int, stage: str, detector: Detector, resumed: Check
 
 
 def exemplar_view(run: Run, task: int) -> View:
-    """Images that the task replays, its own exemplars and those of earlier tasks, with all classes known now."""
+    """Return the images that the task replays, of this and earlier tasks, with all classes known now."""
     records = [json.loads((run.task_folder(number) / "exemplars.json").read_text()) for number in range(1, task + 1)]
     return replay_view(run.sources.train, run.space(task), replayed_images(records))
 
 
 def write_profile(run: Run, phase: Phase, profile: Profile) -> None:
-    """Put a phase's times into profile.json, in place of earlier ones of the same phase."""
+    """Write a phase's times to profile.json; they replace earlier ones of the same phase."""
     path = run.folder / "profile.json"
     phases = json.loads(path.read_text())["phases"] if path.exists() else []
     here = {"task": phase.task, "stage": phase.stage}
@@ -297,7 +297,7 @@ def write_profile(run: Run, phase: Phase, profile: Profile) -> None:
 
 
 def calibrate(run: Run, task: int, stage: str, detector: Detector, resumed: Checkpoint | None) -> None:
-    """Calibrate the method on held-out images; writes calibration.json and the last checkpoint of the task."""
+    """Calibrate the method on held-out images; write calibration.json and the last checkpoint of the task."""
     with run.log.phase(stage, task):
         run.write_json(f"task{task}/calibration.json", evaluate.calibrate(run, task, detector))
     save_progress(run.checkpoints(task), detector, Progress(task, stage, 1, True, run.space(task).known), run.log)
@@ -311,4 +311,4 @@ STAGES = (
     model_stage("calibrate", always, calibrate),
     Stage("evaluate", always, written("metrics.json"), evaluate.evaluate_task),
 )
-"""What a task does, in order."""
+"""The stages of a task, in order."""

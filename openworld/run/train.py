@@ -1,4 +1,4 @@
-"""One optimisation phase: the visible loop."""
+"""The training loop of one optimisation phase."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ssl_backbones.backbones.base import spared_by_decay
 
 @dataclass(frozen=True)
 class Phase:
-    """Where in the schedule an optimisation phase stands."""
+    """Position of an optimisation phase in the schedule."""
 
     task: int
     stage: str
@@ -37,10 +37,10 @@ class Phase:
     known: tuple[str, ...]
     """Classes of the head."""
     first_step: int
-    """Steps that the task has done in earlier phases."""
+    """Number of steps in earlier phases of the task."""
 
     def after(self, step: int) -> Progress:
-        """How far the task is after ``step`` steps of the phase."""
+        """Return the progress of the task after ``step`` steps of the phase."""
         return Progress(self.task, self.stage, step, step >= self.options.steps, self.known)
 
 
@@ -57,13 +57,13 @@ def train_phase(
     that resumes from them continues bit for bit. The caller writes the checkpoint after the last step.
 
     With several processes the batches are this rank's share, and the gradients are averaged: every process makes the
-    step that one process with the whole batch would make. Rank 0 writes.
+    same step as one process with the whole batch. Only rank 0 writes.
 
     Args:
         detector: trained in place.
         batches: of the remaining steps; they start at the step of the checkpoint.
-        phase: its options, and where it stands in the schedule.
-        log: gets a ``step`` event per step.
+        phase: its options, and its position in the schedule.
+        log: receives one ``step`` event per step.
         resume_from: checkpoint of this phase, or None to begin.
 
     Raises:
@@ -98,7 +98,7 @@ def train_phase(
 
 
 def restore_progress(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> int:
-    """Take up the optimiser and the generators of a checkpoint; returns the number of steps done."""
+    """Restore the optimiser and the generators of a checkpoint; return the number of finished steps."""
     optimizer.load_state_dict(checkpoint.state["optimizer"])
     set_rng_state(checkpoint.state["rng"])
     return Progress.of(checkpoint).step
@@ -146,7 +146,7 @@ def phase_optimizer(
 
 
 def learning_rate(options: PhaseOptions, step: int) -> float:
-    """Learning rate of a step (from 0): linear warm-up, then cosine, steps or constant."""
+    """Return the learning rate at ``step`` (from 0): linear warm-up, then cosine, steps or constant."""
     peak, warmup = options.lr, options.warmup_steps
     if options.schedule == "cosine" and step >= warmup:
         done = (step - warmup) / max(options.steps - warmup, 1)

@@ -1,1 +1,1 @@
-"""What every part needs and no paper mentions: files, checkpoints, seeds, processes, logs."""
+"""Infrastructure of all parts: files, checkpoints, seeds, processes, logs."""

@@ -97,7 +97,7 @@ def synchronise_batch_norm(model: nn.Module, *, only_trained: bool = False) -> N
 
     Args:
         model: changed in place.
-        only_trained: keep the norms whose scale does not learn, as those of frozen stages.
+        only_trained: keep the norms whose scale does not train, such as those of frozen stages.
     """
     if distributed.world_size() == 1:
         return

@@ -3,12 +3,12 @@
 One checkpoint is a folder ``NAME/`` with
 
     model.safetensors   tensors of the model (parameters and buffers)
-    state.pt            what continues the work: optimiser, generators (plain containers, read with
+    state.pt            state to continue from: optimiser, generators (plain containers, read with
                         ``weights_only=True``); absent where nothing is left to continue
-    manifest.json       position (integers, compared from the left), what the writer says about the checkpoint, and
+    manifest.json       position (integers, compared from the left), the writer's description of the checkpoint, and
                         SHA-256 and size of each file
 
-The manifest alone tells what a checkpoint is of; tensors and state are read when they are asked for.
+The manifest alone describes a checkpoint; tensors and state are read only on request.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Checkpoint:
     Args:
         path: its folder.
         position: orders the checkpoints of a folder; the largest is the newest.
-        about: what its writer said about it.
-        sha256: hexadecimal digest of each of its files by name.
+        about: the writer's description.
+        sha256: hexadecimal digest of each of its files, by name.
     """
 
     path: Path
@@ -58,10 +58,10 @@ class Checkpoint:
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers of the model, on the CPU.
+        """Read the parameters and buffers of the model, on the CPU.
 
         Raises:
-            CheckpointError: the file is missing, or not the one that was written.
+            CheckpointError: the file is missing, or is not the one that was written.
         """
         self.check([MODEL])
         try:
@@ -71,10 +71,10 @@ class Checkpoint:
 
     @cached_property
     def state(self) -> dict[str, Any]:
-        """What continues the work, on the CPU.
+        """Read the state to continue from, on the CPU.
 
         Raises:
-            CheckpointError: the file is missing, not the one that was written, or holds more than plain containers.
+            CheckpointError: the file is missing, is not the one that was written, or holds more than plain containers.
         """
         if STATE not in self.sha256:
             raise CheckpointError(f"has no {STATE}, for its work is done", where=str(self.path), remedy=_REMEDY)
@@ -85,10 +85,10 @@ class Checkpoint:
             raise self._unreadable(error) from error
 
     def check(self, files: Collection[str]) -> None:
-        """Compare files with their SHA-256, each once; those that the checkpoint never had are passed over.
+        """Compare files with their SHA-256, each once; files that the checkpoint never had are skipped.
 
         Raises:
-            CheckpointError: one is missing or differs.
+            CheckpointError: a file is missing or differs.
         """
         for file in files:
             if file not in self.sha256 or file in self._checked:
@@ -118,11 +118,11 @@ def save_checkpoint(
     """Write ``folder/name`` atomically, then remove all but the ``keep`` newest checkpoints of the folder.
 
     Args:
-        folder: where this run (or phase) keeps its checkpoints.
-        name: folder name of this one, e.g. ``train-000200``.
-        position: grows with the work; compared from the left, the largest is the newest.
+        folder: folder of the checkpoints of this run (or phase).
+        name: folder name of this checkpoint, e.g. ``train-000200``.
+        position: grows with the progress; compared from the left, the largest is the newest.
         tensors: parameters and buffers; stored contiguous, on the CPU.
-        state: what continues the work, plain containers and tensors only; None where nothing is left to continue.
+        state: state to continue from, plain containers and tensors only; None if nothing is left to continue.
         about: JSON for the manifest, which is read without tensors and state.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -162,7 +162,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read the manifest of one checkpoint; its tensors and state are verified and read when they are asked for.
+    """Read the manifest of one checkpoint; its tensors and state are verified and read only on request.
 
     Raises:
         CheckpointError: the manifest is missing or damaged.
@@ -177,17 +177,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def newest_valid(folder: Path, files: Collection[str] = (MODEL, STATE)) -> Checkpoint | None:
-    """The newest checkpoint of a folder that verifies, or None where there is none at all.
+    """Return the newest checkpoint of a folder that verifies, or None if the folder holds no checkpoint.
 
-    Damaged ones are passed over with a warning.
+    Damaged checkpoints are skipped with a warning.
 
     Args:
-        folder: where the checkpoints are.
-        files: those that must verify. With :data:`MODEL` alone the state is neither read nor hashed; with none the
+        folder: folder of the checkpoints.
+        files: files that must verify. With :data:`MODEL` alone the state is neither read nor hashed; with none the
             manifest is enough.
 
     Raises:
-        CheckpointError: there are checkpoints and all are damaged. (Starting afresh silently would lose work.)
+        CheckpointError: there are checkpoints, and all are damaged. (To start afresh silently would lose work.)
     """
     if not folder.is_dir():
         return None
@@ -210,7 +210,7 @@ def newest_valid(folder: Path, files: Collection[str] = (MODEL, STATE)) -> Check
 
 
 def _by_position(folder: Path) -> list[Path]:
-    """Finished checkpoints of a folder, oldest first. An unreadable manifest counts as oldest."""
+    """Return the finished checkpoints of a folder, oldest first. An unreadable manifest counts as oldest."""
     found = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
 
     def position(path: Path) -> tuple[tuple[int, ...], str]:

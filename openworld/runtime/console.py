@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 def narrow_table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, *, words: Sequence[str] = ()
 ) -> Table:
-    """A table without vertical lines.
+    """Make a table without vertical lines.
 
     Args:
         heads: of the columns; a line break keeps a column narrow.
-        rows: cells as text, one for each head.
+        rows: cells as text, one per head.
         title: above the table.
-        words: heads of the columns that hold words: they are flush left and may wrap, numbers may not.
+        words: heads of the columns that hold words. These are flush left and may wrap; columns of numbers may not.
     """
     from rich import box
     from rich.table import Table

@@ -37,7 +37,7 @@ def session(device: str) -> Iterator[None]:
     """Join the process group that ``torchrun`` describes in the environment, for the duration of the block.
 
     The backend is nccl for ``device`` ``cuda``, with each process on the GPU of its local rank, and gloo otherwise.
-    There is no group if ``torchrun`` did not start this process, or started it alone.
+    No group is made if ``torchrun`` did not start this process, or started it alone.
 
     Raises:
         ConfigError: the device is a single GPU, such as ``cuda:1``, for several processes.
@@ -141,7 +141,7 @@ def gather_objects(value: Value) -> list[Value]:
 
 @contextmanager
 def first_goes_ahead() -> Iterator[None]:
-    """Run the block in rank 0 first, then in the others, which may read the files that it left."""
+    """Run the block in rank 0 first, then in the others, which may read the files that rank 0 wrote."""
     if not is_first():
         barrier()
     yield
@@ -151,7 +151,7 @@ def first_goes_ahead() -> Iterator[None]:
 
 @contextmanager
 def explain_lost_process() -> Iterator[None]:
-    """Turn the error of a failed collective into one that says what it means. Not collective.
+    """Turn the error of a failed collective into one that explains it. Not collective.
 
     Raises:
         EnvironmentProblem: the block raised a RuntimeError: another process ended, or the network failed.
@@ -278,7 +278,7 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def max_over_ranks(values: Sequence[int]) -> list[int]:
-    """Compute the maximum over the processes of each of some numbers, as many in every process."""
+    """Compute the elementwise maximum over the processes; every process passes the same number of values."""
     if world_size() == 1:
         return list(values)
     here = torch.tensor(values, device=message_device(torch.zeros(0)))

@@ -1,4 +1,4 @@
-"""Nested mappings under dotted names, as options are given on the command line."""
+"""Nested mappings as dotted names, the form of options on the command line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """``{"arch": {"width": 1}}`` → ``("arch.width", 1)``: what is no mapping, in order. Empty mappings have no leaf."""
+    """Yield the leaves in order: ``{"arch": {"width": 1}}`` → ``("arch.width", 1)``. Empty mappings have no leaf."""
     for name, value in nested.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{name}.")

@@ -1,4 +1,4 @@
-"""What this machine has: for env.json, for the choice of a device, for `openworld doctor`."""
+"""Properties of this machine: for env.json, for the choice of a device, and for `openworld doctor`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "pycocotools", "
 
 
 def describe() -> dict[str, Any]:
-    """Versions and hardware, for env.json."""
+    """Return versions and hardware, for env.json."""
     import torch
 
     return {
@@ -35,10 +35,10 @@ def describe() -> dict[str, Any]:
 
 
 def select_device(name: str) -> str:
-    """``auto`` → ``cuda`` where there is one, else ``cpu``.
+    """Return the device; ``auto`` means ``cuda`` if a GPU is available, else ``cpu``.
 
     Raises:
-        EnvironmentProblem: a GPU is asked for that is not there.
+        EnvironmentProblem: the requested GPU is not available.
     """
     import torch
 
@@ -54,7 +54,7 @@ def select_device(name: str) -> str:
 
 
 def device_is_here(name: str) -> bool:
-    """Whether torch knows this device and, if it is a GPU, sees one of this number (``cuda``: any)."""
+    """Return whether torch knows this device and, if it is a GPU, sees one of this number (``cuda``: any)."""
     import torch
 
     try:
@@ -65,14 +65,14 @@ def device_is_here(name: str) -> bool:
 
 
 def device_of_finished_run(configured: str, wanted: str | None) -> str:
-    """Where a trained detector is used: on the device that is asked for, else where it was trained, else ``auto``.
+    """Choose the device of a trained detector: the requested one, else that of its training, else ``auto``.
 
     Args:
         configured: ``model.device`` of the run, which another machine may not have.
-        wanted: asked for; None leaves the choice.
+        wanted: the requested device, or None.
 
     Raises:
-        EnvironmentProblem: a GPU is asked for that is not there.
+        EnvironmentProblem: the requested GPU is not available.
     """
     if wanted is not None:
         return select_device(wanted)
@@ -94,7 +94,7 @@ class Check:
 
 
 def examine() -> list[Check]:
-    """Look at everything that is known to break an installation; the torch/torchvision pair first."""
+    """Check everything that is known to break an installation, the torch/torchvision pair first."""
     checks = [_check_torchvision()]
     if checks[0].ok:
         checks.append(_check_device())
@@ -107,7 +107,7 @@ def examine() -> list[Check]:
 
 
 def _check_torchvision() -> Check:
-    """A torchvision built for another torch imports torch's registry and finds no operator of its own."""
+    """Check that torchvision's operators load; they do not if it was built for another torch."""
     torch_version, vision_version = _version("torch"), _version("torchvision")
     found = f"torch {torch_version}, torchvision {vision_version}, python {platform.python_version()}"
     remedy = "install a pair made for each other: pip install -c constraints.txt --force-reinstall torch torchvision"

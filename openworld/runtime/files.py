@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: temporary file, fsync, rename; and YAML that people write."""
+"""Files that are either whole or absent (temporary file, fsync, rename), and YAML written by users."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
-    """Atomic JSON. Refuses NaN and infinities, which are not JSON."""
+    """Write JSON atomically. Refuses NaN and infinities, which are not JSON."""
     write_atomic(path, json.dumps(content, indent=indent, allow_nan=False) + "\n")
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's content."""
+    """Return the hexadecimal SHA-256 of a file's content."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -57,14 +57,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_yaml(path: Path, *, remedy: str, kind: type[OpenWorldError] = ConfigError) -> dict[str, Any]:
-    """The mapping in a YAML file, empty for an empty file. A byte order mark is allowed.
+    """Read the mapping in a YAML file, empty for an empty file. A byte order mark is allowed.
 
     Args:
-        remedy: of the error, what such a file holds.
-        kind: of the error.
+        remedy: remedy of the error: what such a file holds.
+        kind: class of the error.
 
     Raises:
-        OpenWorldError: of this kind; no such file, not readable as YAML, or no mapping.
+        OpenWorldError: of this kind; the file does not exist, is not YAML, or does not hold a mapping.
     """
     import yaml
 

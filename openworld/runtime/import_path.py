@@ -1,4 +1,4 @@
-"""Classes by their import path ``module:class``: how a configuration names what is not in a table of the project."""
+"""Classes by their import path ``module:class``, by which a configuration names classes of other packages."""
 
 from __future__ import annotations
 

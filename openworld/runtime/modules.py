@@ -1,4 +1,4 @@
-"""Replacing modules of a network by others of another class with the same tensors."""
+"""Replace modules of a network by modules of another class with the same tensors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def replace_modules(network: nn.Module, rule: Callable[[nn.Module], nn.Module | 
 
 
 def convolution_as(kind: type[Convolution], module: nn.Conv2d) -> Convolution:
-    """A convolution of another class with the arguments, parameters and mode of ``module``; draws no random numbers."""
+    """Make a convolution of another class with the arguments, parameters and mode of ``module``, nothing random."""
     convolution = kind(
         module.in_channels,
         module.out_channels,
@@ -60,7 +60,7 @@ def convolution_as(kind: type[Convolution], module: nn.Conv2d) -> Convolution:
 
 
 def batch_norm_as(kind: type[BatchNorm], module: _BatchNorm) -> BatchNorm:
-    """A batch norm of another class with the arguments, parameters, statistics and mode of ``module``."""
+    """Make a batch norm of another class with the arguments, parameters, statistics and mode of ``module``."""
     norm = kind(
         module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats, device="meta"
     )

@@ -51,8 +51,8 @@ def make_optimizer(
     """Make an optimiser over parameter groups.
 
     Args:
-        name: which one.
-        groups: as of torch's optimisers, with their ``weight_decay``; LARS reads ``adapt`` too.
+        name: of the optimiser.
+        groups: as for torch's optimisers, with their ``weight_decay``; LARS reads ``adapt`` too.
         lr: of the first step; see :func:`set_learning_rate`.
         momentum: of SGD and LARS, and AdamW's first beta.
     """
@@ -67,8 +67,8 @@ def set_learning_rate(optimizer: Optimizer, lr: float, *, peak: float) -> None:
     """Give every parameter group its learning rate.
 
     Args:
-        lr: what the schedule says; a group multiplies it by its ``lr_scale``, if it has one.
-        peak: takes the place of ``lr`` for a group with ``constant_lr``.
+        lr: rate of the schedule; a group multiplies it by its ``lr_scale``, if it has one.
+        peak: replaces ``lr`` for a group with ``constant_lr``.
     """
     for group in optimizer.param_groups:
         group["lr"] = group.get("lr_scale", 1.0) * (peak if group.get("constant_lr", False) else lr)
@@ -80,14 +80,14 @@ def half_cosine(done: float, total: float = 1) -> float:
 
 
 def warmup_cosine(step: int, *, steps: int, warmup: int, lr: float, final_lr: float = 0.0) -> float:
-    """Learning rate of a step (from 0): linear to ``lr`` over ``warmup`` steps, then half a cosine to ``final_lr``."""
+    """Return the learning rate at ``step`` (from 0): linear warm-up to ``lr``, then half a cosine to ``final_lr``."""
     if step < warmup:
         return lr * (step + 1) / warmup
     return final_lr + (lr - final_lr) * half_cosine(step - warmup, max(1, steps - warmup))
 
 
 def multi_step(step: int, *, milestones: Sequence[float], warmup: int, lr: float) -> float:
-    """Learning rate of a step (from 0): linear to ``lr`` over ``warmup`` steps, then a tenth from each milestone on."""
+    """Return the learning rate at ``step`` (from 0): linear warm-up to ``lr``, then a tenth from each milestone on."""
     if step < warmup:
         return lr * (step + 1) / warmup
     return lr * 0.1 ** sum(step >= milestone for milestone in milestones)

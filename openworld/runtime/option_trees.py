@@ -1,12 +1,12 @@
-"""From nested mappings to options dataclasses: files in order, then the command line, and errors that name the key.
+"""Build options dataclasses from nested mappings: files in order, then the command line; errors name the key.
 
 A *section* is a field whose type is a dataclass. The class of a *chosen* section depends on its key ``name``: its
-declared type has ``named(cls, name) -> type[Self]`` (:class:`Chosen`), and each class that it gives has a field
+declared type has ``named(cls, name) -> type[Self]`` (:class:`Chosen`), and each class that it returns has a field
 ``name``. ``method: ore`` is short for ``method: {name: ore}``.
 
 Every layer holds some keys; the last layer that has a key wins. For a section, ``null`` and another ``name`` discard
-what earlier layers said. What no layer says keeps the default of the *enclosing* object, so that changing one leaf of
-``train`` leaves the other defaults of ``train``, which are not those of the bare class.
+the values of earlier layers. Keys that no layer has keep the default of the *enclosing* object, so that a change of one
+leaf of ``train`` leaves the other defaults of ``train``, which are not those of the bare class.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Chosen(Protocol):
 
     @classmethod
     def named(cls, name: str) -> type[Self]:
-        """The class of this name, a subclass.
+        """Return the subclass of this name.
 
         Raises:
-            ConfigError: there is none; the remedy lists the known names.
+            ConfigError: the name is not known; the remedy lists the known names.
         """
         ...
 
@@ -46,7 +46,7 @@ class Word(str):
 
 
 class Given(NamedTuple):
-    """A value that a layer gives, and the file of the layer; None for the command line."""
+    """A value from a layer, and the file of the layer; None for the command line."""
 
     value: Any
     file: str | None
@@ -54,7 +54,7 @@ class Given(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """A section after its layers were looked at: the class, its layers, and the object that holds its defaults."""
+    """A resolved section: its class, its layers, and the object that holds its defaults."""
 
     owner: type
     layers: list[Given]
@@ -67,17 +67,17 @@ def from_words(options: Sequence[tuple[str, str]]) -> list[Given]:
 
 
 def construct(owner: type[T], layers: Sequence[Given], key: str = "", default: object | None = None) -> T:
-    """An options object out of layers of nested mappings.
+    """Build an options object from layers of nested mappings.
 
     Args:
         owner: its class.
-        layers: mappings, later ones over earlier ones.
-        key: where the object sits in the whole tree, for messages.
-        default: an object of the class, whose values stand where no layer says anything; None: the class's defaults.
+        layers: mappings; later ones override earlier ones.
+        key: position of the object in the whole tree, for messages.
+        default: an object of the class with the values for keys that no layer has; None: the class's defaults.
 
     Raises:
-        ConfigError: a key that does not exist or is missing, a value out of its domain; the text names the full key,
-            and the file where one gave it.
+        ConfigError: a key does not exist or is missing, or a value is out of its domain; the message names the full
+            key, and the file that gave it, if any.
     """
     values: dict[str, Any] = {}
     sources: dict[str, str | None] = {}
@@ -99,10 +99,10 @@ def construct(owner: type[T], layers: Sequence[Given], key: str = "", default: o
 def walk(
     owner: type, layers: Sequence[Given], key: str, default: object | None
 ) -> Iterator[tuple[Field[Any], Any, list[Given], Any]]:
-    """Each field of a class, its annotation, what the layers give it, and its default (``MISSING`` for none).
+    """Yield each field of a class, its annotation, its values from the layers, and its default or ``MISSING``.
 
     Raises:
-        ConfigError: a layer has a key that is not a field.
+        ConfigError: a key of some layer is not a field.
     """
     hints = hints_of(owner)
     for layer in layers:
@@ -115,14 +115,14 @@ def walk(
 
 
 def default_of(field: Field[Any], default: object | None) -> Any:
-    """The value of a field that nobody gives: that of a default object, or that of its class, or ``MISSING``."""
+    """Return the default value of a field: that of a default object, or that of its class, or ``MISSING``."""
     if default is not None:
         return getattr(default, field.name)
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def declared_section(hint: Any) -> type | None:
-    """The dataclass that an annotation names, alone or beside ``None``; None for an annotation of a leaf."""
+    """Return the dataclass that an annotation names, alone or beside ``None``; None for the annotation of a leaf."""
     if get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
@@ -130,18 +130,18 @@ def declared_section(hint: Any) -> type | None:
 
 
 def resolve(hint: Any, declared: type, given: Sequence[Given], default: Any, key: str) -> Section | None:
-    """The class of a section and the layers that count; None where it is ``null``.
+    """Return the class of a section and the layers that count; None if the section is ``null``.
 
     Args:
         hint: the annotation of the field.
         declared: the class in it.
-        given: what the layers give the field.
+        given: values of the field in the layers.
         default: the field's default, or ``MISSING``.
         key: of the field.
 
     Raises:
-        ConfigError: a value that is neither a mapping, nor ``null`` where that is allowed, nor a name; a name that
-            does not exist, or none at all.
+        ConfigError: a value is neither a mapping, nor an allowed ``null``, nor a name; or the name does not exist or is
+            missing.
     """
     chosen, default = hasattr(declared, "named"), None if default is MISSING else default
     first = default.name if chosen and default is not None else None
@@ -175,7 +175,7 @@ def _named(declared: Any, name: Any, key: str, layers: Sequence[Given]) -> type:
 
 
 def _content(value: Any) -> Any:
-    """What the command line says of a section: ``null``, a mapping in YAML, or a name."""
+    """Parse a section's value from the command line: ``null``, a mapping in YAML, or a name."""
     if not isinstance(value, Word):
         return value
     parsed = _parsed(value)
@@ -183,7 +183,7 @@ def _content(value: Any) -> Any:
 
 
 def latest(hint: Any, given: Sequence[Given], default: Any) -> Any:
-    """The value of an option: the last one given, or the default.
+    """Return the value of an option: the last one given, or the default.
 
     ``--train.steps_by_task.2 7`` on the command line adds an item to the mapping of earlier layers.
     """
@@ -196,7 +196,7 @@ def latest(hint: Any, given: Sequence[Given], default: Any) -> Any:
 
 
 def typed(hint: Any, value: Any) -> Any:
-    """A value as its annotation wants it, or as it is where it does not fit.
+    """Convert a value to its annotated type; return it as it is if it does not fit.
 
     A :class:`Word` is read as YAML unless it is meant as a string. Where a float is meant, integers become floats, and
     so does ``1e-3``, which YAML 1.1 takes for a string.

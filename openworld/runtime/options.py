@@ -1,4 +1,4 @@
-"""Options dataclasses: their values checked against their annotations, and errors that name the full key.
+"""Options dataclasses: check values against annotations, with errors that name the full key.
 
 A class states the domain of each field in its annotation and calls :func:`check` when an object is made::
 
@@ -33,10 +33,10 @@ class Limit(Protocol):
     """A rule in an annotation, beside the type."""
 
     def holds(self, value: Any) -> bool:
-        """Whether a value of the right type obeys the rule."""
+        """Return whether a value of the right type obeys the rule."""
 
     def __str__(self) -> str:
-        """The rule as it follows the name of the type: "an integer" + "of at least 1"."""
+        """Return the rule as it follows the name of the type: "an integer" + "of at least 1"."""
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,9 @@ Share = Annotated[float, Between(0, 1)]
 
 @dataclass(frozen=True)
 class Place:
-    """Where the reader of a tree stands: the class that it makes an object of, its key, and who gave its fields.
+    """Position of the reader in a tree of options: the class of the object, its key, and the sources of its fields.
 
-    ``sources`` has the file of each field that was given, None for the command line. A field that it lacks has its
-    default.
+    ``sources`` has the file of each given field, None for the command line. A field that it lacks has its default.
     """
 
     owner: type
@@ -146,7 +145,7 @@ _place: ContextVar[Place | None] = ContextVar("place", default=None)
 
 @contextmanager
 def reading(place: Place) -> Iterator[None]:
-    """Let errors of the object that is made inside name the key and the file of a field."""
+    """Make errors of the object that is built inside name the key and the file of a field."""
     token = _place.set(place)
     try:
         yield
@@ -156,20 +155,20 @@ def reading(place: Place) -> Iterator[None]:
 
 @cache
 def hints_of(owner: type) -> dict[str, Any]:
-    """The resolved annotation of each field of a dataclass, in the order of the fields."""
+    """Return the resolved annotation of each field of a dataclass, in the order of the fields."""
     hints = get_type_hints(owner, include_extras=True)
     return {field.name: hints[field.name] for field in fields(owner)}
 
 
 def check(options: object) -> None:
-    """Refuse the first value that does not fit its annotation.
+    """Raise an error for the first value that does not fit its annotation.
 
     Understands ``int``, ``float``, ``bool``, ``str``, ``None``, ``Literal``, unions, ``list``, ``dict``, classes, and
     ``Annotated`` with a :class:`Limit` around each of them. An integer fits ``float``; ``bool`` does not fit ``int``;
     a number must be finite.
 
     Raises:
-        ConfigError: names the key, the value and what is allowed.
+        ConfigError: a value does not fit; the message names the key, the value and its domain.
     """
     owner: Any = type(options)
     for name, hint in hints_of(owner).items():
@@ -182,13 +181,13 @@ def refuse(options: object, field: str, problem: str | None = None, *, remedy: s
 
     Args:
         options: the object, which may be under construction.
-        field: its name, or a dotted one in a section below.
-        problem: follows the key; None: ``is`` and the value.
+        field: its name, or a dotted name in a nested section.
+        problem: text after the key; None: ``is`` and the value.
         remedy: what to do.
 
     Raises:
-        ConfigError: always. Its text starts with the full key where a tree of options is read, and otherwise with the
-            name of the class: ``PhaseOptions.optimizer is 'adam'``.
+        ConfigError: always. Its text starts with the full key if a tree of options is being read, and otherwise with
+            the name of the class: ``PhaseOptions.optimizer is 'adam'``.
     """
     owner, place, value = type(options), _place.get(), options
     for name in field.split("."):
@@ -202,12 +201,12 @@ def refuse(options: object, field: str, problem: str | None = None, *, remedy: s
 
 
 def joined(key: str, name: str) -> str:
-    """The key of a field below a section, whose own key is empty at the root."""
+    """Return the key of a field in a section; the key of the root is empty."""
     return f"{key}.{name}" if key else name
 
 
 def fits(hint: Any, value: Any) -> bool:
-    """Whether a value is in the domain of an annotation."""
+    """Return whether a value is in the domain of an annotation."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         inner, *limits = arguments
@@ -231,17 +230,17 @@ def fits(hint: Any, value: Any) -> bool:
 
 
 def wanted(hint: Any) -> str:
-    """The remedy for a value out of the domain of an annotation: ``choose adamw or sgd``, ``give a number above 0``."""
+    """Return the remedy for a value out of the domain: ``choose adamw or sgd``, ``give a number above 0``."""
     return f"{'choose' if _is_choice(hint) else 'give'} {domain(hint)}"
 
 
 def domain(hint: Any) -> str:
-    """The domain of an annotation in words, such as ``an integer of at least 1`` or ``adamw or sgd``."""
+    """Return the domain of an annotation in words, such as ``an integer of at least 1`` or ``adamw or sgd``."""
     return _either(_members(hint))
 
 
 def _members(hint: Any) -> list[str]:
-    """What may be given, one text for each alternative."""
+    """Return the allowed values in words, one text per alternative."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         kind, comma, items = domain(arguments[0]).partition(", each item ")

@@ -1,9 +1,9 @@
-"""Where the time of a training step goes. The calls to be timed are wrapped from outside, only while a profile is made.
+"""Time per part of a training step. Timed calls are wrapped from outside, only while a profile is made.
 
-A step is cut at every beginning and end of a timed call, and each piece belongs to the innermost call that is running:
-the times of the parts add up to the step. On a CPU the cuts are read from the clock. On a GPU they are events in its
-stream, so that nothing waits inside a step; a part then counts the time until the GPU has done it, including the time
-in which the GPU waited for the host.
+A step is cut at the beginning and end of every timed call, and each piece belongs to the innermost running call: the
+times of the parts add up to that of the step. On a CPU the cuts are read from the clock. On a GPU they are events in
+its stream, so that nothing waits inside a step; the time of a part then ends when the GPU has finished it, and includes
+the time in which the GPU waited for the host.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 WARM_UP_STEPS = 3
-"""Steps of a phase before the first that is timed: caches fill and kernels are chosen in them."""
+"""Number of untimed steps at the start of a phase, in which caches fill and kernels are chosen."""
 REST = "other"
 """Name of the time outside of all timed calls."""
 
@@ -34,7 +34,7 @@ class Profile:
 
     Args:
         steps: number of steps to time.
-        device: what computes; ``cuda`` is timed by events.
+        device: of the computation; ``cuda`` is timed by events.
     """
 
     def __init__(self, steps: int, device: torch.device | str = "cpu") -> None:

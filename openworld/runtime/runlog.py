@@ -1,4 +1,4 @@
-"""The log of a run: metrics.jsonl, one JSON object a line; console and report are views of it."""
+"""The log of a run: metrics.jsonl, one JSON object per line; console and report are views of it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from openworld.runtime import distributed
 
 
 class RunLog:
-    """Appends to ``metrics.jsonl``. Its ``offset`` goes into checkpoints, so that a resumed run has no line twice.
+    """Appends to ``metrics.jsonl``. Checkpoints store its ``offset``, so that a resumed run repeats no line.
 
-    With several processes the first one writes, and the others nothing.
+    With several processes only the first one writes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,7 +38,7 @@ class RunLog:
 
     @contextmanager
     def phase(self, stage: str, task: int | None = None) -> Iterator[None]:
-        """Write a line "phase" with the seconds that the block took, at its end; an error leaves none."""
+        """Write a line "phase" with the duration in seconds at the end of the block, unless it raises."""
         started = time.monotonic()
         yield
         self.append("phase", stage=stage, task=task, seconds=time.monotonic() - started)
@@ -49,12 +49,12 @@ class RunLog:
         return self.path.stat().st_size
 
     def truncate(self, offset: int) -> None:
-        """Forget what was logged after ``offset`` (work that a killed run did after its last checkpoint)."""
+        """Remove all lines after ``offset`` (work that a killed run did after its last checkpoint)."""
         if distributed.is_first() and self.offset > offset:
             os.truncate(self.path, offset)
 
     def offset_of_task(self, task: int) -> int:
-        """Where the first line of a task begins; the log's length where there is none."""
+        """Return the offset of the first line of a task; the log's length if there is none."""
         offset = 0
         with open(self.path, "rb") as stream:
             for line in stream:
@@ -68,7 +68,7 @@ class RunLog:
         return offset
 
     def read(self) -> list[dict[str, Any]]:
-        """All complete lines; a line that a killed process left half-written is passed over."""
+        """Return all complete lines; a line that a killed process left half-written is skipped."""
         entries = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
@@ -89,7 +89,7 @@ def _finite(value: Any) -> Any:
 
 
 class StepBar:
-    """Handle of one progress bar: ``advance(loss=0.71)`` moves it one step, or some, and shows the numbers."""
+    """Handle of a progress bar: ``advance(loss=0.71)`` moves it by one or more steps, and shows the numbers."""
 
     def __init__(self, progress: Progress, bar: Any) -> None:
         self._progress, self._bar = progress, bar
@@ -101,9 +101,9 @@ class StepBar:
 
 @contextmanager
 def progress_bar(description: str, total: int, *, done: int = 0, console: Console | None = None) -> Iterator[StepBar]:
-    """A bar with count, elapsed time and ETA. On a console that is no terminal, one line at the end.
+    """Show a bar with count, elapsed time and ETA; one line at the end if the console is not a terminal.
 
-    With several processes the first one shows it.
+    With several processes only the first one shows it.
     """
     console = console or Console(stderr=True, quiet=not distributed.is_first())
     with Progress(

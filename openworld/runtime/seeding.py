@@ -11,18 +11,18 @@ import torch
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed from any mixture of numbers and names, the same on every machine and in every process."""
+    """Derive a 63-bit seed from numbers and names, the same on every machine and in every process."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def generator(*parts: int | str) -> torch.Generator:
-    """A CPU torch generator seeded from ``parts``."""
+    """Make a CPU torch generator seeded from ``parts``."""
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 
 def numpy_generator(*parts: int | str) -> np.random.Generator:
-    """A numpy generator seeded from ``parts``."""
+    """Make a numpy generator seeded from ``parts``."""
     return np.random.default_rng(derive_seed(*parts))
 
 
@@ -35,7 +35,7 @@ def seed_everything(*parts: int | str) -> None:
 
 
 def rng_state() -> dict[str, Any]:
-    """State of the global generators, loadable with ``torch.load(weights_only=True)``."""
+    """Return the state of the global generators, loadable with ``torch.load(weights_only=True)``."""
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
     return {
         "python": random.getstate(),
@@ -47,10 +47,10 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Inverse of :func:`rng_state`.
+    """Restore the state of :func:`rng_state`.
 
-    Where the machine has another number of GPUs, and where this process's GPU is not the one of the process that wrote
-    the state (several that train together draw alike), the current GPU goes on as the writer's did.
+    If the machine has another number of GPUs, or if this process uses another GPU than the process that wrote the state
+    (all processes of a training draw alike), the current GPU continues with the state of the writer's GPU.
     """
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))

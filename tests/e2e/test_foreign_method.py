@@ -92,7 +92,8 @@ def gate_config(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("theirs")
     (folder / "gate.py").write_text(THEIR_METHOD)
     (folder / "gate.yaml").write_text(
-        'method: {name: "gate:GateOptions", weight: 0.25}\npretrain: null\nmodel: {arch: {name: resnet18, width: 0.125}}\n'
+        'method: {name: "gate:GateOptions", weight: 0.25}\npretrain: null\n'
+        "model: {arch: {name: resnet18, width: 0.125}}\n"
     )
     return folder / "gate.yaml"
 

@@ -1,7 +1,7 @@
 """Backbones and anchors of this project as detectron2 builds them.
 
-detectron2's own builders make a ResNet-18 or -34 in the original width only, and know one padding of the stem's pool.
-These read the same keys and make any width.
+detectron2's own builders make a ResNet-18 or -34 in the original width only, and pad the pool of the stem in one way.
+These builders read the same keys and make any width.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def build_openworld_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Res
 
 @BACKBONE_REGISTRY.register()
 def build_openworld_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-    """The same below a feature pyramid (P2 … P6, as detectron2's)."""
+    """A ResNet of any width below a feature pyramid (P2 … P6, as in detectron2)."""
     return FPN(
         bottom_up=build_openworld_resnet_backbone(cfg, input_shape),
         in_features=cfg.MODEL.FPN.IN_FEATURES,
@@ -111,7 +111,7 @@ def load_trunk(model: GeneralizedRCNN, tensors: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def backbone_stages(model: GeneralizedRCNN, image: Tensor) -> dict[str, Tensor]:
-    """``c2``…``c5`` (1, C, h, w) of an image (3, H, W) as it enters a detector of detectron2."""
+    """Compute ``c2``…``c5`` (1, C, h, w) of one image (3, H, W) as it enters a detector of detectron2."""
     trunk = getattr(model.backbone, "bottom_up", model.backbone)
     x, stages = trunk.stem(model.preprocess_image([{"image": image}]).tensor), {}
     for name in trunk.stage_names:
@@ -123,10 +123,10 @@ def backbone_stages(model: GeneralizedRCNN, image: Tensor) -> dict[str, Tensor]:
 
 @ANCHOR_GENERATOR_REGISTRY.register()
 class RoundedAnchorGenerator(DefaultAnchorGenerator):
-    """Anchors as torchvision makes them: rounded to whole pixels, ordered by ratio, then by size. Detectors of both
-    engines so have the same."""
+    """Anchors as torchvision makes them: rounded to whole pixels, ordered by ratio, then by size. Both engines thus
+    have the same anchors."""
 
     def generate_cell_anchors(self, sizes: Sequence[float], aspect_ratios: Sequence[float]) -> Tensor:
-        """(sizes · ratios, 4) float32 around 0."""
+        """Return the anchors of one cell, (sizes · ratios, 4) float32 around 0."""
         anchors: Tensor = AnchorGenerator().generate_anchors(list(sizes), list(aspect_ratios))  # type: ignore[arg-type]
         return anchors

@@ -1,4 +1,4 @@
-"""The node ``OPENWORLD`` in detectron2's configuration, and our options out of it."""
+"""The node ``OPENWORLD`` in detectron2's configuration, and the options of this project read from it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def add_openworld_config(cfg: CfgNode) -> None:
 
 
 def get_key(cfg: CfgNode, name: str) -> Any:
-    """The value of a dotted name, such as ``MODEL.RPN.NMS_THRESH``."""
+    """Return the value of a dotted name, such as ``MODEL.RPN.NMS_THRESH``."""
     for part in name.split("."):
         cfg = cfg[part]
     return cfg
@@ -45,10 +45,10 @@ def set_keys(cfg: CfgNode, values: Mapping[str, Any]) -> None:
 
 
 def label_space(cfg: CfgNode) -> LabelSpace:
-    """The label space of ``OPENWORLD.TASK`` in ``OPENWORLD.TASKS`` or ``OPENWORLD.SCHEDULE``, in its ``LAYOUT``.
+    """Return the label space of ``OPENWORLD.TASK`` in ``OPENWORLD.TASKS`` or ``OPENWORLD.SCHEDULE``, in its ``LAYOUT``.
 
     Raises:
-        ConfigError: neither of the first two, or a schedule that is not one.
+        ConfigError: neither ``TASKS`` nor ``SCHEDULE`` is set, or the schedule is invalid.
     """
     node = cfg.OPENWORLD
     if not node.TASKS and not node.SCHEDULE:
@@ -63,12 +63,12 @@ def label_space(cfg: CfgNode) -> LabelSpace:
 
 
 def labels_of_schedule(schedule: str, task: int, layout: Literal["growing", "fixed"] = "growing") -> LabelSpace:
-    """The label space of a task (from 1) of a schedule, see :func:`openworld.data.schedules.read_schedule`."""
+    """Return the label space of a task (from 1) of a schedule, see :func:`openworld.data.schedules.read_schedule`."""
     return LabelSpace.of(read_schedule(schedule).tasks, task, layout)
 
 
 def roi_options(cfg: CfgNode) -> RoiOptions:
-    """Options of the box head: from detectron2's own keys where it has them, the others from ``OPENWORLD.ROI``."""
+    """Read the options of the box head: from detectron2's own keys where they exist, else from ``OPENWORLD.ROI``."""
     values: dict[str, Any] = {name: cfg.OPENWORLD.ROI[name.upper()] for name in own_roi_fields()}
     for name, key in ROI_KEYS.items():
         values[name] = key.back(get_key(cfg, key.name))
@@ -76,15 +76,15 @@ def roi_options(cfg: CfgNode) -> RoiOptions:
 
 
 def build_method(cfg: CfgNode, space: LabelSpace, feature_dim: int) -> OpenWorldMethod:
-    """The method of the configuration for a label space."""
+    """Build the method of the configuration for a label space."""
     return method_options(cfg).build(space, feature_dim)
 
 
 def method_options(cfg: CfgNode) -> MethodOptions:
-    """Options of the method that ``OPENWORLD.METHOD.NAME`` names.
+    """Read the options of the method that ``OPENWORLD.METHOD.NAME`` names.
 
     Raises:
-        ConfigError: there is no such method, or it has no such option, or a value is out of range.
+        ConfigError: the method or one of its options does not exist, or a value is out of range.
     """
     node = cfg.OPENWORLD.METHOD
     options: MethodOptions = _options(node, MethodOptions.named(node.NAME), "OPENWORLD.METHOD")
@@ -92,7 +92,7 @@ def method_options(cfg: CfgNode) -> MethodOptions:
 
 
 def _options(node: CfgNode, owner: type, key: str) -> Any:
-    """An options dataclass out of a node; keys of ORE, whose defaults are always there, may belong to nobody."""
+    """Read an options dataclass from a node; keys of ORE, whose defaults are always there, may stay unused."""
     own = {field.name.upper(): field for field in fields(owner)}
     if unknown := node.keys() - own.keys() - option_keys(ORE_PAPER).keys():
         raise ConfigError(
@@ -117,15 +117,15 @@ _REFUSED = {
     "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": False,
     "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": False,
 }
-"""Keys of detectron2 that our heads would ignore, and the only value that they work with: a region that is labelled
-unknown has no mask, and the losses are those of :mod:`openworld.engines.roi_losses`."""
+"""Keys of detectron2 that the open-world heads would ignore, and the only value that they work with: a region that is
+labelled unknown has no mask, and the losses are those of :mod:`openworld.engines.roi_losses`."""
 
 
 def check_supported(cfg: CfgNode) -> None:
-    """Refuse what our heads would silently ignore.
+    """Refuse keys that the open-world heads would silently ignore.
 
     Raises:
-        ConfigError: names every such key.
+        ConfigError: such keys are set; the message names every one.
     """
     problems = []
     for name, wanted in _REFUSED.items():

@@ -29,14 +29,14 @@ LOSSES = {"loss_rpn_cls": "objectness", "loss_rpn_loc": "rpn_box"}
 
 
 class Detectron2RCNN(nn.Module):
-    """The engine ``detectron2``; with the same weights it computes what :class:`OpenWorldRCNN` computes.
+    """The engine ``detectron2``. With the same weights it computes the same as :class:`OpenWorldRCNN`.
 
     The proposals' losses are detectron2's: divided by ``rpn.sampled_anchors`` per image, also where an image has fewer.
 
     Args:
         space: label space whose rows the head has.
-        arch: the ResNet; its weights come by :func:`openworld.engines.weights.load_backbone`.
-        options: as of the other engine.
+        arch: the ResNet; :func:`openworld.engines.weights.load_backbone` loads its weights.
+        options: see :class:`ModelOptions`.
     """
 
     def __init__(self, space: LabelSpace, arch: BackboneOptions, options: ModelOptions) -> None:
@@ -99,14 +99,14 @@ class Detectron2RCNN(nn.Module):
         return [*trunk, ("RPN", self.model.proposal_generator), *(("RoI head", module) for module in box_head)]
 
     def normalise(self, images: Sequence[Tensor]) -> ImageList:
-        """Images (3, h, w), RGB, uint8 or float32 in [0, 1] → one padded batch with the backbone's pixel statistics."""
+        """Normalise images (3, h, w), RGB, uint8 or float32 in [0, 1], by the pixel statistics; pad to one batch."""
         moved = [image.to(self.pixel_mean.device, non_blocking=True) for image in images]
         batch = self.model.preprocess_image([{"image": as_float(image)} for image in moved])
         batch.tensor = batch.tensor.contiguous(memory_format=torch.channels_last)
         return batch
 
     def autocast(self) -> torch.autocast:
-        """bf16 for convolutions and linear layers where the options ask for it."""
+        """Return the autocast to bf16 for convolutions and linear layers; it acts where the options ask for it."""
         enabled = self.options.precision == "bf16"
         return torch.autocast(self.pixel_mean.device.type, dtype=torch.bfloat16, enabled=enabled)
 

@@ -1,7 +1,7 @@
-"""What tensors and options of the engine are called in detectron2. Needs no detectron2.
+"""The names of the engine's tensors and options in detectron2. Works without detectron2.
 
-A detector of this project and its twin in detectron2 are the same network. :func:`detectron2_name` names each tensor of
-the one in the other, :func:`model_keys` each option.
+A detector of this project and its twin in detectron2 are the same network. :func:`detectron2_name` maps the name of
+each tensor, :func:`model_keys` that of each option.
 """
 
 from __future__ import annotations
@@ -36,12 +36,11 @@ _MODULES = {
 
 
 def detectron2_name(name: str, neck: Literal["c4", "fpn"] = "c4") -> str:
-    """The name that a tensor of the engine has in detectron2: ``rpn.head.conv.0.0.bias`` →
-    ``proposal_generator.rpn_head.conv.bias``.
+    """Return a tensor's name in detectron2: ``rpn.head.conv.0.0.bias`` → ``proposal_generator.rpn_head.conv.bias``.
 
     Args:
         name: in the state dict of :class:`openworld.engines.torchvision_rcnn.OpenWorldRCNN`.
-        neck: with ``c4`` res5 is a part of the box head, with ``fpn`` of the backbone, which is below the pyramid.
+        neck: with ``c4`` res5 is part of the box head; with ``fpn`` it is part of the backbone below the pyramid.
     """
     module, _, kind = name.rpartition(".")
     if module in _MODULES:
@@ -58,7 +57,7 @@ def detectron2_name(name: str, neck: Literal["c4", "fpn"] = "c4") -> str:
 
 
 class Key(NamedTuple):
-    """A key of detectron2, and how values go there and come back."""
+    """A key of detectron2, and the conversions of its value in both directions."""
 
     name: str
     there: Callable[[Any], Any] = lambda value: value
@@ -94,7 +93,7 @@ ROI_KEYS: Mapping[str, Key] = {
 """Options of the box head for which detectron2 has a key. The others are below ``OPENWORLD.ROI``."""
 
 CANONICAL_SIZE_PX = 224
-"""``OPENWORLD.ROI.CANONICAL_SIZE_PX``: detectron2's own, which our heads must not change unasked (poolers.py)."""
+"""``OPENWORLD.ROI.CANONICAL_SIZE_PX``: detectron2's own value (poolers.py), which the heads must not change unasked."""
 
 ORE_PAPER = OreOptions(unknown_labels=UnknownLabelOptions(), clustering=ClusteringOptions(), energy=EnergyOptions())
 """The method of the defaults: ORE with the paper's values."""
@@ -105,20 +104,23 @@ HEADS = {"c4": "OpenWorldRes5ROIHeads", "fpn": "OpenWorldStandardROIHeads"}
 
 
 def own_roi_fields() -> list[str]:
-    """Options of the box head that stand below ``OPENWORLD.ROI``."""
+    """Return the options of the box head that stand below ``OPENWORLD.ROI``."""
     return [field.name for field in fields(RoiOptions) if field.name not in ROI_KEYS]
 
 
 def openworld_defaults() -> dict[str, Any]:
-    """The node ``OPENWORLD`` of detectron2's configuration, with the defaults of our options.
+    """Return the node ``OPENWORLD`` of detectron2's configuration, with the defaults of this project's options.
 
-    ``SCHEDULE`` is a name or a file for :func:`openworld.data.schedules.read_schedule`, or else ``TASKS`` lists the
-    classes of each task; ``TASK`` is the current one, from 1; ``LAYOUT`` that of the rows. ``STAGE`` is ``train``, or
-    ``replay`` for the fine-tuning on exemplars; ``FIRST_STEP`` the steps that the task had before this training.
-    ``POOL_PADDING`` is that of the stem, for our own builders of backbones. ``BACKBONE`` is a pretrained backbone in a
-    layout that :mod:`ssl_backbones.handover` reads; ``HELD_OUT`` the data set that the method is calibrated on, by
-    default that of the schedule; ``PROTOCOL`` the rules of scoring. ``METHOD`` holds the options of the method that its
-    ``NAME`` names.
+    - ``SCHEDULE``: a name or a file for :func:`openworld.data.schedules.read_schedule`; otherwise ``TASKS`` lists the
+      classes of each task.
+    - ``TASK``: the current task, from 1. ``LAYOUT``: the layout of the head rows.
+    - ``STAGE``: ``train``, or ``replay`` for the fine-tuning on exemplars. ``FIRST_STEP``: number of steps that the
+      task was trained before.
+    - ``POOL_PADDING``: of the stem, for this project's builders of backbones.
+    - ``BACKBONE``: a pretrained backbone in a layout that :mod:`ssl_backbones.handover` reads.
+    - ``HELD_OUT``: the data set that the method is calibrated on, by default that of the schedule.
+    - ``PROTOCOL``: the rules of scoring.
+    - ``METHOD``: the options of the method that its ``NAME`` names.
     """
     roi = RoiOptions()
     return {
@@ -139,16 +141,16 @@ def openworld_defaults() -> dict[str, Any]:
 
 
 def option_keys(options: Any) -> dict[str, Any]:
-    """The fields of an options dataclass in capitals; those of dataclasses below it as nested mappings."""
+    """Return the fields of an options dataclass in capitals; nested dataclasses become nested mappings."""
     values = {field.name.upper(): getattr(options, field.name) for field in fields(options)}
     return {name: option_keys(value) if is_dataclass(value) else value for name, value in values.items()}
 
 
 def arch_keys(arch: BackboneOptions) -> dict[str, Any]:
-    """Keys of detectron2's configuration for a ResNet, by their dotted names.
+    """Return the keys of detectron2's configuration for a ResNet, by their dotted names.
 
     Raises:
-        ConfigError: a network that detectron2 has no parts for.
+        ConfigError: detectron2 has no parts for the network.
     """
     if not isinstance(arch, ResNetOptions):
         raise ConfigError(
@@ -169,10 +171,10 @@ def arch_keys(arch: BackboneOptions) -> dict[str, Any]:
 
 
 def model_keys(options: ModelOptions, arch: BackboneOptions, labels: LabelSpace) -> dict[str, Any]:
-    """Keys of detectron2's configuration under which its network is ours, by their dotted names.
+    """Return the keys of detectron2's configuration that build the same network, by their dotted names.
 
-    Values have the types of detectron2's defaults, since yacs takes no others from a file; only a part of a pixel in
-    ``rpn.min_side_px`` has no whole number to stand for it.
+    Values have the types of detectron2's defaults, since yacs accepts no others from a file. The exception is a
+    fractional ``rpn.min_side_px``.
 
     Args:
         options: of the detector.

@@ -1,6 +1,6 @@
 """The two last layers of the box head in detectron2, with an open-world method beside them.
 
-R regions over the batch, D feature dimension, K head rows, C sets of box deltas: 1 or one a row before background.
+R regions over the batch, D feature dimension, K head rows, C sets of box deltas: 1, or one per row before background.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ Predictions = tuple[Tensor, Tensor, Tensor]
 """Logits (R, K), box deltas (R, 4·C) and features (R, D), float32."""
 
 EXTRA = "extra_"
-"""Before the name of a method's extra column in detected ``Instances``."""
+"""Prefix of a method's extra columns in detected ``Instances``."""
 
 
 def proposals_of(levels: Mapping[str, Tensor], instances: Sequence[Instances]) -> Proposals:
-    """detectron2's proposals as an engine's."""
+    """Convert detectron2's proposals to those of an engine."""
     return Proposals(
         levels,
         [each.proposal_boxes.tensor for each in instances],
@@ -49,7 +49,7 @@ def proposals_of(levels: Mapping[str, Tensor], instances: Sequence[Instances]) -
 
 
 def instances_of(regions: Regions, proposals: Instances) -> Instances:
-    """Sampled regions of an image as detectron2's instances; the inverse of :func:`regions_of`."""
+    """Convert the sampled regions of one image to detectron2's instances; the inverse of :func:`regions_of`."""
     return Instances(
         proposals.image_size,
         proposal_boxes=Boxes(regions.boxes),
@@ -61,7 +61,7 @@ def instances_of(regions: Regions, proposals: Instances) -> Instances:
 
 
 def regions_of(proposals: Sequence[Instances]) -> Regions:
-    """The sampled proposals of all images as regions."""
+    """Convert the sampled proposals of all images to regions."""
     boxes = [each.proposal_boxes.tensor for each in proposals]
     index = [torch.full((len(each),), number, device=each.device) for number, each in enumerate(boxes)]
     return Regions(
@@ -75,18 +75,19 @@ def regions_of(proposals: Sequence[Instances]) -> Regions:
 
 
 class OpenWorldOutputLayers(FastRCNNOutputLayers):
-    """Classification and box deltas whose rows are those of our label space.
+    """Classification and box deltas with the rows of a label space.
 
-    The module ``method`` is saved by detectron2's checkpoints with the rest. Predictions carry the features as a third
-    part. Detected ``Instances`` have further fields: ``known_classes``, the best known class whatever was decided, and
-    each extra column of the method as ``extra_<name>``.
+    detectron2's checkpoints save the module ``method`` with the rest. Predictions carry the features as a third part.
+    Detected ``Instances`` have further fields: ``known_classes``, the best known class whatever the decision, and each
+    extra column of the method as ``extra_<name>``.
 
     Args:
         input_shape: of the features that enter.
         space: label space of the current task; ``num_classes`` is its row of background.
-        roi: options of the box head. Thresholds and the cap at test are its own, not attributes of detectron2's layer.
+        roi: options of the box head. They also hold the thresholds and the cap at test, which are not attributes of
+            detectron2's layer.
         method: None where the caller holds the method.
-        first_step: steps that the task had before this training; they time the prototypes.
+        first_step: number of steps that the task was trained before; it times the prototypes.
         replay: this training fine-tunes on exemplars, see ``clustering.during_replay``.
 
     Buffers:
@@ -124,7 +125,7 @@ class OpenWorldOutputLayers(FastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-        """Arguments out of a configuration."""
+        """Return the arguments of the constructor for a configuration."""
         check_supported(cfg)
         space = label_space(cfg)
         if cfg.OPENWORLD.STAGE not in ("train", "replay"):
@@ -146,13 +147,13 @@ class OpenWorldOutputLayers(FastRCNNOutputLayers):
         return int(self.cls_score.in_features)
 
     def forward(self, x: Tensor) -> Predictions:
-        """Features (R, D) or (R, C, h, w) → predictions; in float32 under autocast too, as energies are compared."""
+        """Predict from features (R, D) or (R, C, h, w), in float32 under autocast too, as energies are compared."""
         with torch.autocast(x.device.type, enabled=False):
             features_RD = x.flatten(1).float()
             return self.cls_score(features_RD), self.bbox_pred(features_RD), features_RD
 
     def predicted(self, regions: Regions, predictions: Predictions) -> Regions:
-        """The regions with what :meth:`forward` says of them."""
+        """Return the regions with the predictions of :meth:`forward`."""
         logits_RK, deltas_RC, features_RD = predictions
         return replace(regions, features=features_RD, logits=logits_RK, deltas=deltas_RC)
 
@@ -164,7 +165,7 @@ class OpenWorldOutputLayers(FastRCNNOutputLayers):
     # -- training -----------------------------------------------------------------------------------------------------
 
     def losses(self, predictions: Predictions, proposals: list[Instances]) -> dict[str, Tensor]:
-        """``loss_cls``, ``loss_box_reg`` and the method's, ``loss_<name>``, of the sampled proposals."""
+        """Compute ``loss_cls``, ``loss_box_reg`` and the method's ``loss_<name>`` of the sampled proposals."""
         assert self.method is not None
         regions = self.predicted(regions_of(proposals), predictions)
         box = box_head_losses(regions, self.space, self.roi, self.method.unused_rows)
@@ -186,7 +187,7 @@ class OpenWorldOutputLayers(FastRCNNOutputLayers):
 
     @torch.no_grad()
     def inference(self, predictions: Predictions, proposals: list[Instances]) -> tuple[list[Instances], list[Tensor]]:
-        """Detections of each image with the decision on each, and the region (N,) of each."""
+        """Return the detections of each image with the decision on each, and the region (N,) of each."""
         assert self.method is not None
         found = proposals_of({}, proposals)
         regions = self.predicted(unmatched_regions(found, self.space), predictions)
@@ -226,7 +227,7 @@ class OpenWorldOutputLayers(FastRCNNOutputLayers):
     # -- growth -------------------------------------------------------------------------------------------------------
 
     def grow(self, space: LabelSpace) -> None:
-        """Go on to the label space of a later task; see :class:`openworld.engines.base.Engine`."""
+        """Grow to the label space of a later task; see :class:`openworld.engines.base.Engine`."""
         space.kept_rows(self.space)  # raises where the spaces do not belong together
         if space.num_rows != self.space.num_rows:
             self.cls_score = grown_classifier(self.cls_score, self.space, space)

@@ -24,11 +24,11 @@ from openworld.structures import Target
 
 
 class OpenWorldHeads:
-    """What both kinds of heads do otherwise than detectron2's.
+    """The differences of both kinds of heads from detectron2's.
 
     Args:
-        box_predictor: its options say how regions are matched and sampled, so that detectron2's own arguments for that
-            (``num_classes``, ``batch_size_per_image``, …) need not be given, and are not heard.
+        box_predictor: its options say how regions are matched and sampled. detectron2's own arguments for that
+            (``num_classes``, ``batch_size_per_image``, …) need not be given, and are ignored.
         parts: the other arguments of detectron2's heads.
     """
 
@@ -47,7 +47,7 @@ class OpenWorldHeads:
         super().__init__(box_predictor=box_predictor, **parts)  # type: ignore[call-arg]
 
     def label_and_sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
-        """Match and sample the proposals of the losses, some of them relabelled by the method.
+        """Match the proposals, let the method relabel some, and sample those of the losses.
 
         Returns:
             for each image the sampled proposals with ``proposal_boxes``, ``objectness_logits``, ``proposal_iou`` (the
@@ -71,7 +71,7 @@ class OpenWorldHeads:
     def calibration_samples(
         self, features: Mapping[str, Tensor], proposals: Sequence[Instances], targets: Sequence[Instances]
     ) -> dict[str, Tensor]:
-        """Let the method collect from all proposals, matched to the targets, what it is calibrated with."""
+        """Let the method collect its calibration samples from all proposals, matched to the targets."""
         predictor = self.box_predictor
         assert predictor.method is not None
         found, iou = proposals_of({}, proposals), predictor.roi.foreground_iou
@@ -80,12 +80,12 @@ class OpenWorldHeads:
         return predictor.method.collect(predictor.predicted(regions, predictions), found.sizes)
 
     def region_features(self, features: Mapping[str, Tensor], boxes: list[Boxes]) -> Tensor:
-        """What enters the predictor, (R, D), of the boxes of all images."""
+        """Compute the predictor's input, (R, D), for the boxes of all images."""
         raise NotImplementedError
 
 
 def targets_of(instances: Sequence[Instances]) -> list[Target]:
-    """Annotated boxes of each image; ``gt_classes`` are head rows."""
+    """Return the annotated boxes of each image; ``gt_classes`` are head rows."""
     return [Target(each.gt_boxes.tensor, each.gt_classes) for each in instances]
 
 

@@ -47,7 +47,7 @@ class _FoldedBatchNorm(nn.BatchNorm2d):
 
 
 def scale_and_shift(norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """(D,) each: a norm with fixed statistics is ``x * scale + shift``."""
+    """Return scale and shift, (D,) each: a norm with fixed statistics is ``x * scale + shift``."""
     mean_D, var_D = norm.running_mean, norm.running_var
     assert isinstance(mean_D, Tensor) and isinstance(var_D, Tensor)
     scale_D = norm.weight * (var_D + norm.eps).rsqrt()
@@ -57,9 +57,9 @@ def scale_and_shift(norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> tuple[Tensor, T
 def fold_frozen_norms(body: nn.Module) -> int:
     """Replace the convolutions before frozen norms by ones that apply the norm, in place.
 
-    Frozen are ``FrozenBatchNorm2d``, and a ``BatchNorm2d`` whose weight does not train; its statistics stop counting.
-    A convolution and a norm belong together as torchvision names them: ``conv1`` and ``bn1``, or neighbours in a
-    ``Sequential``. A convolution with a bias or with a forward pass of its own keeps its norm as it is.
+    Frozen norms are ``FrozenBatchNorm2d``, and ``BatchNorm2d`` whose weight does not train; the latter stops updating
+    its statistics. A convolution and a norm belong together as torchvision names them: ``conv1`` and ``bn1``, or
+    neighbours in a ``Sequential``. A convolution with a bias or with its own forward pass keeps its norm as it is.
 
     Returns:
         Number of norms folded.
@@ -79,7 +79,7 @@ def fold_frozen_norms(body: nn.Module) -> int:
 
 
 def _pairs(module: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
-    """Children of a module that follow each other as a convolution and its norm do."""
+    """Return the children of a module that follow each other as a convolution and its norm do."""
     children = dict(module.named_children())
     if isinstance(module, nn.Sequential):
         return list(pairwise(children.values()))
@@ -88,7 +88,7 @@ def _pairs(module: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
 
 
 def _silent(norm: nn.Module) -> _FoldedFrozenNorm | _FoldedBatchNorm | None:
-    """The norm as one that only keeps its tensors; None for what is not a frozen norm."""
+    """Return the norm as a module that only keeps its tensors; None if it is not a frozen norm."""
     if type(norm) is FrozenBatchNorm2d:
         assert isinstance(norm.weight, Tensor)
         return with_tensors_of(_FoldedFrozenNorm(len(norm.weight), norm.eps), norm)

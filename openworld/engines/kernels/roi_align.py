@@ -160,8 +160,8 @@ def table_roi_align(
 class _WeightedSums(torch.autograd.Function):
     """Product of a sparse matrix, given row by row, with a table.
 
-    The backward pass is a second embedding bag, over the transposed matrix: twice as fast as the embedding bag's own,
-    which walks through the taps of each cell.
+    The backward pass is a second embedding bag, over the transposed matrix. It is twice as fast as the embedding bag's
+    own backward pass, which visits the taps of each cell.
     """
 
     @staticmethod

@@ -1,1 +1,1 @@
-"""Unknown is what the region proposal network calls an object and no logit of a known class claims."""
+"""Maximum logit: a region is unknown if the RPN calls it an object and no logit of a known class is high."""

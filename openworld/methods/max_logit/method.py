@@ -1,8 +1,8 @@
-"""Objectness times the lack of a known logit: unknowns of a closed detector, without a label or a loss for them.
+"""Objectness times the lack of a high known logit: a closed detector finds unknowns without labels or losses for them.
 
 The largest logit of the known classes tells familiar from unfamiliar inputs (Vaze et al., *Open-Set Recognition: A Good
-Closed-Set Classifier Is All You Need*, ICLR 2022). Background is unfamiliar too, so that a detector needs a second
-opinion on what is an object at all: that of the region proposal network, which knows no classes.
+Closed-Set Classifier Is All You Need*, ICLR 2022). Background is unfamiliar too, so a detector also has to know whether
+a region is an object at all: the region proposal network, which does not distinguish classes, tells this.
 
 R regions, K head rows, M held-out regions, Q levels.
 """
@@ -22,7 +22,7 @@ from openworld.methods.max_logit.options import MaxLogitOptions
 from openworld.structures import Regions, RegionScores
 
 LEVELS = 256
-"""Q, quantiles of the held-out regions' logits that are kept."""
+"""Q, number of quantiles of the held-out regions' logits to keep."""
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class MaxLogit(OpenWorldMethod):
         return "known"
 
     def familiarity(self, logits: Tensor) -> Tensor:
-        """How familiar each region is, from 0 to 1: how much it looks like any known class.
+        """Compute how much each region looks like any known class, from 0 to 1.
 
         Args:
             logits: (R, K) floating.
@@ -116,6 +116,6 @@ class MaxLogit(OpenWorldMethod):
         return {**record, "unknown_below": lowest, "known_above": highest}
 
     def grow(self, space: LabelSpace) -> None:
-        """See :class:`OpenWorldMethod`; the logits of more classes are calibrated anew."""
+        """See :class:`OpenWorldMethod`; with more classes the logits need a new calibration."""
         super().grow(space)
         self.levels.fill_(torch.nan)

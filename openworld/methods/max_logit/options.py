@@ -20,7 +20,7 @@ class MaxLogitOptions(MethodOptions):
     """Share of held-out known regions that may look less than fully known: a region whose largest known logit is above
     that of this share has no unknown score (own choice)."""
     min_samples: PositiveInt = 20
-    """Fewest held-out known regions to calibrate with; with fewer the softmax says how known a region is (own
+    """Smallest number of held-out known regions to calibrate with; with fewer, familiarity is the softmax score (own
     guard)."""
 
     def __post_init__(self) -> None:

@@ -15,11 +15,11 @@ BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**24}
 """Differences held at once: on a CPU few enough for its caches, elsewhere enough to keep the device busy."""
 
 LEAST_SUM, LARGEST_SUM = 1e-20, 1e30
-"""Between them a sum of powers needs no scaling: what is lost below float32's 1e-38 is less than its rounding."""
+"""Between these a sum of powers needs no scaling: the loss below float32's 1e-38 is less than its rounding."""
 
 
 def minkowski_distances(features: Tensor, prototypes: Tensor, order: float) -> Tensor:
-    """Distances ``(sum_d |f_d - p_d|^order)^(1/order)``.
+    """Compute the distances ``(sum_d |f_d - p_d|^order)^(1/order)``.
 
     Every difference is formed, in blocks: |f|^2 + |p|^2 - 2 f.p and its like for higher orders lose small distances to
     cancellation. Above order 2, where the powers would leave the range of float32, a pair's differences are divided
@@ -28,7 +28,7 @@ def minkowski_distances(features: Tensor, prototypes: Tensor, order: float) -> T
 
     Args:
         features: (N, D) float32 or float64.
-        prototypes: (C, D), same dtype; constants, they get no gradient.
+        prototypes: (C, D), same dtype; constants without a gradient.
         order: 1 or more, infinity included; 2 is Euclidean.
 
     Returns:
@@ -107,9 +107,9 @@ class _ScaledDistances(torch.autograd.Function):
 
 
 def _scratch(features: Tensor, num_columns: int) -> tuple[int, int, Tensor, Tensor]:
-    """Rows and columns of the distance matrix to compute at once, and two work spaces (pairs, D) for so many pairs.
+    """Return the rows and columns of the distance matrix per block, and two work spaces (rows · columns, D).
 
-    The work spaces are used again for every block: fresh memory costs a CPU more than the arithmetic on it.
+    Every block uses the same work spaces: on a CPU fresh memory costs more than the arithmetic on it.
     """
     pairs = BLOCK_ELEMENTS.get(features.device.type, BLOCK_ELEMENTS["cuda"]) // max(1, features.shape[1])
     columns = max(1, min(pairs, num_columns))
@@ -119,9 +119,9 @@ def _scratch(features: Tensor, num_columns: int) -> tuple[int, int, Tensor, Tens
 
 
 def _signed_power(base: Tensor, exponent: float, out: Tensor) -> Tensor:
-    """``sign(x) |x|^exponent``, exponent above 1; whole exponents by repeated squaring.
+    """Compute ``sign(x) |x|^exponent``, exponent above 1; whole exponents by repeated squaring.
 
-    An infinite exponent is for numbers from -1 to 1.
+    An infinite exponent is valid for numbers from -1 to 1.
     """
     if exponent == math.inf:
         return torch.mul(base, base.abs() == 1, out=out)
@@ -141,7 +141,7 @@ def _signed_power(base: Tensor, exponent: float, out: Tensor) -> Tensor:
 
 
 def takes_part(labels: Tensor, num_columns: int, background: int | None) -> Tensor:
-    """Which of the (N,) labels have a place in the loss: 0…C-1 but background. (N,) bool."""
+    """Return (N,) bool: the labels that take part in the loss, 0…C-1 except background."""
     inside = (labels >= 0) & (labels < num_columns)
     return inside if background is None else inside & (labels != background)
 
@@ -159,7 +159,7 @@ def clustering_loss(
     background: int | None = None,
     num_regions: Tensor | None = None,
 ) -> Tensor:
-    """Hinge embedding loss between region features and class prototypes.
+    """Compute the hinge embedding loss between region features and class prototypes.
 
     A region with label y and a prototype i at distance d contribute ``d`` if ``i = y``, else ``max(0, margin - d)``.
 
@@ -175,14 +175,14 @@ def clustering_loss(
         reduction: ``region`` sums over prototypes and averages over regions (paper); ``all`` averages over both
             (reference code).
         background: row of background, or None if no label can be background.
-        num_regions: scalar, by how many regions the sum is divided; by default those that take part. Where processes
-            average their gradients, the mean over the processes of the regions that take part in each makes the
-            average of the losses, and of the gradients, that of one process with all the regions.
+        num_regions: scalar, the divisor of the sum; by default the number of regions that take part. If processes
+            average their gradients, pass the mean of this number over the processes: the average of the losses, and of
+            the gradients, is then that of one process with all the regions.
 
     Returns:
-        Scalar, float32 or float64, without the weight of the loss. Where no region takes part or no prototype is
-        present it is exactly 0, with zero gradient (the reference code gives NaN, or fails). At a distance of 0 the
-        gradient is the subgradient 0.
+        Scalar, float32 or float64, without the weight of the loss. If no region takes part or no prototype is present,
+        it is exactly 0, with zero gradient (the reference code gives NaN, or fails). At a distance of 0 the gradient is
+        the subgradient 0.
 
     Raises:
         RuntimeError: in a backward pass with ``create_graph`` at an order above 2, for the second derivative is not

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def negative_energy(logits: Tensor, num_known: int, temperature: float = 1.0) -> Tensor:
-    """``T logsumexp(g / T)`` over the logits ``g`` of the known classes; high is known.
+    """Compute ``T logsumexp(g / T)`` over the logits ``g`` of the known classes; high means known.
 
     Args:
         logits: (R, K) floating; unknown, background and classes not yet taught, in rows from ``num_known`` on, are
@@ -19,7 +19,7 @@ def negative_energy(logits: Tensor, num_known: int, temperature: float = 1.0) ->
         temperature: T, above 0.
 
     Returns:
-        (R,) float32, or float64 for float64 logits; finite for every finite logit whose size float32 holds.
+        (R,) float32, or float64 for float64 logits; finite for every logit that is finite in float32.
     """
     known = logits[:, :num_known]
     known = known if known.dtype == torch.float64 else known.float()
@@ -27,5 +27,5 @@ def negative_energy(logits: Tensor, num_known: int, temperature: float = 1.0) ->
 
 
 def free_energy(logits: Tensor, num_known: int, temperature: float = 1.0) -> Tensor:
-    """``-T logsumexp(g / T)`` (ORE, eq. 4); arguments and result as in :func:`negative_energy`."""
+    """Compute ``-T logsumexp(g / T)`` (ORE, eq. 4); arguments and result as in :func:`negative_energy`."""
     return -negative_energy(logits, num_known, temperature)

@@ -21,7 +21,7 @@ from openworld.methods.ore.weibull import WeibullFit, WeibullFitRefused, fit_wei
 logger = logging.getLogger(__name__)
 
 RECORDED_SAMPLES = 2000
-"""Most samples of a kind that the energy record holds."""
+"""Largest number of samples per kind in the energy record."""
 
 WINDOW_RADIUS = 0.5
 """Half the width of the window of the reference code's rule, in units of the negative energy."""
@@ -36,7 +36,7 @@ _POOR_KS = 0.1
 
 
 def density_boundary(known: WeibullFit, unknown: WeibullFit) -> tuple[float, float] | None:
-    """The negative energy below which the unknown distribution is the likelier, and how well it separates.
+    """Find the negative energy below which the unknown distribution is likelier, and how well it separates.
 
     The paper calls a detection unknown where the unknown density is the higher one. Two Weibull densities may cross
     more than once: a wide one overtakes a narrow one again in the tail beyond its mode, and neither is positive below
@@ -63,13 +63,13 @@ def density_boundary(known: WeibullFit, unknown: WeibullFit) -> tuple[float, flo
 
 
 def _unknown_is_likelier(known: WeibullFit, unknown: WeibullFit, places: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    """(N,) bool; below both supports the answer is unknown."""
+    """Return (N,) bool; below both supports the answer is unknown."""
     of_unknown, of_known = unknown.log_density(places), known.log_density(places)
     return (of_unknown > of_known) | (np.isneginf(of_unknown) & np.isneginf(of_known))
 
 
 def _bisect(known: WeibullFit, unknown: WeibullFit, low: float, high: float) -> float:
-    """Where the likelier distribution changes from unknown (at low) to known (at high). Log densities may be -inf."""
+    """Find where the likelier distribution changes from unknown (at low) to known (at high); densities may be 0."""
     for _ in range(200):
         middle = 0.5 * (low + high)
         if not low < middle < high:
@@ -84,14 +84,14 @@ def _bisect(known: WeibullFit, unknown: WeibullFit, low: float, high: float) -> 
 def window_probability(
     values: npt.ArrayLike, fit: WeibullFit, method: Literal["exact", "riemann"] = "exact"
 ) -> npt.NDArray[np.float64]:
-    """Share of a distribution within 0.5 of each value.
+    """Compute the share of a distribution within 0.5 of each value.
 
     Args:
         values: (N,) real.
         fit: the distribution.
         method: ``exact``, the difference of the survival function at the two ends. ``riemann``, what the reference code
-            (``PascalVOCDetectionEvaluator.compute_prob``) calculates: 100 densities at even distances, both ends
-            included, times a hundredth of the width; this is a hundredth of the ends' mean density too much.
+            (``PascalVOCDetectionEvaluator.compute_prob``) calculates: 100 densities at equal distances, both ends
+            included, times a hundredth of the width. The result is too large by a hundredth of the ends' mean density.
 
     Returns:
         (N,) float64. ``riemann`` is NaN where the window reaches below the location of the distribution. NaN values
@@ -108,10 +108,10 @@ def window_probability(
 
 
 def rejection_threshold(known_samples: npt.ArrayLike, rate: float) -> float | None:
-    """The negative energy that a new known region is below with a chance of at most ``rate``.
+    """Find the threshold such that a new known region is below it with a probability of at most ``rate``.
 
-    It is the k-th smallest of N samples, ``k = floor(rate (N + 1))``: a further sample of the same distribution,
-    whatever that is, falls below it with probability k / (N + 1), or less where samples are equal (order statistics;
+    It is the k-th smallest of N samples, ``k = floor(rate (N + 1))``. A further sample of the same distribution,
+    whatever that is, falls below it with probability k / (N + 1), or less if samples are equal (order statistics;
     split conformal prediction uses the same quantile).
 
     Args:
@@ -127,14 +127,14 @@ def rejection_threshold(known_samples: npt.ArrayLike, rate: float) -> float | No
 
 
 class EnergyModel(nn.Module):
-    """Both fits and the rule between them, as buffers that are saved with the model.
+    """Both fits and the decision rule, as buffers that are saved with the model.
 
     The rule itself is in the options; ``density`` and ``threshold`` need the boundary alone to decide, ``window`` needs
     both fits. All rules share the four buffers, so that a checkpoint has the same entries under every option.
 
     Buffers:
         state: () int64, 0 not fitted, 1 fitted, 2 fallback (the classifier's own *unknown* row decides alone).
-        known, unknown: (6,) float64, the fields of :class:`WeibullFit` in their order; NaN where there is no fit.
+        known, unknown: (6,) float64, the fields of :class:`WeibullFit` in their order; NaN without a fit.
         boundary: () float64, negative energy below which a detection is unknown; NaN unless fitted, and for ``window``.
     """
 
@@ -153,7 +153,7 @@ class EnergyModel(nn.Module):
 
     @property
     def fitted(self) -> bool:
-        """The energy takes part in the decision."""
+        """Whether the energy takes part in the decision."""
         return self.options.enabled and int(self.state) == _FITTED
 
     def reset(self) -> None:
@@ -165,18 +165,18 @@ class EnergyModel(nn.Module):
     def fit(self, known_samples: Tensor, unknown_samples: Tensor) -> dict[str, Any]:
         """Fit both distributions and find the boundary, or fall back to the classifier alone.
 
-        A fit that cannot be made is no error: the reason is logged and recorded, and no detection is relabelled. Under
+        A failed fit is not an error: the reason is logged and recorded, and no detection is relabelled. Under
         ``decision: threshold`` only the known fit must succeed.
 
         Args:
             known_samples: (N,) negative energies of regions of known objects, at the options' temperature.
-            unknown_samples: (M,) the same of regions taken for unknown objects; not looked at under
+            unknown_samples: (M,) negative energies of regions taken for unknown objects; ignored under
                 ``fit_on: known_only``.
 
         Returns:
-            The record for calibration.json: status (fitted, fallback, off), reason (of a fallback), notes (what a
-            reader should know of the fits), temperature, test_temperature, fit_on, uses_unknown_labels, parameters,
-            decision, known_rejection_rate (null unless ``threshold``), known, unknown (the fits, with log-likelihood,
+            The record for calibration.json: status (fitted, fallback, off), reason (of a fallback), notes (caveats
+            about the fits), temperature, test_temperature, fit_on, uses_unknown_labels, parameters, decision,
+            known_rejection_rate (null unless ``threshold``), known, unknown (the fits, with log-likelihood,
             Kolmogorov-Smirnov distance and count), samples (at most 2000 of each kind, evenly spaced in order),
             boundary, intervals (of negative energy that are called unknown: pairs of ends, null where open), rejected
             (share of the samples of each kind that is called unknown, at the fit's temperature).
@@ -246,15 +246,15 @@ class EnergyModel(nn.Module):
     def take(
         self, known: WeibullFit, unknown: WeibullFit | None, known_samples: npt.ArrayLike | None = None
     ) -> str | None:
-        """Decide from now on by these distributions.
+        """Use these distributions for all further decisions.
 
         Args:
             known: distribution of the negative energies of known objects.
-            unknown: of unknown ones; only ``decision: threshold`` does without.
-            known_samples: (N,) what the known distribution was fitted to; only for ``threshold_from: empirical``.
+            unknown: distribution of the negative energies of unknown objects; may be None for ``decision: threshold``.
+            known_samples: (N,) samples of the known distribution; only for ``threshold_from: empirical``.
 
         Returns:
-            None, or why they cannot decide; the model is then as it was after :meth:`reset`.
+            None, or the reason why they cannot decide; the model is then as after :meth:`reset`.
         """
         self.reset()
         options = self.options
@@ -287,7 +287,7 @@ class EnergyModel(nn.Module):
         return None
 
     def verdict(self, negative_energies: Tensor) -> Tensor:
-        """What the energy says of each detection.
+        """Judge each detection by its energy.
 
         ``density`` and ``threshold``: unknown below the boundary, known from it on. ``window``: unknown where the
         window holds more of the unknown distribution, else known; nothing where a window has no probability (NaN, or
@@ -297,7 +297,7 @@ class EnergyModel(nn.Module):
             negative_energies: (N,) floating, at the temperature of prediction.
 
         Returns:
-            (N,) int64: 1 unknown, -1 known, 0 nothing, as everywhere without a fit and for NaN.
+            (N,) int64: 1 unknown, -1 known, 0 nothing. Without a fit, and for NaN, it is 0.
         """
         values = negative_energies.detach().double()
         if not self.fitted:
@@ -311,15 +311,15 @@ class EnergyModel(nn.Module):
         return torch.from_numpy(said.astype(np.int64)).to(values.device)
 
     def is_unknown(self, negative_energies: Tensor) -> Tensor:
-        """Which detections the energy calls unknown: (N,) bool, see :meth:`verdict`."""
+        """Return (N,) bool: the detections that the energy calls unknown, see :meth:`verdict`."""
         return self.verdict(negative_energies) > 0
 
     def confidence(self, negative_energies: Tensor) -> Tensor:
-        """How sure the energy is that a detection which it calls unknown is unknown; the factor of ``rescore``.
+        """Compute the confidence that a detection called unknown is unknown; the factor of ``rescore``.
 
-        ``density`` and ``window``: the posterior probability of unknown, both kinds being equally probable beforehand,
-        from the two densities or window probabilities; at least 0.5, as the monotone boundary may lie where the bare
-        densities say otherwise. ``threshold``: the share of the known distribution above this negative energy.
+        ``density`` and ``window``: the posterior probability of unknown with equal priors, from the two densities or
+        window probabilities; at least 0.5, as the monotone boundary may lie where the bare densities say otherwise.
+        ``threshold``: the share of the known distribution above this negative energy.
 
         Args:
             negative_energies: (N,) floating, at the temperature of prediction.
@@ -347,9 +347,9 @@ class EnergyModel(nn.Module):
         return torch.from_numpy(np.where(np.isnan(sure), 1.0, sure)).to(values.device)
 
     def unknown_intervals(self) -> list[list[float | None]]:
-        """Where the energy says unknown: rising pairs of negative energies, None where an interval is open.
+        """Return where the energy says unknown: rising pairs of negative energies, None where an interval is open.
 
-        Exact for a boundary; for ``window`` the ends are good to a thousandth of what the distributions cover.
+        Exact for a boundary; for ``window`` the ends are accurate to a thousandth of the range of the distributions.
         """
         if not self.fitted:
             return []
@@ -367,7 +367,7 @@ class EnergyModel(nn.Module):
         ]
 
     def _window_probabilities(self, values: Tensor) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Of known and of unknown, (N,) each."""
+        """Return the window probabilities of known and of unknown, (N,) each."""
         known, unknown = _as_fit(self.known), _as_fit(self.unknown)
         assert known is not None and unknown is not None
         places = values.cpu().numpy()
@@ -376,18 +376,18 @@ class EnergyModel(nn.Module):
 
 
 def _as_numbers(fit: WeibullFit) -> Tensor:
-    """(6,) float64, the fields in their order."""
+    """Return the fields in their order, (6,) float64."""
     return torch.tensor([float(number) for number in fit.to_json().values()], dtype=torch.float64)
 
 
 def _as_fit(numbers: Tensor) -> WeibullFit | None:
-    """The fit of a buffer, None where it holds none."""
+    """Return the fit of a buffer, or None if it holds none."""
     shape, location, scale, count, log_likelihood, ks_statistic = numbers.tolist()
     return None if math.isnan(shape) else WeibullFit(shape, location, scale, int(count), log_likelihood, ks_statistic)
 
 
 def _remarks(fit: WeibullFit, location: float | None) -> list[str]:
-    """What a fit should not be trusted for."""
+    """Return the caveats about a fit."""
     remarks = []
     if location is None and fit.shape < 1:
         remarks.append(
@@ -402,7 +402,7 @@ def _remarks(fit: WeibullFit, location: float | None) -> list[str]:
 
 
 def _thinned(values: npt.NDArray[np.float64]) -> list[float]:
-    """At most 2000 finite values, evenly spaced in their order."""
+    """Return at most 2000 finite values, evenly spaced in their order."""
     finite = np.sort(values[np.isfinite(values)])
     if len(finite) > RECORDED_SAMPLES:
         finite = finite[np.linspace(0, len(finite) - 1, RECORDED_SAMPLES).round().astype(np.int64)]

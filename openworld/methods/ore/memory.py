@@ -1,6 +1,6 @@
 """Feature memory: the latest Q region features of every class (ORE, section 4.1, F_store).
 
-C classes (rows), Q places a class, D feature dimension, R regions.
+C classes (rows), Q places per class, D feature dimension, R regions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class FeatureMemory(nn.Module):
-    """One first-in-first-out queue a class, as ring buffers that are saved with the model.
+    """One first-in-first-out queue per class, as ring buffers that are saved with the model.
 
     Buffers:
         features: (C, Q, D) float32.
@@ -32,11 +32,11 @@ class FeatureMemory(nn.Module):
 
     @torch.no_grad()
     def push(self, features: Tensor, labels: Tensor) -> None:
-        """Append features in their order; the oldest of a full class make room.
+        """Append features in their order; in a full class they replace the oldest.
 
         Args:
             features: (R, D), any floating dtype; detached here.
-            labels: (R,) int64; a label outside 0…C-1 is not remembered.
+            labels: (R,) int64; features with a label outside 0…C-1 are not stored.
         """
         num_classes, places, _ = self.features.shape
         labels_R1 = labels[:, None]
@@ -54,7 +54,7 @@ class FeatureMemory(nn.Module):
 
     @torch.no_grad()
     def means(self) -> tuple[Tensor, Tensor]:
-        """Class means (C, D) float32, zero for an empty class, and which classes have any feature (C,) bool."""
+        """Return the class means (C, D) float32, zero for an empty class, and (C,) bool: the class has features."""
         filled_CQ = torch.arange(self.features.shape[1], device=self.counts.device) < self.counts[:, None]
         total_CD = (self.features * filled_CQ[..., None]).sum(1)
         return total_CD / self.counts.clamp(min=1)[:, None], self.counts > 0

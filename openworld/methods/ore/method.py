@@ -27,7 +27,7 @@ from openworld.structures import Candidates, Decision, Regions
 
 
 class Ore(OpenWorldMethod):
-    """Feature memory, prototypes and energy model of one label space.
+    """Feature memory, prototypes and energy model for one label space.
 
     Rows of memory and prototypes are the head rows: known classes, unknown, and background only if
     ``clustering.background_prototype`` is set.
@@ -117,7 +117,7 @@ class Ore(OpenWorldMethod):
         return {"clustering": self.clustering_loss(features, labels, step, ranks)}
 
     def meters(self) -> dict[str, float]:
-        """See :class:`OpenWorldMethod`: prototypes there are, and features remembered."""
+        """See :class:`OpenWorldMethod`: the number of prototypes, and of features in the memory."""
         present, remembered = self.prototypes.present.sum(), self.memory.counts.sum()
         return {"num_prototypes": float(present), "num_remembered": float(remembered)}
 
@@ -139,11 +139,11 @@ class Ore(OpenWorldMethod):
         self.memory.push(features, labels)
 
     def clustering_loss(self, features: Tensor, labels: Tensor, step: int, ranks: Ranks | None = None) -> Tensor:
-        """Bring the prototypes up to date for this step and compare the features with them (algorithm 1).
+        """Update the prototypes for this step, and compute the loss of the features against them (algorithm 1).
 
         At ``start_step`` (in later tasks ``later_start_step``, if it is given) the prototypes become the class means;
         afterwards, whenever ``update_every`` divides the step, they move by momentum. A run that is past the start
-        without any prototype starts them at once.
+        without any prototype initialises them at once.
 
         Args:
             features: (R, D) floating, with gradient.
@@ -187,9 +187,9 @@ class Ore(OpenWorldMethod):
 
     @torch.no_grad()
     def collect(self, regions: Regions, image_sizes: Tensor) -> dict[str, Tensor]:
-        """Negative energies to fit with: of the regions of known objects, and of those taken for unknown objects.
+        """Collect the negative energies to fit: of the regions of known objects, and of those taken for unknown ones.
 
-        ``energy.fit_on`` says which regions are taken for unknown ones.
+        ``energy.fit_on`` says which regions are taken for unknown objects.
 
         Args:
             regions: matched to annotations, with logits.
@@ -214,18 +214,19 @@ class Ore(OpenWorldMethod):
         return {"known": values[known], "unknown": values[unknown]}
 
     def calibrate(self, samples: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Fit the energy model to negative energies; returns the record of :meth:`EnergyModel.fit`."""
+        """Fit the energy model to negative energies; return the record of :meth:`EnergyModel.fit`."""
         return self.energy_model.fit(samples["known"], samples["unknown"])
 
     # -- test ---------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def decide(self, candidates: Candidates) -> Decision:
-        """The decision known / unknown on each candidate (section 4.3).
+        """Decide whether each candidate is known or unknown (section 4.3).
 
-        What the classifier calls known and the energy unknown becomes unknown, or what ``energy.contradiction`` says;
-        what the classifier calls unknown and the energy known stays unknown, or what ``energy.unknown_contradiction``
-        says. Without a fit, or where the energy says nothing, the classifier decides alone.
+        A candidate that the classifier calls known and the energy unknown is treated as ``energy.contradiction`` says,
+        by default as unknown. One that the classifier calls unknown and the energy known is treated as
+        ``energy.unknown_contradiction`` says, by default as unknown too. Without a fit, or where the energy says
+        nothing, the classifier decides alone.
 
         Args:
             candidates: of one image; one region may be a candidate under several rows.
@@ -255,15 +256,15 @@ class Ore(OpenWorldMethod):
     # -- growth -------------------------------------------------------------------------------------------------------
 
     def grow(self, space: LabelSpace) -> None:
-        """Go on to a later task: known rows stay, unknown (and background) move, new classes are empty.
+        """Grow to a later task: known rows stay, unknown (and background) move, new classes are empty.
 
-        In the fixed layout no row moves; a new class has what its row had (with ``clustering.absent: zero`` a prototype
-        at zero, as in the reference code).
+        In the fixed layout no row moves; a new class inherits the content of its row (with ``clustering.absent: zero``
+        a prototype at zero, as in the reference code).
 
-        The energy model is forgotten, since the energy of more classes is another quantity; calibrate it anew.
+        The energy model is reset, since the energy of more classes is another quantity; it needs a new calibration.
 
         Raises:
-            ConfigError: the label space does not continue the present one.
+            ConfigError: the label space does not continue the current one.
         """
         rows = self._rows(space)
         kept = [pair for pair in space.kept_rows(self.space) if pair[1] < rows]

@@ -27,7 +27,7 @@ from openworld.runtime.options import (
 
 @dataclass(kw_only=True)
 class ClusteringOptions:
-    """Contrastive clustering of region features around one prototype a class (paper, section 4.1).
+    """Contrastive clustering of region features around one prototype per class (paper, section 4.1).
 
     Raises:
         ConfigError: a value out of its range.
@@ -41,7 +41,7 @@ class ClusteringOptions:
     from before the paper's runs."""
 
     items_per_class: PositiveInt = 20
-    """Q, features remembered for each class, first in first out (paper, section 5.2)."""
+    """Q, number of features stored per class, first in first out (paper, section 5.2)."""
 
     start_step: NonNegativeInt = 1000
     """I_b, step at which the prototypes become the class means and the loss begins (paper, algorithm 1)."""
@@ -64,30 +64,32 @@ class ClusteringOptions:
     """Order of the Minkowski distance: 2 is the Euclidean distance of the paper's eq. 1, 10 the reference code's."""
 
     absent: Literal["masked", "zero"] = "masked"
-    """A class that has no feature yet: ``masked`` has no prototype and takes its first class mean whole (paper: the sum
-    is over the prototypes there are); ``zero`` is a zero vector that repels and moves by momentum (reference code)."""
+    """A class without any feature: ``masked`` has no prototype and takes its first class mean whole (paper: the sum is
+    over the existing prototypes); ``zero`` is a zero vector that repels and moves by momentum (reference code)."""
 
     reduction: Literal["region", "all"] = "region"
     """``region``: sum over prototypes, mean over regions (paper, eq. 1). ``all``: mean over regions times prototypes
     (reference code)."""
 
     background_prototype: bool = False
-    """Background features are remembered and repel too (reference code). In the paper prototype 0 is *unknown* and
+    """Background features are stored and repel too (reference code). In the paper prototype 0 is *unknown*, and
     background has none."""
 
     during_replay: bool = True
-    """Remember and cluster while fine-tuning on exemplars too, so that old classes are refreshed (paper: one loss in
-    all training). False: neither, as in the reference code, whose configs of the fine-tuning (``t2_ft.yaml``, …) turn
+    """Store features and cluster while fine-tuning on exemplars too, so that old classes are refreshed (paper: one loss
+    in all training). False: neither, as in the reference code, whose fine-tuning configs (``t2_ft.yaml``, …) turn
     clustering off."""
 
     memory: Literal["synchronised", "per_rank"] = "synchronised"
-    """With several processes: ``synchronised`` remembers the features of all of them, in every process (paper: there is
-    one F_store); ``per_rank`` only the process's own, so that the prototypes of the processes differ (reference code,
-    where the first process's are saved). DistributedDataParallel leaves them so with ``broadcast_buffers=False``."""
+    """With several processes: ``synchronised`` stores the features of all processes in every process (paper: one
+    F_store); ``per_rank`` stores only the process's own, so that the prototypes of the processes differ (reference
+    code, which saves those of the first process). DistributedDataParallel keeps this difference only with
+    ``broadcast_buffers=False``."""
 
     averaged_over: Literal["all_ranks", "rank"] = "all_ranks"
-    """With several processes: the loss is a mean over the regions of all of them, as in one process (paper, eq. 1), or
-    each ``rank`` takes its own mean, in which the region of a process with few of them weighs more (reference code)."""
+    """With several processes: ``all_ranks`` averages the loss over the regions of all processes, as in one process
+    (paper, eq. 1); with ``rank`` each process takes its own mean, so that a region weighs more in a process with few
+    regions (reference code)."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -95,7 +97,7 @@ class ClusteringOptions:
 
 @dataclass(kw_only=True)
 class UnknownLabelOptions:
-    """Which background regions are taken for unknown objects in training (paper, section 4.2).
+    """Auto-labelling: which background regions are taken for unknown objects in training (paper, section 4.2).
 
     Raises:
         ConfigError: a value out of its range.
@@ -105,7 +107,7 @@ class UnknownLabelOptions:
     """Label the most object-like background regions *unknown* (paper, section 4.2)."""
 
     per_image: NonNegativeInt = 1
-    """k, regions labelled in an image (paper, section 5.2)."""
+    """k, number of regions labelled *unknown* per image (paper, section 5.2)."""
 
     among: Literal["all_proposals", "sampled"] = "all_proposals"
     """Which regions compete: ``all_proposals`` of the image (paper, section 4.2), before the regions of the losses are
@@ -113,9 +115,9 @@ class UnknownLabelOptions:
     (reference code, roi_heads.py, ``_sample_proposals``)."""
 
     score: Literal["logit", "probability"] = "logit"
-    """How object-like a region is: the objectness ``logit`` (reference code), or its sigmoid, the ``probability`` of
-    the paper's section 4.2. The order is the same but for the -1 of ``foreground``, which no probability is below, and
-    for probabilities that round to 1, of which the first wins. Filters and ``min_objectness`` stay in logits."""
+    """Score by which regions compete: the objectness ``logit`` (reference code), or its sigmoid, the ``probability`` of
+    the paper's section 4.2. The order is the same with two exceptions: no probability is below the -1 of
+    ``foreground``; of probabilities that round to 1 the first wins. Filters and ``min_objectness`` stay in logits."""
 
     max_iou: Share = 0.5
     """A region is a candidate if its IoU with every annotated box is below this; 0.5 is the threshold under which the
@@ -138,7 +140,7 @@ class UnknownLabelOptions:
     foreground: Literal["excluded", "logit_minus_one"] = "excluded"
     """Regions that are not background: ``excluded`` are never relabelled (paper); ``logit_minus_one`` compete with a
     logit of -1, as in the reference code, and win where every background logit is lower. The filters above are then
-    not used, for the reference code has none."""
+    not used, since the reference code has none."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -161,26 +163,26 @@ class EnergyOptions:
     reference code fits at 1.5)."""
 
     test_temperature: PositiveFloat | None = None
-    """T of the free energy at prediction; None: that of the fit (paper). The reference code predicts at 1 with what it
-    fitted at 1.5, which shifts all energies by up to 0.5 log(known classes)."""
+    """T of the free energy at prediction; None: that of the fit (paper). The reference code fits at 1.5 and predicts at
+    1, which shifts all energies by up to 0.5 log(known classes)."""
 
     fit_on: Literal["auto_labelled", "annotated_unknown", "annotated_and_auto", "known_only"] = "auto_labelled"
-    """Which held-out regions are the unknown ones of the fit. ``auto_labelled``: background regions that auto-labelling
+    """Held-out regions that the unknown Weibull is fitted to. ``auto_labelled``: background regions that auto-labelling
     picks; no label of an unknown object is used (own choice; the paper's protocol forbids such labels elsewhere).
     ``annotated_unknown``: regions that match an annotated object of no known class (paper, section 4.3: a held-out set
     with known and unknown instances). ``annotated_and_auto``: both kinds (reference code). These two use labels of
-    unknown objects, which every result of the run then says. ``known_only``: none; needs ``decision: threshold``."""
+    unknown objects, and every result of the run says so. ``known_only``: none; needs ``decision: threshold``."""
 
     parameters: Literal[2, 3] = 3
-    """Of each Weibull distribution: 3 fits shape, scale and location (paper: shifted Weibull; reference code), 2 leaves
-    the location at 0 and falls back where energies are not above it (own extension)."""
+    """Parameters of each Weibull distribution: 3 fits shape, scale and location (paper: shifted Weibull; reference
+    code); 2 fixes the location at 0, and falls back if energies are not above it (own extension)."""
 
     min_samples: Annotated[int, AtLeast(3)] = 20
-    """Fewest samples of a kind to fit a Weibull to; with fewer only the classifier decides (own guard: three parameters
-    need more than a handful of samples)."""
+    """Smallest number of samples per kind to fit a Weibull to; with fewer only the classifier decides (own guard: three
+    parameters need more than a handful of samples)."""
 
     decision: Literal["density", "window", "threshold"] = "density"
-    """When the energy calls a detection unknown. ``density``: where the unknown Weibull is denser than the known one
+    """Rule by which the energy calls a detection unknown. ``density``: where the unknown Weibull exceeds the known one
     (paper, section 4.3), made monotone: see :func:`openworld.methods.ore.energy_model.density_boundary`. ``window``:
     where a window of plus and minus 0.5 around its negative energy holds more of the unknown Weibull than of the known
     one (reference code), which is not monotone. ``threshold``: below the negative energy that the share
@@ -188,14 +190,14 @@ class EnergyOptions:
 
     window_sum: Literal["exact", "riemann"] = "exact"
     """For ``window``: ``exact`` is the difference of the cumulative distribution; ``riemann`` the reference code's sum
-    of 100 densities, which is no number, and decides nothing, where the window reaches below the support."""
+    of 100 densities, which is NaN, and decides nothing, where the window reaches below the support."""
 
     known_rejection_rate: Annotated[float, Above(0), Below(1)] = 0.05
     """For ``threshold``: share of known regions that the energy calls unknown, above 0 and below 1 (own extension)."""
 
     threshold_from: Literal["empirical", "weibull"] = "empirical"
-    """For ``threshold``: ``empirical`` is the order statistic of the held-out known regions that a new region of their
-    kind is below with at most the stated chance, whatever their distribution; ``weibull`` is the quantile of the known
+    """For ``threshold``: ``empirical`` is an order statistic of the held-out known regions: a new known region is below
+    it with at most the stated probability, whatever their distribution. ``weibull`` is the quantile of the known
     Weibull (own extension)."""
 
     contradiction: Literal["relabel", "drop", "rescore"] = "relabel"
@@ -212,9 +214,10 @@ class EnergyOptions:
     unknown twice. False: before it, and not again (reference code)."""
 
     min_separation: Share = 0.0
-    """Least difference of the two cumulative distributions at the boundary, from 0 to 1; below it only the classifier
-    decides. 0 accepts every separation in the right direction (own guard; the paper has none). ``window`` is measured
-    at the boundary of ``density``, and like ``threshold`` only where this is above 0."""
+    """Smallest difference of the two cumulative distributions at the boundary, from 0 to 1; below it only the
+    classifier decides. 0 accepts every separation in the right direction (own guard; the paper has none). For
+    ``window`` it is measured at the boundary of ``density``; ``window`` and ``threshold`` measure it only if this is
+    above 0."""
 
     unknown_region_iou: Share = 0.5
     """For ``auto_labelled``: regions labelled *unknown* are samples of the unknown fit if their IoU with every
@@ -222,12 +225,12 @@ class EnergyOptions:
 
     @property
     def uses_unknown_labels(self) -> bool:
-        """The fit sees annotations of objects of no known class."""
+        """Whether the fit uses annotations of objects of unknown classes."""
         return self.enabled and self.fit_on in ("annotated_unknown", "annotated_and_auto")
 
     @property
     def uses_auto_labels(self) -> bool:
-        """The fit sees regions that auto-labelling picks."""
+        """Whether the fit uses regions that auto-labelling picks."""
         return self.enabled and self.fit_on in ("auto_labelled", "annotated_and_auto")
 
     def __post_init__(self) -> None:
@@ -244,7 +247,7 @@ class EnergyOptions:
 
 @dataclass(kw_only=True)
 class OreOptions(MethodOptions):
-    """ORE (Joseph et al., CVPR 2021): its three parts, with the defaults of the demo where they are not the paper's."""
+    """ORE (Joseph et al., CVPR 2021): its three parts. Defaults that are not the paper's are those of the demo."""
 
     METHOD: ClassVar[str] = "openworld.methods.ore.method:Ore"
 

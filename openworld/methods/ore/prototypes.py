@@ -1,4 +1,4 @@
-"""Class prototypes: where the clustering loss draws the features of a class to (ORE, section 4.1, algorithm 1).
+"""Class prototypes, to which the clustering loss draws the features of each class (ORE, section 4.1, algorithm 1).
 
 C classes (rows), D feature dimension.
 """
@@ -17,13 +17,13 @@ from openworld.methods.ore.memory import moved_rows
 def initial_prototypes(
     prototypes: Tensor, present: Tensor, means: Tensor, seen: Tensor, absent: Literal["masked", "zero"]
 ) -> tuple[Tensor, Tensor]:
-    """Prototypes when clustering starts: the class means (algorithm 1, i = I_b).
+    """Return the prototypes at the start of clustering: the class means (algorithm 1, i = I_b).
 
     Args:
         prototypes, present: (C, D) and (C,) bool, those of an earlier task if there are any.
         means, seen: (C, D) and (C,) bool, class means of the memory and the classes that have one.
-        absent: ``masked`` keeps what a class without mean had before; ``zero`` makes it a zero vector that counts as
-            present, unless no class at all has a mean (reference code).
+        absent: ``masked`` keeps the former prototype of a class without a mean; ``zero`` makes it a zero vector that
+            counts as present, unless no class at all has a mean (reference code).
 
     Returns:
         The new (C, D) prototypes and (C,) bool.
@@ -36,7 +36,7 @@ def initial_prototypes(
 def updated_prototypes(
     prototypes: Tensor, present: Tensor, means: Tensor, seen: Tensor, momentum: float
 ) -> tuple[Tensor, Tensor]:
-    """Momentum update (algorithm 1, i mod I_p = 0): ``p <- momentum p + (1 - momentum) mean``.
+    """Update the prototypes by momentum (algorithm 1, i mod I_p = 0): ``p <- momentum p + (1 - momentum) mean``.
 
     A class that has a mean but no prototype takes the mean whole; one without a mean keeps its prototype.
 
@@ -67,7 +67,7 @@ class Prototypes(nn.Module):
 
     @property
     def started(self) -> bool:
-        """At least one class has a prototype."""
+        """Whether at least one class has a prototype."""
         return bool(self.present.any())
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """Auto-labelling of unknown objects (ORE, section 4.2): the most object-like background regions become *unknown*.
 
-R regions of a batch, B images. Which regions compete is what the caller hands in: all proposals of an image (paper), or
-those that were sampled for the box head (reference code).
+R regions per batch, B images. The caller chooses which regions compete: all proposals of the images (paper), or those
+that were sampled for the box head (reference code).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from openworld.structures import Regions
 
 
 def top_per_image(scores: Tensor, candidates: Tensor, image_index: Tensor, per_image: int) -> Tensor:
-    """The ``per_image`` best candidates of each image; of equal scores the first region wins.
+    """Choose the ``per_image`` best candidates of each image; of equal scores the first region wins.
 
     Args:
         scores: (R,) floating, no NaN among the candidates.
@@ -25,7 +25,7 @@ def top_per_image(scores: Tensor, candidates: Tensor, image_index: Tensor, per_i
         per_image: 0 or more.
 
     Returns:
-        (R,) bool. An image with fewer candidates gives all it has.
+        (R,) bool. In an image with fewer candidates all are chosen.
     """
     chosen = torch.zeros_like(candidates)
     rows = candidates.nonzero()[:, 0]
@@ -43,12 +43,12 @@ def top_per_image(scores: Tensor, candidates: Tensor, image_index: Tensor, per_i
 def spread_per_image(
     scores: Tensor, candidates: Tensor, boxes: Tensor, image_index: Tensor, per_image: int, iou: float
 ) -> Tensor:
-    """The ``per_image`` best places of each image: a best candidate with all candidates that overlap it.
+    """Choose the ``per_image`` best places of each image: a best candidate with all candidates that overlap it.
 
     Args:
         scores, candidates, image_index, per_image: as in :func:`top_per_image`.
         boxes: (R, 4) x1 y1 x2 y2 in pixels.
-        iou: overlap from which a candidate belongs to a chosen one.
+        iou: overlap from which on a candidate belongs to a chosen one.
 
     Returns:
         (R,) bool.
@@ -68,7 +68,7 @@ def spread_per_image(
 
 
 def _iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """(R, M) intersection over union of (R, 4) and (M, 4) boxes."""
+    """Compute the (R, M) intersection over union of (R, 4) and (M, 4) boxes."""
     corner = torch.maximum(boxes[:, None, :2], others[None, :, :2])
     opposite = torch.minimum(boxes[:, None, 2:], others[None, :, 2:])
     shared = (opposite - corner).clamp(min=0).prod(2)
@@ -79,7 +79,7 @@ def _iou(boxes: Tensor, others: Tensor) -> Tensor:
 def unknown_candidates(
     regions: Regions, background: int, options: UnknownLabelOptions, image_sizes: Tensor | None = None
 ) -> Tensor:
-    """Find the background regions that may be taken for an unknown object.
+    """Find the background regions that may be taken for unknown objects.
 
     Args:
         regions: matched to annotated boxes. A region whose objectness is not finite, such as an annotated box, is not

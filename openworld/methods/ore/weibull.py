@@ -51,25 +51,25 @@ class WeibullFit:
     ks_statistic: float
 
     def log_density(self, values: npt.ArrayLike) -> FloatArray:
-        """Natural logarithm of the density at (N,) values; -inf outside the support."""
+        """Compute the natural logarithm of the density at (N,) values; -inf outside the support."""
         return weibull_log_density(values, self.shape, self.location, self.scale)
 
     def cumulative(self, values: npt.ArrayLike) -> FloatArray:
-        """Share of the distribution below (N,) values, from 0 to 1."""
+        """Compute the share of the distribution below (N,) values, from 0 to 1."""
         return weibull_cumulative(values, self.shape, self.location, self.scale)
 
     def cumulative_hazard(self, values: npt.ArrayLike) -> FloatArray:
-        """``z^shape`` at (N,) values, minus the logarithm of the share above them; 0 outside the support."""
+        """Compute ``z^shape`` at (N,) values, minus the logarithm of the share above them; 0 outside the support."""
         return weibull_cumulative_hazard(values, self.shape, self.location, self.scale)
 
     def quantile(self, shares: npt.ArrayLike) -> FloatArray:
-        """Values below which (N,) shares in [0, 1) of the distribution lie."""
+        """Compute the values below which (N,) shares in [0, 1) of the distribution lie."""
         tail = -np.log1p(-np.asarray(shares, dtype=np.float64))
         quantile: FloatArray = self.location + self.scale * tail ** (1 / self.shape)
         return quantile
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers, one a field."""
+        """Return plain numbers, one per field."""
         return asdict(self)
 
     @classmethod
@@ -77,7 +77,7 @@ class WeibullFit:
         """Read what :meth:`to_json` gave.
 
         Raises:
-            DataError: a field is missing or is no number.
+            DataError: a field is missing or is not a number.
         """
         try:
             count = int(record["count"])
@@ -93,7 +93,7 @@ class WeibullFit:
 
 
 def weibull_log_density(values: npt.ArrayLike, shape: float, location: float, scale: float) -> FloatArray:
-    """Natural logarithm of the density, (N,) float64; -inf at and below the location and at infinity."""
+    """Compute the natural logarithm of the density, (N,) float64; -inf at and below the location and at infinity."""
     offset = np.asarray(values, dtype=np.float64) - location
     inside = (offset > 0) & (offset < np.inf)
     log_z = np.log(np.where(inside, offset, scale) / scale)
@@ -103,13 +103,13 @@ def weibull_log_density(values: npt.ArrayLike, shape: float, location: float, sc
 
 
 def weibull_cumulative(values: npt.ArrayLike, shape: float, location: float, scale: float) -> FloatArray:
-    """Cumulative distribution, (N,) float64; 0 at and below the location."""
+    """Compute the cumulative distribution, (N,) float64; 0 at and below the location."""
     cumulative: FloatArray = -np.expm1(-weibull_cumulative_hazard(values, shape, location, scale))
     return cumulative
 
 
 def weibull_cumulative_hazard(values: npt.ArrayLike, shape: float, location: float, scale: float) -> FloatArray:
-    """``z^shape``, (N,) float64; 0 at and below the location, infinite where float64 ends."""
+    """Compute ``z^shape``, (N,) float64; 0 at and below the location, infinite where float64 overflows."""
     z = np.maximum(np.asarray(values, dtype=np.float64) - location, 0.0) / scale
     with np.errstate(over="ignore"):
         hazard: FloatArray = z**shape
@@ -117,19 +117,17 @@ def weibull_cumulative_hazard(values: npt.ArrayLike, shape: float, location: flo
 
 
 def fit_weibull(samples: npt.ArrayLike, *, min_samples: int = 20, location: float | None = None) -> WeibullFit:
-    """Maximum-likelihood fit of shape, location and scale, or of shape and scale at a given location.
+    """Fit shape, location and scale by maximum likelihood, or shape and scale at a given location.
 
-    The likelihood is maximised over the location alone; shape and scale follow from it exactly. All of the location's
-    range is looked at on a grid before the best places are refined, so no start value is needed and no optimiser can
-    stop early. Locations from ``1e-6`` to ``1e3`` times the samples' range below the smallest sample are allowed,
-    negative ones too. How well the samples are described is in the fit's ``ks_statistic``, not in a refusal: samples of
-    any form that determine a distribution get their best one.
+    The likelihood is maximised over the location alone; shape and scale follow from it exactly. A grid covers the whole
+    range of the location before the best places are refined, so that no start value is needed and no optimiser can stop
+    early. Locations from ``1e-6`` to ``1e3`` times the samples' range below the smallest sample are allowed, negative
+    ones too. A bad fit is not refused: ``ks_statistic`` tells how well it describes the samples.
 
     Args:
         samples: (N,) real.
-        min_samples: fewest samples to accept.
-        location: fixes the lower end of the support, in units of the samples, which leaves two parameters; None fits it
-            too.
+        min_samples: smallest number of samples to accept.
+        location: lower end of the support, in units of the samples, which leaves two parameters; None fits it too.
 
     Returns:
         The best fit. 100,000 samples take about half a second, a hundredth of that at a given location.
@@ -187,7 +185,7 @@ def fit_weibull(samples: npt.ArrayLike, *, min_samples: int = 20, location: floa
 
 
 def _given_gap(values: FloatArray, location: float, span: float) -> float:
-    """How far a given location lies below the smallest of the rising (N,) values, in units of their range."""
+    """Return how far a location lies below the smallest of the rising (N,) values, in units of their range."""
     below = int(np.searchsorted(values, location, side="right"))
     gap = (float(values[0]) - location) / span
     if below or not _SMALLEST_SPAN < gap < _LARGEST_SPAN:
@@ -202,7 +200,7 @@ def _given_gap(values: FloatArray, location: float, span: float) -> float:
 
 
 def _best_gap(units: FloatArray) -> float:
-    """Gap below the smallest sample at which the profile likelihood of (N,) samples from 0 to 1 is highest."""
+    """Find the gap below the smallest sample at which the profile likelihood of (N,) samples from 0 to 1 is highest."""
     grid = np.linspace(
         math.log(_NEAREST), math.log(_FARTHEST), 1 + round(_GRID_PER_DECADE * math.log10(_FARTHEST / _NEAREST))
     )
@@ -222,14 +220,14 @@ def _best_gap(units: FloatArray) -> float:
 
 
 def _peaks(heights: FloatArray) -> list[int]:
-    """Positions of the two highest local maxima, ends included."""
+    """Return the positions of the two highest local maxima, ends included."""
     padded = np.concatenate([[-np.inf], heights, [-np.inf]])
     local = np.flatnonzero((padded[1:-1] >= padded[:-2]) & (padded[1:-1] >= padded[2:]))
     return [int(peak) for peak in local[np.argsort(-heights[local], kind="stable")][:2]]
 
 
 def _profile(units: FloatArray, gap: float) -> tuple[float, float, float]:
-    """Best log-likelihood, shape and scale for (N,) samples of which the smallest is 0, at the location ``-gap``.
+    """Compute the best log-likelihood, shape and scale for (N,) samples from 0 on, at the location ``-gap``.
 
     With ``y = log(x - location)`` the shape k is the root of ``sum(y e^ky) / sum(e^ky) - 1/k - mean(y)``, which rises
     in k; the scale is ``mean(e^ky)^(1/k)``.

@@ -1,4 +1,4 @@
-"""For people who train with detectron2: our schedules as its data sets, our scores as its evaluator, and a trainer.
+"""For training with detectron2: this project's schedules as data sets, its metrics as an evaluator, and a trainer.
 
 Needs detectron2; see docs/detectron2.md. The heads themselves are in :mod:`openworld.engines.detectron2`.
 """

@@ -1,4 +1,4 @@
-"""A pretrained backbone in a detector of detectron2: its keys, its weights, and the proof that it arrived."""
+"""A pretrained backbone in a detector of detectron2: its keys, its weights, and their verification."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ssl_backbones.handover import BackboneFile, load_backbone_file, stage_featu
 
 
 def backbone_keys(backbone: BackboneFile) -> dict[str, Any]:
-    """Keys of detectron2's configuration that the backbone needs: its shape, its stride, and what its pixels are.
+    """Return the keys of detectron2's configuration that the backbone needs: architecture, stride, pixel statistics.
 
     The norm and ``FREEZE_AT`` are the user's choice and not among them.
     """
@@ -44,7 +44,7 @@ def load_backbone(cfg: CfgNode, model: GeneralizedRCNN) -> dict[str, float]:
 
     Raises:
         CheckpointError: the file cannot be read.
-        HandoverError: the detector is another network, or sees other features.
+        HandoverError: the detector is another network, or computes other features.
     """
     load_trunk(model, load_backbone_file(Path(cfg.OPENWORLD.BACKBONE)).state_dict)
     return verify_backbone(cfg, model)
@@ -55,7 +55,7 @@ def verify_backbone(cfg: CfgNode, model: GeneralizedRCNN) -> dict[str, float]:
 
     Each network does its own preprocessing.
 
-    It fails for a wrong stride, colour order, mean, std, stem, norm, or frozen layers that were never loaded.
+    The check fails for a wrong stride, colour order, mean, std, stem or norm, and for frozen layers without weights.
 
     Returns:
         the relative difference of each stage.

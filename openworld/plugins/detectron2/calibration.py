@@ -33,7 +33,7 @@ def held_out_set(cfg: CfgNode) -> str:
 
 
 def held_out_batches(cfg: CfgNode, dataset: str) -> Iterator[list[dict[str, Any]]]:
-    """The images of a registered data set as at test, with their annotations; several processes share them."""
+    """Yield the images of a registered data set as at test, with their annotations; several processes share them."""
     mapper = DatasetMapper(cfg, is_train=True, augmentations=build_augmentation(cfg, is_train=False))
     yield from build_detection_test_loader(cfg, dataset, mapper=mapper)
 
@@ -43,13 +43,13 @@ def calibrate(model: GeneralizedRCNN, batches: Iterable[list[dict[str, Any]]], f
     """Calibrate the method on held-out images.
 
     Args:
-        model: a ``GeneralizedRCNN`` with our heads.
-        batches: this process's share of the images, with ``instances``; those of classes that are not known must have
-            been left out or be marked as unknown.
+        model: a ``GeneralizedRCNN`` with the open-world heads.
+        batches: this process's share of the images, with ``instances``; those of classes that are not known must be
+            left out or marked as unknown.
         folder: for ``calibration.json``.
 
     Returns:
-        the record, which ``calibration.json`` holds.
+        the record that ``calibration.json`` holds.
     """
     model = model.module if isinstance(model, DistributedDataParallel) else model
     method = model.roi_heads.box_predictor.method
@@ -74,7 +74,7 @@ class Calibration(HookBase):
     """Calibrates after the last step. It must come before the hook that saves the last checkpoint.
 
     Args:
-        batches: as :func:`held_out_batches` gives them; opened after the last step.
+        batches: as :func:`held_out_batches` yields them; opened after the last step.
         folder: for ``calibration.json``.
     """
 
@@ -83,7 +83,7 @@ class Calibration(HookBase):
         self.folder = folder
 
     def after_step(self) -> None:
-        """Calibrate, after the last step."""
+        """Calibrate if this was the last step."""
         if self.trainer.iter + 1 < self.trainer.max_iter:
             return
         record = calibrate(self.trainer.model, self.batches, self.folder)

@@ -1,4 +1,4 @@
-"""The command line of tools/train_net.py: detectron2's own, with our schedules."""
+"""The command line of tools/train_net.py: detectron2's own, with this project's schedules."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from openworld.plugins.detectron2.weights import grow_weights
 
 
 def setup(arguments: Namespace) -> CfgNode:
-    """The configuration: detectron2's defaults, the node ``OPENWORLD``, the file, the keys of the command line.
+    """Build the configuration: detectron2's defaults, the node ``OPENWORLD``, the file, the keys of the command line.
 
-    The schedule is registered, ``NUM_CLASSES`` follows the label space, a backbone sets its own keys, and without a GPU
-    the device is the CPU.
+    The schedule is registered, ``NUM_CLASSES`` follows from the label space, a backbone sets its own keys, and without
+    a GPU the device is the CPU.
     """
     cfg = get_cfg()
     add_openworld_config(cfg)
@@ -70,7 +70,7 @@ def run(arguments: Namespace) -> Any:
 
 
 def main() -> None:
-    """Parse, and start as many processes as there are GPUs to use. A configuration in Python is a LazyConfig."""
+    """Parse the command line, and start one process per GPU. A configuration in Python is a LazyConfig."""
     arguments = default_argument_parser().parse_args()
     launch(
         lazy.run if Path(arguments.config_file).suffix == ".py" else run,

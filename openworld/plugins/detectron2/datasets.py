@@ -1,9 +1,12 @@
-"""Our schedules in detectron2's catalogs: one data set for each task and each thing that a task does.
+"""Schedules in detectron2's catalogs: one data set per task and stage.
 
-``NAME_t1_train``, ``NAME_t2_train``, … show the classes of their task alone; ``NAME_t2_replay``, … the exemplars with
-all known classes; ``NAME_t1_held_out``, … what the method is calibrated on; ``NAME_t1_test``, … every object, those of
-no known class as *unknown*. What a task may see is decided in :mod:`openworld.data.splits` and nowhere else. A
-``category_id`` is a head row of :class:`openworld.labels.LabelSpace`.
+- ``NAME_t1_train``, ``NAME_t2_train``, …: training images with the classes of their task alone.
+- ``NAME_t2_replay``, …: the exemplars with all known classes.
+- ``NAME_t1_held_out``, …: the images that the method is calibrated on.
+- ``NAME_t1_test``, …: every object; those of classes that are not known are *unknown*.
+
+Only :mod:`openworld.data.splits` decides which annotations a task may see. A ``category_id`` is a head row of
+:class:`openworld.labels.LabelSpace`.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ KINDS: tuple[Kind, ...] = ("train", "replay", "held_out", "test")
 
 @dataclass(frozen=True)
 class Registered:
-    """What stands behind a registered name."""
+    """The data set behind a registered name."""
 
     labels: LabelSpace
     kind: Kind
@@ -43,7 +46,7 @@ class Registered:
 
     @property
     def truth(self) -> Dataset:
-        """The annotated test images, for scoring."""
+        """Return the annotated test images, for scoring."""
         return self.sources().test
 
 
@@ -51,7 +54,7 @@ _REGISTERED: dict[str, Registered] = {}
 
 
 def registered(name: str) -> Registered | None:
-    """What stands behind a name in ``DatasetCatalog``; None if it is not one of ours."""
+    """Return what is behind a name in ``DatasetCatalog``; None if :func:`register_schedule` did not register it."""
     return _REGISTERED.get(name)
 
 
@@ -62,23 +65,23 @@ def register_schedule(
     root: str | Path | None = None,
     held_out_with_unknown: bool = False,
 ) -> list[str]:
-    """Register all data sets of a schedule; nothing is read before detectron2 asks for one of them.
+    """Register all data sets of a schedule; they are read only when detectron2 asks for one of them.
 
-    Registering again replaces what was there, so that another ``layout`` may be chosen.
+    Registering again replaces the former entries, so that another ``layout`` may be chosen.
 
     Args:
         schedule: name of a published benchmark, such as ``m_owodb``; or the .yaml of a run, whose data are used. The
             names of the data sets begin with the benchmark's name or the file's stem.
         layout: of the rows; ``OPENWORLD.LAYOUT``.
-        root: folder with VOCdevkit/ and coco/, or in which a synthetic world is drawn; by default the environment
-            variable ``DETECTRON2_DATASETS``, or ``datasets``.
+        root: folder with VOCdevkit/ and coco/, or folder for a synthetic world; by default the environment variable
+            ``DETECTRON2_DATASETS``, or ``datasets``.
         held_out_with_unknown: the held-out sets show labels of unknown objects, for a fit on annotated unknowns.
 
     Returns:
         the names.
 
     Raises:
-        ConfigError: neither a benchmark nor a configuration file.
+        ConfigError: ``schedule`` is neither a benchmark nor a configuration file.
     """
     folder = Path(root if root is not None else os.environ.get("DETECTRON2_DATASETS", "datasets"))
     config = run_config(schedule, folder)
@@ -102,12 +105,12 @@ def register_schedule(
 
 
 def schedule_name(schedule: str) -> str:
-    """What the names of a schedule's data sets begin with."""
+    """Return the prefix of the names of a schedule's data sets."""
     return schedule if schedule in BENCHMARKS else Path(schedule).stem
 
 
 def run_config(schedule: str, root: Path) -> RunConfig:
-    """The configuration whose data a schedule has."""
+    """Return the configuration that holds the data of a schedule."""
     if schedule in BENCHMARKS:
         benchmark = BenchmarkOptions(name=schedule, root=str(root))  # type: ignore[arg-type]
         if BENCHMARKS[schedule].validation is not None:
@@ -122,7 +125,7 @@ def run_config(schedule: str, root: Path) -> RunConfig:
 
 
 def view_of(name: str, config: RunConfig, *, held_out_with_unknown: bool) -> View:
-    """The images of a registered name and what may be seen on them."""
+    """Return the images of a registered name with the annotations that may be seen."""
     entry = _REGISTERED[name]
     labels, sources = entry.labels, entry.sources()
     if entry.kind == "train":
@@ -135,10 +138,10 @@ def view_of(name: str, config: RunConfig, *, held_out_with_unknown: bool) -> Vie
 
 
 def replayed_ids(sources: Sources, labels: LabelSpace, config: RunConfig) -> list[int | str]:
-    """Images that a task replays: the benchmark's published list, or what ``exemplars`` of the schedule chooses.
+    """Return the images that a task replays: the benchmark's published list, or the choice of ``exemplars``.
 
     Raises:
-        ConfigError: a choice that needs the trained detector of each task.
+        ConfigError: the strategy needs the trained detector of each task.
     """
     options, benchmark = config.exemplars, config.data.benchmark
     if benchmark is not None and (listed := BENCHMARKS[benchmark.name].replay[labels.task - 1]):
@@ -160,7 +163,7 @@ def replayed_ids(sources: Sources, labels: LabelSpace, config: RunConfig) -> lis
 
 
 def _dicts(name: str, config: RunConfig, held_out_with_unknown: bool) -> list[dict[str, Any]]:
-    """The data set in detectron2's form. Images that are listed several times come once."""
+    """Return the data set in detectron2's form. Images that are listed several times appear once."""
     return [
         {
             "file_name": str(record.path),

@@ -1,4 +1,4 @@
-"""Our scores as an evaluator of detectron2: it writes predictions.json and scores that file alone."""
+"""Open-world metrics as an evaluator of detectron2: it writes predictions.json and scores that file alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def detections_of(instances: Instances) -> Detections:
-    """Detections of one image, boxes in the pixels of the instances."""
+    """Convert the instances of one image to detections, in the same pixels."""
     instances = instances.to("cpu")
     named = instances.get_fields()
     extras = {name.removeprefix(EXTRA): column for name, column in named.items() if name.startswith(EXTRA)}
@@ -43,11 +43,11 @@ class OpenWorldEvaluator(DatasetEvaluator):
     Args:
         dataset: a test set that :func:`openworld.plugins.detectron2.datasets.register_schedule` registered.
         folder: for ``predictions.json`` and ``metrics.json``, a list with an entry for each protocol.
-        protocols: the rules of scoring; the scores that are returned are those of the first.
+        protocols: the rules of scoring; the returned scores are those of the first.
         uses_unknown_labels: labels of unknown objects helped to decide what is unknown; every result says so.
 
     Raises:
-        ConfigError: the data set is not one of ours.
+        ConfigError: the data set is not a test set of a registered schedule.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class OpenWorldEvaluator(DatasetEvaluator):
         self.images: list[PredictedImage] = []
 
     def reset(self) -> None:
-        """Forget what was processed."""
+        """Discard the detections collected so far."""
         self.images = []
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
-        """Remember the detections of some images."""
+        """Collect the detections of a batch of images."""
         for image, output in zip(inputs, outputs, strict=True):
             found = detections_of(output["instances"])
             self.images.append(
@@ -99,7 +99,7 @@ class OpenWorldEvaluator(DatasetEvaluator):
 
 
 def _score(metric: Metric, value: float | None) -> float:
-    """A metric as detectron2 logs it: fractions in percent, NaN where there is none."""
+    """Convert a metric to the form of detectron2's log: fractions in percent, NaN for None."""
     if value is None:
         return float("nan")
     return 100.0 * value if metric.kind == "percent" else float(value)

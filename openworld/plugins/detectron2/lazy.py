@@ -1,4 +1,4 @@
-"""A training that a LazyConfig describes, such as configs/detectron2/demo.py.
+"""Training as described by a LazyConfig, such as configs/detectron2/demo.py.
 
 Its nodes are those that detectron2 uses (``model``, ``dataloader``, ``optimizer``, ``lr_multiplier``, ``train``), and
 ``openworld``: ``schedule``, ``task``, ``layout`` and ``protocol``, to which the others refer.
@@ -36,7 +36,7 @@ Config = Any
 
 
 def setup(arguments: Namespace) -> Config:
-    """The configuration out of a .py file and ``path.key=value`` pairs; without a GPU the device is the CPU."""
+    """Read the configuration from a .py file and ``path.key=value`` pairs; without a GPU the device is the CPU."""
     cfg = LazyConfig.apply_overrides(LazyConfig.load(arguments.config_file), arguments.opts)
     if not torch.cuda.is_available():
         cfg.train.device = "cpu"
@@ -66,7 +66,7 @@ def run(arguments: Namespace) -> Any:
 
 
 def grow_weights(cfg: Config) -> str:
-    """``train.init_checkpoint`` with the rows of this task: :func:`openworld.plugins.detectron2.grow_weights`."""
+    """Give ``train.init_checkpoint`` the rows of this task: :func:`openworld.plugins.detectron2.grow_weights`."""
 
     def make(labels: LabelSpace, dim: int) -> OpenWorldOutputLayers:
         earlier = cfg.copy()
@@ -79,7 +79,7 @@ def grow_weights(cfg: Config) -> str:
 
 
 def build_model(cfg: Config) -> GeneralizedRCNN:
-    """The detector on its device; the data sets of its schedule are registered."""
+    """Build the detector on its device, and register the data sets of its schedule."""
     model = instantiate(cfg.model).to(cfg.train.device)
     told = model.roi_heads.box_predictor.method.uses_unknown_labels
     register_schedule(cfg.openworld.schedule, layout=cfg.openworld.layout, held_out_with_unknown=told)
@@ -87,7 +87,7 @@ def build_model(cfg: Config) -> GeneralizedRCNN:
 
 
 def build_trainer(cfg: Config, model: GeneralizedRCNN) -> SimpleTrainer:
-    """Model, data and optimiser; with ``train.amp.enabled`` in fp16 on a GPU, in bf16 on a CPU."""
+    """Build the trainer: model, data and optimiser; ``train.amp.enabled`` means fp16 on a GPU and bf16 on a CPU."""
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     kind = SimpleTrainer
@@ -97,7 +97,7 @@ def build_trainer(cfg: Config, model: GeneralizedRCNN) -> SimpleTrainer:
 
 
 def add_hooks(cfg: Config, trainer: SimpleTrainer, checkpointer: DetectionCheckpointer) -> None:
-    """Learning rate, calibration, checkpoints, evaluation and logs, in this order."""
+    """Register the hooks: learning rate, calibration, checkpoints, evaluation and logs, in this order."""
     folder, first = cfg.train.output_dir, comm.is_main_process()
     saving = hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
     writing = hooks.PeriodicWriter(default_writers(folder, cfg.train.max_iter), period=cfg.train.log_period)
@@ -114,12 +114,12 @@ def add_hooks(cfg: Config, trainer: SimpleTrainer, checkpointer: DetectionCheckp
 
 
 def held_out_batches(cfg: Config) -> Iterator[list[dict[str, Any]]]:
-    """What the method is calibrated on, ``dataloader.held_out``."""
+    """Yield the images that the method is calibrated on, ``dataloader.held_out``."""
     yield from instantiate(cfg.dataloader.held_out)
 
 
 def evaluate(cfg: Config, model: GeneralizedRCNN) -> OrderedDict[str, dict[str, float]] | None:
-    """Score ``dataloader.test`` by our evaluator."""
+    """Score ``dataloader.test`` with :class:`OpenWorldEvaluator`."""
     name = cfg.dataloader.test.dataset.names
     predictor = getattr(model, "module", model).roi_heads.box_predictor
     evaluator = OpenWorldEvaluator(

@@ -1,4 +1,4 @@
-"""detectron2's ``DefaultTrainer`` for one task of a schedule: our evaluator, the calibration, a verified backbone."""
+"""detectron2's ``DefaultTrainer`` for one task of a schedule: evaluator, calibration and a verified backbone."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from openworld.plugins.detectron2.evaluator import OpenWorldEvaluator
 
 
 class CpuAmpTrainer(SimpleTrainer):
-    """``AMPTrainer`` for a CPU: bf16 in the forward pass; it has float32's range, so that nothing is scaled."""
+    """``AMPTrainer`` for a CPU: bf16 in the forward pass. bf16 has float32's range, so losses need no scaling."""
 
     def run_step(self) -> None:
-        """One step."""
+        """Make one step."""
         assert self.model.training
         start = time.perf_counter()
         data = next(self._data_loader_iter)
@@ -55,14 +55,14 @@ class OpenWorldTrainer(DefaultTrainer):
             self._trainer = CpuAmpTrainer(self.model, self.data_loader, self.optimizer)
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """As detectron2's; a training that has nothing but ``OPENWORLD.BACKBONE`` starts from that."""
+        """Resume or load as detectron2 does; without other weights the training starts from ``OPENWORLD.BACKBONE``."""
         super().resume_or_load(resume=resume)
         if self.cfg.OPENWORLD.BACKBONE and not self.cfg.MODEL.WEIGHTS and self.start_iter == 0:
             model = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
             load_backbone(self.cfg, model)
 
     def build_hooks(self) -> list[HookBase]:
-        """detectron2's, with :class:`Calibration` before the hook that saves."""
+        """Return detectron2's hooks, with :class:`Calibration` before the hook that saves."""
         result: list[HookBase] = super().build_hooks()
         if name := held_out_set(self.cfg):
             saving = [place for place, hook in enumerate(result) if isinstance(hook, hooks.PeriodicCheckpointer)]
@@ -72,7 +72,7 @@ class OpenWorldTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> OpenWorldEvaluator:
-        """Our evaluator for our test sets; a subclass may add others."""
+        """Build the evaluator of a schedule's test set; a subclass may add others."""
         if registered(dataset_name) is None:
             kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
             raise NotImplementedError(f"no evaluator for {dataset_name} of the type {kind}")

@@ -1,4 +1,4 @@
-"""The weights that a task starts from: those of the task before, with rows for the new classes."""
+"""Initial weights of a task: those of the previous task, with rows for the new classes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from openworld.labels import LabelSpace
 from ssl_backbones.handover.pickles import read_pickle
 
 MakePredictor = Callable[[LabelSpace, int], OpenWorldOutputLayers]
-"""The two last layers for a label space and a width of features."""
+"""Builds the two last layers for a label space and a feature dimension."""
 
 
 def grow_weights(cfg: CfgNode) -> str:
-    """A file that ``MODEL.WEIGHTS`` can name: a checkpoint of an earlier task gets the rows of the current one.
+    """Return a file for ``MODEL.WEIGHTS``: a checkpoint of an earlier task gets the rows of the current one.
 
     Returns:
         the path of the new file in ``OUTPUT_DIR``, or ``MODEL.WEIGHTS`` where nothing grows.
 
     Raises:
-        CheckpointError: a damaged file, or a checkpoint of a later task or of another schedule.
+        CheckpointError: the file is damaged, or is a checkpoint of a later task or of another schedule.
     """
 
     def make(labels: LabelSpace, dim: int) -> OpenWorldOutputLayers:
@@ -41,13 +41,13 @@ def grow_weights(cfg: CfgNode) -> str:
 
 
 def grown_file(weights: str, folder: str, labels: LabelSpace, make: MakePredictor) -> str:
-    """The same for any configuration.
+    """Return the path of a checkpoint that has the rows of a task, for any kind of configuration.
 
-    Known classes, unknown and background keep their weights, and the feature memory and the prototypes what they
-    have; the method is calibrated anew. Anything but a checkpoint of our heads is left as it is.
+    Known classes, unknown and background keep their weights; the feature memory and the prototypes keep their content;
+    the method needs a new calibration. Any file but a checkpoint of the open-world heads is left as it is.
 
     Args:
-        weights: a checkpoint, or what else a training starts from.
+        weights: a checkpoint, or any other file that a training can start from.
         folder: for the new file.
         labels: of the task that begins.
         make: builds the layers of the earlier task.
@@ -77,8 +77,8 @@ def grown_file(weights: str, folder: str, labels: LabelSpace, make: MakePredicto
 def grown_state(
     state: Mapping[str, Tensor], before: LabelSpace, after: LabelSpace, make: MakePredictor
 ) -> dict[str, Tensor]:
-    """A state dict with the rows of a later task. New rows start near *unknown*'s, with a little noise of the global
-    generator."""
+    """Return the state dict with the rows of a later task. New rows are that of *unknown* plus a little noise from the
+    global generator."""
     prefix = f"{PREDICTOR}."
     own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     predictor = make(before, own["cls_score.weight"].shape[1])

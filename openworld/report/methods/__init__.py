@@ -1,4 +1,4 @@
-"""What open-world methods show of themselves on the page of a run: one module per method, one entry in the table."""
+"""Sections of open-world methods on the page of a run: one module per method, one entry in the table."""
 
 from openworld.report.methods.base import MethodPage
 from openworld.report.methods.ore import ORE_PAGE

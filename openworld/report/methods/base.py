@@ -1,4 +1,4 @@
-"""What a method contributes to the page of a run."""
+"""The section of a method on the page of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class MethodPage:
         link: a word for the navigation.
         title: head of the section.
         lead: how to read it.
-        panels: HTML of each panel, in order; none where the run has nothing to show.
+        panels: HTML of each panel, in order; none if the run has nothing to show.
         warnings: what a reader must know before quoting a number.
     """
 

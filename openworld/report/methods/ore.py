@@ -46,7 +46,7 @@ FITTED_ON = {
 
 
 def energy_panels(tasks: Sequence[TaskArtefacts]) -> list[str]:
-    """A panel per task with an calibration.json: the histogram, the facts of the fit, and the fitted parameters."""
+    """Make one panel per task with a calibration.json: histogram, facts of the fit, and fitted parameters."""
     return [
         render("methods/ore.html", **_energy_facts(task.number, task.calibration))
         for task in tasks
@@ -55,7 +55,7 @@ def energy_panels(tasks: Sequence[TaskArtefacts]) -> list[str]:
 
 
 def energy_warnings(tasks: Sequence[TaskArtefacts]) -> list[str]:
-    """Tasks in which no fit could be made."""
+    """Return a warning that names the tasks without a fit."""
     fallen = [str(task.number) for task in tasks if mapping(task.calibration).get("status") == "fallback"]
     if not fallen:
         return []
@@ -78,7 +78,7 @@ ORE_PAGE = MethodPage(
 
 
 def _energy_facts(task: int, energy: Mapping[str, Any]) -> dict[str, Any]:
-    """What the template of a panel names."""
+    """Return the values for the template of a panel."""
     temperature, at_test = decimal(energy.get("temperature"), 2), decimal(energy.get("test_temperature"), 2)
     rule = energy.get("decision")
     rate = number(energy.get("known_rejection_rate"))
@@ -172,7 +172,7 @@ def energy_histogram(energy: Mapping[str, Any], task: int) -> str | None:
 
 
 def unknown_intervals(energy: Mapping[str, Any]) -> list[Interval]:
-    """The ``intervals`` of calibration.json; malformed ones are left out."""
+    """Return the ``intervals`` of calibration.json; malformed ones are left out."""
     pairs = [sequence(pair) for pair in sequence(energy.get("intervals"))]
     return [(number(pair[0]), number(pair[1])) for pair in pairs if len(pair) == 2]
 
@@ -182,7 +182,7 @@ def _finite(values: Any) -> Reals:
 
 
 def _shown_range(samples: Reals, intervals: Sequence[Interval]) -> tuple[float, float, list[float]]:
-    """The range of the x axis, and the ends of intervals in it: nearly all samples, and ends that are not far off."""
+    """Return the range of the x axis, with nearly all samples and the ends that are near, and these ends."""
     low, high = (float(value) for value in np.quantile(samples, (0.002, 0.998)))
     margin = 0.06 * (high - low) or 1.0
     low, high = low - margin, high + margin
@@ -205,7 +205,7 @@ def _draw_samples(axes: Axes, samples: Mapping[str, Reals], low: float, high: fl
 
 
 def _density(at: Reals, fit: Mapping[str, Any]) -> Reals | None:
-    """(N,) density of a fit of calibration.json; None where a parameter is missing or impossible."""
+    """Compute the (N,) density of a fit of calibration.json; None if a parameter is missing or invalid."""
     shape, location, scale = (number(fit.get(key)) for key in ("shape", "location", "scale"))
     if shape is None or location is None or scale is None or shape <= 0 or scale <= 0:
         return None

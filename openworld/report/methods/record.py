@@ -1,4 +1,4 @@
-"""The page of a method that brings none: its calibration record, as it is written."""
+"""The default section of a method: its calibration record, as it is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_ENTRIES = 40
 
 
 def record_panels(tasks: Sequence[TaskArtefacts]) -> list[str]:
-    """A table per task with a calibration.json."""
+    """Make one table per task with a calibration.json."""
     panels = []
     for task in tasks:
         if task.calibration is not None:
@@ -27,7 +27,7 @@ def record_panels(tasks: Sequence[TaskArtefacts]) -> list[str]:
 
 
 def record_warnings(tasks: Sequence[TaskArtefacts]) -> list[str]:
-    """Tasks in which the calibration fell back."""
+    """Return a warning that names the tasks in which the calibration fell back."""
     fallen = [str(task.number) for task in tasks if mapping(task.calibration).get("status") == "fallback"]
     if not fallen:
         return []
@@ -35,7 +35,7 @@ def record_warnings(tasks: Sequence[TaskArtefacts]) -> list[str]:
 
 
 def record_page(name: str) -> MethodPage:
-    """The page of the method of this name."""
+    """Make the section of the method of this name."""
     return MethodPage(
         link="Method",
         title=f"The open-world method: {name}",

@@ -1,1 +1,1 @@
-"""The sections of the page of a run: each function turns what was read from the folder into what the template names."""
+"""The sections of the page of a run: each function turns the content of the folder into variables of the template."""

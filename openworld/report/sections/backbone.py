@@ -13,7 +13,7 @@ from openworld.report.text import number, percent
 
 
 def backbone(card: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The card as text, and what its ``knn`` entry says: ``trained``, ``untrained`` and ``chance``, fractions."""
+    """Return the card as text, and its ``knn`` accuracies ``trained``, ``untrained`` and ``chance`` as fractions."""
     listed = mapping(mapping(card).get("knn"))
     found = {key: value for key in ("trained", "untrained", "chance") if (value := number(listed.get(key))) is not None}
     reading = None

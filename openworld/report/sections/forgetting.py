@@ -1,4 +1,4 @@
-"""What was forgotten: mean AP of each task's classes after every task, and the AP of every class."""
+"""Forgetting: mean AP of each task's classes after every task, and the AP of every class."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from openworld.report.sections.results import protocols
 from openworld.report.text import percent, points
 
 _LEAST_LOSS = 0.005
-"""A class that lost less is not named."""
+"""Classes that lost less are not named."""
 _MOST_LOSERS = 3
 
 
 def forgotten(run: RunArtefacts) -> dict[str, Any]:
-    """The table and lines of means, the classes that lost most, and the heat map of single classes."""
+    """Return the table and lines of means, the classes that lost most, and the heat map of single classes."""
     tasks = [task for task, _ in run.scored]
     taught = {name: task for task, names in enumerate(run.schedule, start=1) for name in names}
     values = {
@@ -44,7 +44,7 @@ def forgotten(run: RunArtefacts) -> dict[str, Any]:
 
 
 def _row(group: int, means: Sequence[float | None], tasks: Sequence[int]) -> dict[str, Any]:
-    """Means of one task's classes as text; ``tone`` colours the change."""
+    """Format the means of one task's classes as text; ``tone`` colours the change."""
     change = points(plots.class_change(means, group, tasks))
     return {
         "task": group,
@@ -55,7 +55,7 @@ def _row(group: int, means: Sequence[float | None], tasks: Sequence[int]) -> dic
 
 
 def _measured(run: RunArtefacts) -> list[dict[str, Any]]:
-    """Forgetting and kept share after each task; nothing where the results do not share a protocol."""
+    """Return forgetting and kept share after each task; nothing if the results do not share a protocol."""
     results = [
         {
             "task": task,
@@ -82,7 +82,7 @@ def _measured(run: RunArtefacts) -> list[dict[str, Any]]:
 def _losers(
     values: Mapping[str, Sequence[float | None]], taught: Mapping[str, int], tasks: Sequence[int]
 ) -> list[tuple[str, str]]:
-    """The classes that lost most since they were taught, and their loss in points, the largest first."""
+    """Return the classes that lost most since they were taught, and their loss in points, the largest first."""
     changes = {name: plots.class_change(row, taught[name], tasks) for name, row in values.items()}
     lost = sorted((change, name) for name, change in changes.items() if change is not None and change <= -_LEAST_LOSS)
     return [(name, percent(-change)) for change, name in lost[:_MOST_LOSERS]]

@@ -14,7 +14,7 @@ _LEAST_TAUGHT = 0.005
 
 @dataclass(frozen=True)
 class _Summary:
-    """What the top of the page says; a number is None where it does not exist.
+    """Numbers at the top of the page; a number that does not exist is None.
 
     Args:
         task: the last evaluated one.
@@ -35,7 +35,7 @@ class _Summary:
 
 
 def headline(run: RunArtefacts) -> dict[str, Any]:
-    """The big numbers, each with what it means, and the sentence."""
+    """Return the big numbers, each with its meaning, and the sentence."""
     if not run.scored:
         return {"figures": [], "sentence": "This run has no metrics.json yet: nothing has been evaluated."}
     summary = _summary(run)
@@ -43,7 +43,7 @@ def headline(run: RunArtefacts) -> dict[str, Any]:
 
 
 def warnings(run: RunArtefacts) -> list[str]:
-    """What a reader must know before quoting a number, whatever the method."""
+    """Return what a reader must know before quoting a number, whatever the method."""
     told = [str(task) for task, metrics in run.scored if metrics.get("uses_unknown_labels")]
     if not told:
         return []
@@ -70,7 +70,7 @@ def _summary(run: RunArtefacts) -> _Summary:
 
 
 def _taught(run: RunArtefacts) -> float | None:
-    """Mean AP@50 of the classes of earlier tasks when each was taught.
+    """Compute the mean AP@50 of the classes of earlier tasks when each was taught.
 
     None unless every class that is scored now was scored then, so that kept over taught compares the same classes.
     """

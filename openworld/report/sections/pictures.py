@@ -12,7 +12,7 @@ from openworld.report.text import listed
 
 
 def picture_facts(picture: Picture) -> dict[str, Any]:
-    """One image as the page shows it: its panels, with drawings as ``data:`` addresses."""
+    """Return one image for the page: its panels, with drawings as ``data:`` addresses."""
     story = f"{listed(picture.story)}: first found as unknown, named once taught" if picture.story else None
     return {
         "id": picture.image_id,
@@ -31,7 +31,7 @@ def pictures_note(
     known_threshold: float,
     unknowns: int,
 ) -> str:
-    """How the images were chosen, and which detections are drawn; or why there are no pictures."""
+    """Describe how the images were chosen and which detections are drawn, or why the page lacks pictures."""
     if all(task.predictions is None for task in run.tasks):
         return "No task has a predictions.json, so there are no pictures."
     if gone is not None and not shown:

@@ -14,11 +14,11 @@ from openworld.report.run_folder import RunArtefacts, flatten, mapping, sequence
 from openworld.report.text import count, first_of, metric_text, number, value_text
 
 MOST_NAMES = 12
-"""More classes than this are counted, not listed."""
+"""Largest number of classes to list by name; more are only counted."""
 
 
 def results(run: RunArtefacts) -> dict[str, Any]:
-    """The table of :data:`openworld.metrics.table.METRICS`, its figure and the curves."""
+    """Return the table of :data:`openworld.metrics.table.METRICS`, its figure and the curves."""
     contents = [{"task": task, **metrics} for task, metrics in run.scored]
     rows = [_row(task.number, task.metrics) for task in run.tasks]
     return {
@@ -39,7 +39,7 @@ def results(run: RunArtefacts) -> dict[str, Any]:
 
 
 def classes(run: RunArtefacts) -> list[dict[str, Any]]:
-    """The schedule: what each task teaches."""
+    """Return the schedule: the classes that each task teaches."""
     return [
         {"task": task, "num_classes": len(names), "names": first_of(names, MOST_NAMES)}
         for task, names in enumerate(run.schedule, start=1)
@@ -48,12 +48,12 @@ def classes(run: RunArtefacts) -> list[dict[str, Any]]:
 
 
 def protocols(run: RunArtefacts) -> list[str]:
-    """Names of the protocols that the tasks were scored under, sorted."""
+    """Return the names of the protocols that the tasks were scored under, sorted."""
     return sorted({str(metrics["protocol"]) for _, metrics in run.scored if metrics.get("protocol") is not None})
 
 
 def _row(task: int, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
-    """One task's numbers as text."""
+    """Format one task's numbers as text."""
     if metrics is None:
         return {"task": task, "missing": True}
     return {
@@ -67,7 +67,7 @@ def _row(task: int, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _hits(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the detections called unknown hit, with shares in percent; nothing where there are none."""
+    """Return what the detections called unknown hit, with shares in percent; nothing without such detections."""
     hits = {kind: number(found.get(kind)) for kind in ("unknown", "known", "background")}
     total = sum(value or 0.0 for value in hits.values())
     if not total:
@@ -78,6 +78,6 @@ def _hits(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _classes_below_recall(metrics: Mapping[str, Any]) -> str | None:
-    """Classes that never reach the recall at which papers print WI; None without such classes, or without WI."""
+    """Name the classes that never reach the recall at which papers print WI; None without such classes or WI."""
     names = sequence(mapping(metrics.get("wi_classes_below_recall")).get(f"{WI_RECALL:.1f}"))
     return first_of(names, MOST_NAMES) if names and number(metrics.get("wi")) is not None else None

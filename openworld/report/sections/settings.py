@@ -1,4 +1,4 @@
-"""What was run: configuration, machine, repairs of the data, exemplars and times; and how to run it again."""
+"""Settings of the run: configuration, machine, repairs of the data, exemplars and times; and how to repeat it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from openworld.report.text import count, duration, number, value_text
 
 
 def what_was_run(run: RunArtefacts) -> dict[str, Any]:
-    """Settings and facts of the run as text."""
+    """Return settings and facts of the run as text."""
     return {
         "config": settings(run.config),
         "environment": settings(run.environment),
@@ -24,12 +24,12 @@ def what_was_run(run: RunArtefacts) -> dict[str, Any]:
 
 
 def settings(tree: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Leaves of a file as (dotted key, text)."""
+    """Return the leaves of a file as (dotted key, text)."""
     return [(key, value_text(value)) for key, value in flatten(tree or {})]
 
 
 def commands(run: RunArtefacts) -> list[dict[str, str]]:
-    """Command lines that make the run, or the page, again."""
+    """Return the command lines that repeat the run, or rebuild the page."""
     folder = shlex.quote(str(run.path))
     again = shlex.quote(f"{str(run.path).rstrip('/')}-again")
     return [
@@ -63,7 +63,7 @@ def _exemplars(task: int, found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _times(log: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Time by task and phase, in the order of the log. A phase that was resumed counts all its parts."""
+    """Sum the time by task and phase, in the order of the log. All parts of a resumed phase count."""
     spent: dict[Any, dict[str, float]] = {}
     for entry in log:
         seconds = number(entry.get("seconds"))
