@@ -11,7 +11,7 @@ from openworld.runtime.options import check
 
 @dataclass(kw_only=True)
 class ClosedOptions(MethodOptions):
-    """Plain Faster R-CNN: the upper bound of known mAP that an open-world method is compared with."""
+    """Plain Faster R-CNN: the reference for known mAP that an open-world method is compared with."""
 
     METHOD: ClassVar[str] = "openworld.methods.closed.method:Closed"
 
