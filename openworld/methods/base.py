@@ -111,7 +111,10 @@ class OpenWorldMethod(nn.Module):
         return {}
 
     def meters(self) -> dict[str, float]:
-        """Return numbers for the log that show the progress of the method's training."""
+        """Return numbers that show the progress of the method's training: name → value.
+
+        They are logged at each checkpoint and at the end of a phase; with detectron2's trainer, per logged step.
+        """
         return {}
 
     # -- test ---------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def train_phase(
         detector: trained in place.
         batches: of the remaining steps; they start at the step of the checkpoint.
         phase: its options, and its position in the schedule.
-        log: receives one ``step`` event per step.
+        log: receives one ``step`` event per step, and the method's ``meters`` at each checkpoint and at the end.
         resume_from: checkpoint of this phase, or None to begin.
 
     Raises:
@@ -93,7 +93,11 @@ def train_phase(
             log.append("step", stage=phase.stage, task=phase.task, step=step + 1, loss=loss, losses=named, lr=lr)
             bar.advance(loss=loss, lr=lr)
             done = step + 1
-            if done % options.checkpoint_every == 0 and done < options.steps:
+            at_checkpoint = done % options.checkpoint_every == 0
+            # A meter may wait for the GPU, so it is not read per step.
+            if (at_checkpoint or done == options.steps) and (meters := detector.method.meters()):
+                log.append("meters", stage=phase.stage, task=phase.task, step=done, **meters)
+            if at_checkpoint and done < options.steps:
                 save_progress(phase.folder, detector, phase.after(done), log, optimizer)
 
 

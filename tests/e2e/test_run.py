@@ -63,6 +63,13 @@ def test_no_step_is_missing_or_twice(tiny_run: Path) -> None:
     assert steps == expected + [("replay", 2, n) for n in range(1, 4)]
 
 
+def test_the_log_holds_the_meters_of_the_method(tiny_run: Path) -> None:
+    meters = [entry for entry in lines(tiny_run) if entry["event"] == "meters"]
+    ends = {("train", 1, 6), ("train", 2, 4), ("replay", 2, 3)}
+    assert ends <= {(entry["stage"], entry["task"], entry["step"]) for entry in meters}
+    assert all(entry["num_prototypes"] >= 0 and entry["num_remembered"] > 0 for entry in meters)
+
+
 def test_evaluate_scores_the_file_alone(tiny_run: Path, tmp_path: Path) -> None:
     result = tmp_path / "metrics.json"
     openworld(
