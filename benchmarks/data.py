@@ -2,7 +2,7 @@
 
     python benchmarks/data.py [--xml 10000] [--images 96] [--size 640 480] [--repeats 5] [--json FILE]
 
-Annotations: a VOC folder with so many generated XML files is parsed, and read from the cache; the records must agree.
+Annotations: a VOC folder with ``--xml`` generated files is parsed, and read from the cache; the records must agree.
 The cache does not take files that have only just been written, so the run waits two seconds first. The files are in the
 system's page cache both times.
 
@@ -51,7 +51,7 @@ NAMES = ["cat", "dog", "bird", "car"]
 
 
 def write_voc(folder: Path, count: int) -> Path:
-    """XML as VOC's own, three objects an image on average."""
+    """Write XML as VOC's own, three objects per image on average."""
     rng = np.random.default_rng(0)
     (folder / "Annotations").mkdir(parents=True)
     for number in range(count):
@@ -74,7 +74,7 @@ def write_voc(folder: Path, count: int) -> Path:
 
 
 def write_photographs(folder: Path, count: int, size: tuple[int, int]) -> Path:
-    """Smooth noise of several octaves, which a JPEG decoder works on about as long as on a photograph."""
+    """Write smooth noise of several octaves, which takes about as long to decode as a photograph."""
     rng = np.random.default_rng(1)
     (folder / "images").mkdir(parents=True)
     images, annotations = [], []
@@ -116,7 +116,7 @@ def summary(values: list[float]) -> dict[str, Any]:
 
 
 def agree(first: Dataset, second: Dataset) -> bool:
-    """Whether two readings hold the same."""
+    """Return whether two readings are equal."""
     return first.categories == second.categories and all(
         (a.image_id, a.path, a.width, a.height, a.annotation_ids)
         == (b.image_id, b.path, b.width, b.height, b.annotation_ids)
@@ -206,7 +206,7 @@ def own_batches(dataset: Dataset, sides: tuple[int, int], workers: int, resize: 
 
 
 def rate(batches: Iterator[Any]) -> float:
-    """Images a second after the first batch."""
+    """Return the images per second after the first batch."""
     next(batches)
     started, images = time.perf_counter(), 0
     for batch in batches:
