@@ -27,7 +27,7 @@ def test_find_images(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     assert [path.name for path in find_images(folder)] == [f"{i}.png" for i in range(5)]
     with pytest.raises(DataError, match="holds no images"):
         find_images(tmp_path_factory.mktemp("empty"))
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         find_images(folder / "absent")
 
 
