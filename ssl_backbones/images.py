@@ -166,7 +166,7 @@ class ImagePool:
 
     @cached_property
     def _previous(self) -> list[int]:
-        """Return the position of the frame before each; for the first frame of a folder that is itself."""
+        """The position of the frame before each; for the first frame of a folder that is itself."""
         videos: dict[Path, list[int]] = defaultdict(list)
         for position, path in enumerate(self._paths):
             videos[path.parent].append(position)
@@ -291,7 +291,7 @@ def view_batches(
     frames: int = 1,
     pin_memory: bool = False,
 ) -> DataLoader[Batch]:
-    """Yield the micro-batches of the steps ``start`` to ``stop`` - 1. They depend on the plan and the step only.
+    """Load the micro-batches of the steps ``start`` to ``stop`` - 1. They depend on the plan and the step only.
 
     Views are ``size`` pixels wide and high; those whose recipe is ``local`` are ``local_size``. With ``captions``, of
     all images of the pool, batches carry one caption per image. Recipes of ``frames`` get stacks of ``frames`` images.

@@ -121,7 +121,7 @@ class Pretraining:
     """Number of steps before this start."""
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the micro-batches of the remaining steps; see :func:`ssl_backbones.images.view_batches`."""
+        """Return an iterator over the remaining micro-batches; see :func:`ssl_backbones.images.view_batches`."""
         options = self.options
         loader = view_batches(
             self.pool,

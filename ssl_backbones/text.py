@@ -60,7 +60,7 @@ class BytePairs:
 
     @cached_property
     def _ranks(self) -> dict[tuple[str, str], int]:
-        """Return the position of each pair in the file, whose first line is its version."""
+        """The position of each pair in the file, whose first line is its version."""
         try:
             raw = self.path.read_bytes()
             text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode()

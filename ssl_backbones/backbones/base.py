@@ -42,7 +42,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def c4_head(self) -> nn.Module | None:
-        """Return the stage that a C4 detector runs on each region ("res5"), or None if the family has none."""
+        """The stage that a C4 detector runs on each region ("res5"), or None if the family has none."""
         return None
 
     @property
