@@ -50,7 +50,7 @@ NAMES = ["cat", "dog", "bird", "car"]
 
 
 def write_voc(folder: Path, count: int) -> Path:
-    """XML as VOC's own, three objects an image on average."""
+    """Write XML as VOC's own, three objects per image on average."""
     rng = np.random.default_rng(0)
     (folder / "Annotations").mkdir(parents=True)
     for number in range(count):
@@ -73,7 +73,7 @@ def write_voc(folder: Path, count: int) -> Path:
 
 
 def write_photographs(folder: Path, count: int, size: tuple[int, int]) -> Path:
-    """Smooth noise of several octaves, which a JPEG decoder works on about as long as on a photograph."""
+    """Write smooth noise of several octaves, which takes about as long to decode as a photograph."""
     rng = np.random.default_rng(1)
     (folder / "images").mkdir(parents=True)
     images, annotations = [], []
@@ -115,7 +115,7 @@ def summary(values: list[float]) -> dict[str, Any]:
 
 
 def agree(first: Dataset, second: Dataset) -> bool:
-    """Whether two readings hold the same."""
+    """Return whether two readings are equal."""
     return first.categories == second.categories and all(
         (a.image_id, a.path, a.width, a.height, a.annotation_ids)
         == (b.image_id, b.path, b.width, b.height, b.annotation_ids)
@@ -226,7 +226,7 @@ def our_batches(dataset: Dataset, sides: tuple[int, int], workers: int, resize: 
 
 
 def rate(batches: Iterator[Any]) -> float:
-    """Images a second after the first batch."""
+    """Return the images per second after the first batch."""
     next(batches)
     started, images = time.perf_counter(), 0
     for batch in batches:

@@ -38,7 +38,7 @@ from ssl_backbones.backbones import ResNetOptions
 
 
 def twin(model: OpenWorldRCNN) -> Detectron2RCNN:
-    """The same detector made of detectron2's parts."""
+    """Build the same detector from detectron2's parts."""
     arch = ResNetOptions(name="resnet50", width=1.0, norm="frozen")
     other = Detectron2RCNN(LABELS, arch, replace(model.options, engine="detectron2"))
     named = {detectron2_name(name, "fpn"): value for name, value in model.state_dict().items()}
@@ -51,7 +51,7 @@ def twin(model: OpenWorldRCNN) -> Detectron2RCNN:
 
 @torch.no_grad()
 def compare_losses(stock: FasterRCNN, batch: Batch, device: torch.device) -> dict[str, list[float]]:
-    """Each float32 loss of a step of both engines."""
+    """Return each float32 loss of one training step of both engines."""
     ours = sampling_all(own_model(stock, 512, "fp32")).to(device)
     found = []
     for engine in (ours, twin(ours)):

@@ -4,8 +4,8 @@
 
 The peer is the VOC loop that all published open-world evaluators share: detections as lines of text, one class after
 the other, one detection after the other, twice (once for the class, once for the unknown objects). Both score the same
-synthetic detections under the protocol ``ore``; the run fails if their numbers differ. Each evaluator runs in a process
-of its own, which reports its time and its peak memory.
+synthetic detections under the protocol ``ore``; the run fails if their numbers differ. Each evaluator runs in its own
+process, which reports its time and its peak memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KNOWN = 80
 
 
 def scene(images: int, detections: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """About 7 objects an image in 81 classes (the last is unknown); two of five detections lie near an object."""
+    """Draw about 7 objects per image in 81 classes (the last is unknown); two of five detections are near an object."""
     generator = np.random.default_rng(seed)
     counts = generator.poisson(7, images)
     object_image = np.repeat(np.arange(images), counts)
@@ -112,7 +112,7 @@ def loop(arrays: dict[str, np.ndarray], images: int, repeats: int) -> dict[str, 
 
 
 def loop_class(lines: list[str], records: dict[str, list[dict[str, Any]]], row: int) -> dict[str, Any]:
-    """Recall, AP and open-set errors of one class."""
+    """Compute recall, AP and open-set errors of one class."""
     own: dict[str, dict[str, Any]] = {}
     unknowns: dict[str, np.ndarray] = {}
     positives = 0
@@ -148,7 +148,7 @@ def loop_class(lines: list[str], records: dict[str, list[dict[str, Any]]], row: 
 
 
 def overlap(objects: np.ndarray, box: np.ndarray) -> tuple[float, int]:
-    """Largest IoU of a box with the objects, in inclusive pixels."""
+    """Return the largest IoU of a box with the objects, in inclusive pixels."""
     if not objects.size:
         return -np.inf, -1
     width = np.maximum(np.minimum(objects[:, 2], box[2]) - np.maximum(objects[:, 0], box[0]) + 1, 0)
@@ -160,7 +160,7 @@ def overlap(objects: np.ndarray, box: np.ndarray) -> tuple[float, int]:
 
 
 def work(evaluator: str, images: int, detections: int, repeats: int, connection: Any) -> None:
-    """In a process of its own: run, and report time and peak memory."""
+    """Run an evaluator in its own process, and report time and peak memory."""
     result = (vectorised if evaluator == "vectorised" else loop)(scene(images, detections), images, repeats)
     scale = 1024 if sys.platform != "darwin" else 1
     connection.send({**result, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale})
@@ -183,7 +183,7 @@ def measure(evaluator: str, images: int, detections: int, repeats: int) -> dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=10246)
-    parser.add_argument("--detections", type=int, default=100, help="of an image")
+    parser.add_argument("--detections", type=int, default=100, help="number of detections per image")
     parser.add_argument("--repeats", type=int, default=5, help="of the vectorised evaluator; the loop runs once")
     parser.add_argument("--json", type=str, default=None, help="file for the numbers")
     options = parser.parse_args()

@@ -3,14 +3,14 @@
     python benchmarks/gradient_messages.py [--rounds 9] [--side 224] [--gbits 0 10 1] [--json FILE]
 
 Two gloo processes of one thread each train R50-FPN with one image of ``side`` pixels and 512 regions per process, and
-BatchNorm statistics of their own. Three ways of averaging take turns in every round, so that a slow moment of the
-machine meets all of them:
+their own BatchNorm statistics. Three ways of averaging take turns in every round, so that a slow moment of the machine
+affects all of them:
 
 - ``after``: one message with all gradients when the backward pass is through;
 - ``overlapped``: :class:`openworld.runtime.gradients.GradientAverage`, as `openworld run` does it;
 - ``ddp``: torch's DistributedDataParallel, with the losses as its forward pass.
 
-The table has the median time of a step, its ratio to ``after``, and how long the step waited for messages after the
+The table has the median time per step, its ratio to ``after``, and how long the step waited for messages after the
 backward pass (DistributedDataParallel waits inside it). The gradients of the first step must agree.
 
 On one machine the messages cross the loopback interface, which is fast but takes time of the same cores. ``--gbits``
@@ -54,7 +54,7 @@ REGIONS = 512
 PROCESSES = 2
 
 Step = Callable[[], tuple[float, float]]
-"""Makes a step; returns its seconds, and those from the end of the backward pass to averaged gradients."""
+"""Makes one step; returns its duration, and the time from the end of the backward pass to averaged gradients (s)."""
 
 
 def detector() -> Detector:
@@ -87,7 +87,7 @@ class Link:
         self.gbits, self.free_at = 0.0, 0.0
 
     def occupy(self, num_bytes: int) -> float:
-        """Queue a message; returns when it has arrived, by the clock of :func:`time.perf_counter`."""
+        """Queue a message; return its time of arrival, by the clock of :func:`time.perf_counter`."""
         if not self.gbits:
             return 0.0
         moved = 2 * (PROCESSES - 1) / PROCESSES * num_bytes
@@ -165,7 +165,7 @@ def step_of(model: Detector, losses: Callable[..., dict[str, Tensor]], average: 
 
 
 def process(rank: int, options: argparse.Namespace) -> None:
-    """What one process does; rank 0 writes the times."""
+    """Run one process; rank 0 writes the times."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{options.meeting}", rank=rank, world_size=PROCESSES)
     data = batch(options.side, rank)

@@ -1,12 +1,12 @@
-"""What ORE adds to a training step, at the sizes of its paper, and what the reference's form of the loss would.
+"""Time that ORE adds to a training step, at the sizes of its paper, and time of the reference's form of the loss.
 
     python benchmarks/ore_overhead.py [--steps 7] [--threads 2] [--json FILE]
 
 The plain step is this package's Faster R-CNN without ORE: ResNet-50 with frozen batch norm and two frozen stages, FPN
-of 256 channels, a box head of 1024, two images of 320 x 320 pixels, 512 regions an image, forward, backward and SGD.
+of 256 channels, a box head of 1024, two images of 320 x 320 pixels, 512 regions per image, forward, backward, SGD.
 ORE's parts are labelling unknowns on the proposals of that step, remembering its 1024 regions, and the clustering loss
 forward and backward, on features of 2048 numbers (after a ReLU) with a prototype for each of 82 rows. In every round
-the plain step and all parts are timed once, so that a slow moment of the machine meets all of them.
+the plain step and all parts are timed once, so that a slow moment of the machine affects all of them.
 
 The loss is timed in three situations: no other prototype within the margin, so that only a region's own one has a
 gradient; every prototype within it; and the first task of four, in which 60 classes are absent and no other prototype
@@ -60,7 +60,7 @@ MODES = {
 
 
 def plain_step() -> tuple[Callable[[], None], list[Regions]]:
-    """A step of the detector without ORE; it leaves the proposals that ORE would label in the list."""
+    """Make a step of the detector without ORE; it stores the proposals that ORE would label in the list."""
     torch.manual_seed(0)
     options = ModelOptions(
         neck="fpn",
@@ -138,7 +138,7 @@ def peer_loss(features: Tensor, labels: Tensor, prototypes: Tensor, background: 
 
 
 def parts(proposed: list[Regions]) -> dict[str, Callable[[], Any]]:
-    """What is timed beside the plain step, by name."""
+    """Return the timed parts besides the plain step, by name."""
     found: dict[str, Callable[[], Any]] = {}
     labeller = Ore(LABELS, DIM)
     found["label_unknowns"] = lambda: labeller.label_unknowns(proposed[0])

@@ -10,7 +10,7 @@ pretrain() runs them, in its default layout (fp32: the like-for-like pair, whose
 and in bf16. A second pair makes two views of JPEG files, decoded each time: lightly.transforms, and ours; ours
 also from the cache of decoded images, which is what pretrain() uses where a set fits into memory.
 
-All variants take turns in every round, so that a slow moment of the machine meets all of them; figures are medians of
+All variants take turns in every round, so that a slow moment of the machine affects all of them; figures are medians of
 the rounds with the smallest and the largest, and ratios are medians of the rounds' own ratios. Before anything is
 timed, the peer's and our loss on the same projections are compared, and the run fails if they differ.
 """
@@ -59,7 +59,7 @@ SOURCE_SIDE = 256
 
 
 class Peer(nn.Module):
-    """Networks and step of one method out of lightly's parts, as in lightly's examples."""
+    """Networks and step of one method from lightly's parts, as in lightly's examples."""
 
     def __init__(self, method: str) -> None:
         super().__init__()
@@ -237,7 +237,7 @@ def view_makers(method: str, paths: list[Path], size: int) -> dict[str, Callable
 def in_turn(
     variants: dict[str, Callable[[], Any]], images: int, steps: int, repeats: int, sync: Callable[[], None]
 ) -> dict[str, list[float]]:
-    """Images a second of each variant in each round, after one round that does not count."""
+    """Return the images per second of each variant in each round, after one round that does not count."""
     rates: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(repeats + 1):
         for name, step in variants.items():
@@ -268,7 +268,7 @@ def summary(rates: dict[str, list[float]], peer: str) -> dict[str, Any]:
 
 
 def check_losses() -> None:
-    """The peer's and our loss of the same projections agree."""
+    """Check that the peer's loss and this package's loss agree on the same projections."""
     from lightly.loss import NegativeCosineSimilarity, NTXentLoss
 
     x, y, queue = (torch.randn(16, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
@@ -298,7 +298,7 @@ def show(title: str, table: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--batch", type=int, default=64, help="images a step")
+    parser.add_argument("--batch", type=int, default=64, help="images per step")
     parser.add_argument("--size", type=int, default=64, help="side of a view in pixels")
     parser.add_argument("--steps", type=int, default=5, help="timed together in a round")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
@@ -322,7 +322,7 @@ def main() -> None:
         }
         table = summary(in_turn(variants, asked.batch, asked.steps, asked.repeats, sync), "lightly")
         found["steps"][method] = table
-        show(f"{method}: a step of {asked.batch} images, two views of {asked.size} pixels, {device}", table)
+        show(f"{method}: {asked.batch} images per step, two views of {asked.size} pixels, {device}", table)
     with tempfile.TemporaryDirectory() as folder:
         paths = write_images(Path(folder), min(asked.batch, 64))
         for method in asked.methods:

@@ -3,12 +3,12 @@
     python benchmarks/train_step.py [--sizes 320 480] [--threads 2] [--repeats 5] [--device cpu] [--json FILE]
 
 Both have ResNet-50 with frozen batch norm and two frozen stages, a pyramid of four levels of 256 channels, a box head
-of 1024 with box deltas for each class, 2,000 proposals an image in training and 1,000 at inference, 512 regions an
+of 1024 with box deltas for each class, 2,000 proposals per image in training and 1,000 at inference, 512 regions per
 image in the losses, and the same weights: random ones, whose frozen statistics are those of one batch. (torchvision's
 fifth level, which has a few cells, is taken off.) A step is forward, backward and SGD on images that lie ready.
-With detectron2 installed, its R50-FPN joins, at the same sizes, with weights of its own.
+If detectron2 is installed, its R50-FPN is timed too, at the same sizes, with its own weights.
 
-In every round each variant runs once, so that a slow moment of the machine meets all of them; the figures are medians
+In every round each variant runs once, so that a slow moment of the machine affects all; the figures are medians
 over the rounds with the smallest and the largest. Before that the float32 losses of both are compared on the same
 sampled regions, and the run fails if they differ by more than 1e-4. The share of the peak is the arithmetic of
 torchvision's step (convolutions and matrix products, counted) over the time, beside a large matrix product's in the
@@ -154,7 +154,7 @@ def nothing_unknown(regions: Regions, sizes: Tensor) -> Tensor:
 
 
 def compare_losses(side: int, images: int, device: torch.device) -> dict[str, list[float]]:
-    """Each float32 loss of both models: stock, ours. No region is left to chance: all proposals are sampled.
+    """Compute each float32 loss of both models: stock, ours. All proposals are sampled, so that no draw differs.
 
     Raises:
         SystemExit: the sums differ by more than 1e-4 of the loss.
@@ -181,7 +181,7 @@ def compare_losses(side: int, images: int, device: torch.device) -> dict[str, li
 
 
 def sampling_all(model: OpenWorldRCNN) -> OpenWorldRCNN:
-    """So few proposals that all of them are sampled, none by chance."""
+    """Reduce the number of proposals so that all of them are sampled, none by chance."""
     model.options.rpn.train_candidates = model.options.rpn.train_proposals = 400
     model.options.roi.positive_fraction = 1.0
     return model
@@ -253,7 +253,7 @@ def inference_of(model: Any, batch: list[Tensor]) -> Callable[[], Any]:
 
 
 def variants(side: int, options: argparse.Namespace, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is timed, by name: training steps, which return their loss, and inferences."""
+    """Return the timed work by name: training steps, which return their loss, and inferences."""
     batch, targets = make_batch(side, options.batch, device)
     reference = stock_model(side, options.regions).to(device)
     set_frozen_statistics(reference, batch)
@@ -365,7 +365,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def timed(work: dict[str, Callable[[], Any]], rounds: int, inner: int, device: torch.device) -> dict[str, Any]:
-    """Seconds of one call of each, over rounds in which each has its turn; the first round is not counted."""
+    """Time one call of each in seconds, over rounds in which each runs once; the first round is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     losses: dict[str, float] = {}
     for number in range(rounds + 1):
@@ -390,7 +390,7 @@ def timed(work: dict[str, Callable[[], Any]], rounds: int, inner: int, device: t
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype, rounds: int = 5) -> float:
-    """Operations a second of a large matrix product, the best of some."""
+    """Return the operations per second of a large matrix product, the best of several runs."""
     size = 8192 if device.type == "cuda" else 2048
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
@@ -432,9 +432,9 @@ class Bench:
         parser.add_argument("--sizes", type=int, nargs="+", default=[320, 480], help="sides of the images, pixels")
         parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the arithmetic on a CPU")
         parser.add_argument("--repeats", type=int, default=5, help="rounds that are timed, after one that is not")
-        parser.add_argument("--inner", type=int, default=0, help="calls a timing; 0 is 1 on a CPU and 20 on a GPU")
+        parser.add_argument("--inner", type=int, default=0, help="calls per timing; 0 means 1 on a CPU and 20 on a GPU")
         parser.add_argument("--batch", type=int, default=2, help="images")
-        parser.add_argument("--regions", type=int, default=512, help="sampled regions an image")
+        parser.add_argument("--regions", type=int, default=512, help="sampled regions per image")
         parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
         parser.add_argument("--json", type=Path, default=None, help="file for the numbers")
         self.parser = parser
@@ -473,7 +473,7 @@ class Bench:
         self.result["sizes"][side] = {**more, "train": steps, "inference": seconds["inference"], "ore_adds": ore}
 
     def write(self) -> None:
-        """The numbers, where they are asked for."""
+        """Write the numbers to the file of --json, if given."""
         if self.options.json:
             self.options.json.write_text(json.dumps(self.result, indent=1) + "\n")
 

@@ -134,7 +134,7 @@ class LabelSpace:
 
     @property
     def growing(self) -> LabelSpace:
-        """Return the same task in the layout in which files are read."""
+        """The same task in the growing layout, in which files are read."""
         return replace(self, layout="growing")
 
     def is_known(self, rows: Rows) -> Rows:

@@ -40,10 +40,10 @@ class Captions:
 
 
 def captions_of(options: PretrainOptions, images: Sequence[Path]) -> Captions:
-    """Captions of the images that have any, in the order of ``images``.
+    """Read the captions of the images that have any, in the order of ``images``.
 
     Raises:
-        ConfigError: the options name no file of captions, or no folder of images.
+        ConfigError: the options do not name a file of captions, or a folder of images.
         DataError: the file is damaged, or none of its captions belongs to one of the images.
     """
     own = options.method
@@ -75,7 +75,7 @@ def read_captions(path: Path, folder: Path) -> dict[Path, list[str]]:
     """Read captions by the paths of their images, below ``folder``; formats as above.
 
     Raises:
-        DataError: the file cannot be read, or a line or an annotation (named) is not a caption of an image.
+        DataError: the file cannot be read, or a line or an annotation (the message names it) is not a caption.
     """
     try:
         text = path.read_text(encoding="utf-8")

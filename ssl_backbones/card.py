@@ -1,4 +1,4 @@
-"""What a pretraining leaves: ``backbone.safetensors``, its head, and the card that vouches for both."""
+"""Output of a pretraining: ``backbone.safetensors``, its head, and the card that describes both."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def write_backbone(
     Args:
         images: number of images that it was trained on.
         projector: see :meth:`ssl_backbones.method.Method.projection`.
-        measured: what the probes and meters found, entries of the card.
+        measured: results of the probes and meters, as entries of the card.
     """
     path = output / "backbone.safetensors"
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
@@ -75,10 +75,10 @@ def write_backbone(
 
 
 def finished(output: Path, options: PretrainOptions, seed: int, *, resume: bool) -> PretrainResult | None:
-    """The backbone that is already there, whole and made as asked for; None where there is none.
+    """Return the finished backbone in ``output`` if it has the same options; None if there is none.
 
     Raises:
-        CheckpointError: it was made with other options, and a pretraining is to be resumed.
+        CheckpointError: the backbone was made with other options, and ``resume`` is set.
     """
     path = output / "backbone.safetensors"
     try:

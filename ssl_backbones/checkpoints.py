@@ -1,4 +1,4 @@
-"""Checkpoints of a pretraining: everything that the next step depends on, and the options that it was made with."""
+"""Checkpoints of a pretraining: everything that the next step depends on, and the options of the pretraining."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ class Checkpoints:
         save_checkpoint(self.folder, f"pretrain-{step:07d}", position=(step,), tensors=tensors, state=state)
 
     def restore(self) -> int:
-        """Restore the newest checkpoint, or begin without one; returns the number of steps done.
+        """Restore the newest checkpoint, or begin without one; return the number of finished steps.
 
         Raises:
-            CheckpointError: it was made with other options, or does not hold the state of this method.
+            CheckpointError: the checkpoint was made with other options, or does not hold the state of this method.
         """
         found = newest_valid(self.folder)
         if found is None:
@@ -97,7 +97,7 @@ class Checkpoints:
             self.log.truncate(found.state["log_offset"])
 
     def clear(self) -> int:
-        """Remove what is old, and write a checkpoint at step 0, to which the log can go back; returns 0."""
+        """Remove old checkpoints, and write one at step 0, to which the log can go back; return 0."""
         if is_first():
             for old in ("card.json", "backbone.safetensors", PROJECTOR_FILE, "neighbours.json"):
                 (self.folder.parent / old).unlink(missing_ok=True)
@@ -107,12 +107,12 @@ class Checkpoints:
 
 
 def identity(options: PretrainOptions) -> dict[str, Any]:
-    """Options on which the weights depend, as nested dictionaries."""
+    """Return the options on which the weights depend, as nested dictionaries."""
     return {key: value for key, value in dataclasses.asdict(options).items() if key not in FREE}
 
 
 def must_agree(there: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
-    """Check that something was made with the options that are wanted now.
+    """Check that a file was made with the current options.
 
     Args:
         there: :func:`identity` of what ``path`` holds; it may have the options in :data:`FREE` too.

@@ -1,4 +1,4 @@
-"""Context networks of CPC: they sum up the rows of a grid of patches that were read so far.
+"""Context networks of CPC: they summarise the rows of a grid of patches read so far.
 
 Shapes: N images, G x G patches of each, D features and C context dimensions of a patch.
 """

@@ -1,8 +1,8 @@
 """3x3 convolutions of maps of at most 2x2 pixels, as one matrix product.
 
-The last stage of a ResNet makes such maps of views of up to 64 pixels. With padding 1 each output pixel then sees each
-input pixel through exactly one of the nine taps, so the convolution is a dense layer from all pixels to all pixels:
-4 products a pixel and pair of channels where a convolution has 9, most of them with padding.
+The last stage of a ResNet produces such maps for views of up to 64 pixels. With padding 1 each output pixel then sees
+each input pixel through exactly one of the nine taps, so the convolution is a dense layer from all pixels to all
+pixels: 4 products per pixel and pair of channels, where a convolution has 9, most of them with padding.
 
 Shapes: N maps of H x W pixels (1 or 2 each), C channels in, O out.
 """
@@ -22,14 +22,14 @@ LARGEST_SIDE = 2
 
 
 def dense_conv3x3(maps: Tensor, weight: Tensor) -> Tensor:
-    """What ``conv2d(maps, weight, padding=1)`` gives, up to rounding.
+    """Compute ``conv2d(maps, weight, padding=1)``, up to rounding.
 
     Args:
         maps: (N, C, H, W) float.
         weight: (O, C, 3, 3) float of the same dtype.
 
     Returns:
-        (N, O, H, W), channels last in memory. It can be differentiated once.
+        (N, O, H, W), channels last in memory, differentiable once.
     """
     return _DenseConv3x3.apply(maps, weight)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -68,9 +68,9 @@ class _DenseConv3x3(torch.autograd.Function):
 
 
 class DenseConv2d(nn.Conv2d):
-    """A 3x3 convolution with stride and padding 1 and no bias that takes the product above where it is the faster one.
+    """A 3x3 convolution with stride and padding 1 and no bias that uses :func:`dense_conv3x3` where that is faster.
 
-    That is on the CPU in float32; elsewhere, and for larger maps, it is the convolution that it was.
+    That is on the CPU in float32; elsewhere, and for larger maps, it is the ordinary convolution.
     """
 
     def forward(self, x: Tensor) -> Tensor:

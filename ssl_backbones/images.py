@@ -42,17 +42,17 @@ def read_image(path: Path, side: int | None = None) -> Tensor:
 
 
 def labels_of(paths: Sequence[Path]) -> list[int]:
-    """Classes of images that lie in one folder a class (``images/<class>/*.jpg``): positions in the sorted names.
+    """Return the classes of images in one folder per class (``images/<class>/*.jpg``): positions in the sorted names.
 
     Raises:
-        DataError: all images lie in folders of one name, so that there is nothing to tell apart.
+        DataError: all images lie in folders of one name, so that there is only one class.
     """
     names = sorted({path.parent.name for path in paths})
     if len(names) < 2:
         raise DataError(
             f"the {len(paths)} images have no labels: all lie in a folder named {', '.join(names) or '(none)'}",
             where="pretraining",
-            remedy="sort the images into one folder a class, images/<class>/*.jpg, or choose a method without labels",
+            remedy="sort the images into one folder per class, images/<class>/*.jpg, or choose a method without labels",
         )
     return [names.index(path.parent.name) for path in paths]
 
@@ -60,14 +60,14 @@ def labels_of(paths: Sequence[Path]) -> list[int]:
 class ImagePool:
     """The images of one pretraining, by position.
 
-    Where all fit into ``cache_megabytes`` at ``side`` pixels, they are decoded once and broken ones are left out.
-    Otherwise each is decoded when asked for, and the next one stands in for a broken one. Both are warned of.
+    If all images fit into ``cache_megabytes`` at ``side`` pixels, they are decoded once and broken ones are left out.
+    Otherwise each is decoded on request, and the next one replaces a broken one. Both cases are logged as warnings.
 
     Attributes:
         labels: class of each image, where labels were given.
 
     Raises:
-        DataError: fewer than two images are usable; a contrast needs a second one.
+        DataError: fewer than two images are usable; contrastive methods need at least two.
     """
 
     def __init__(
@@ -104,11 +104,11 @@ class ImagePool:
         return self._paths[position]
 
     def __getitem__(self, position: int) -> Tensor:
-        """(3, H, W) uint8."""
+        """Return the image at a position, (3, H, W) uint8."""
         return self.find(position)[0]
 
     def find(self, position: int) -> tuple[Tensor, int]:
-        """The image (3, H, W) uint8, and the position of the one that it really is: a broken one has a stand-in."""
+        """Return the image (3, H, W) uint8 and its true position, which differs if another one replaces it."""
         if self._cache is not None:
             return self._cache[position], position
         for shift in range(len(self._paths)):
@@ -122,12 +122,12 @@ class ImagePool:
         raise DataError("no image can be decoded", where="pretraining", remedy="check the image files")
 
     def stack(self, position: int, frames: int) -> Tensor:
-        """(3 F, H, W) uint8: the image and those before it, the oldest first; before the first of a folder is itself.
+        """Return (3 F, H, W) uint8: the image and those before it, oldest first; the first of a folder is repeated.
 
         The images of a folder are the frames of one video, in the order of their names, numbers in them by value.
 
         Raises:
-            DataError: frames of one folder differ in size.
+            DataError: the frames of one folder differ in size.
         """
         taken = [position]
         while len(taken) < frames:
@@ -138,13 +138,13 @@ class ImagePool:
             raise DataError(
                 f"frames have different sizes, {sizes} pixels",
                 where=str(self.path(position).parent),
-                remedy="keep each video in a folder of its own",
+                remedy="keep each video in its own folder",
             )
         return torch.cat(images)
 
     @cached_property
     def _previous(self) -> list[int]:
-        """Position of the frame before each; the first one of a folder has itself."""
+        """The position of the frame before each; for the first frame of a folder that is itself."""
         videos: dict[Path, list[int]] = defaultdict(list)
         for position, path in enumerate(self._paths):
             videos[path.parent].append(position)
@@ -169,16 +169,16 @@ def _or_error(path: Path, side: int | None = None) -> Tensor | DataError:
 
 
 class BatchPlan:
-    """Which images a step sees: a fresh permutation each epoch, cut into batches, the rest dropped.
+    """The images of each step: a fresh permutation per epoch, cut into batches; the rest is dropped.
 
-    A batch is cut once more, into ``accumulate`` micro-batches after each other, and each of these into the shares of
-    ``ranks`` processes: together they see what one process would see, in the same order.
+    Each batch is cut into ``accumulate`` consecutive micro-batches, and each of these into the shares of ``ranks``
+    processes: together they see the same images as one process, in the same order.
 
     Attributes:
-        batch_size: images of a step, all processes together.
+        batch_size: images per step, over all processes.
 
     Raises:
-        ConfigError: the batch cannot be cut into so many equal parts of at least two images.
+        ConfigError: the batch cannot be cut into ``accumulate * ranks`` equal parts of at least two images.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class BatchPlan:
         self.steps_per_epoch = images // self.batch_size
 
     def steps(self, start: int, stop: int) -> Iterator[list[tuple[int, int, int]]]:
-        """For each step from ``start`` to ``stop`` - 1 this process's share of each micro-batch.
+        """Yield this process's share of each micro-batch, for each step from ``start`` to ``stop`` - 1.
 
         Yields:
             lists of (step, position in the batch, image).
@@ -246,7 +246,7 @@ class _Views(Dataset[tuple[list[Tensor], int, int | None, Tensor | None]]):
 
 
 class _Steps:
-    """The plan from one step to another as the sampler that DataLoader wants."""
+    """The plan from one step to another, as a sampler for DataLoader."""
 
     def __init__(self, plan: BatchPlan, start: int, stop: int) -> None:
         self.plan, self.start, self.stop = plan, start, stop
@@ -269,10 +269,10 @@ def view_batches(
     frames: int = 1,
     pin_memory: bool = False,
 ) -> DataLoader[Batch]:
-    """The micro-batches of the steps ``start`` to ``stop`` - 1. They depend on the plan and the step only.
+    """Load the micro-batches of the steps ``start`` to ``stop`` - 1. They depend on the plan and the step only.
 
-    Views are ``size`` pixels wide and high, those whose recipe is ``local`` are ``local_size``. With ``captions``, of
-    all images of the pool, batches carry one of each image. Recipes of ``frames`` get stacks of so many.
+    Views are ``size`` pixels wide and high; those whose recipe is ``local`` are ``local_size``. With ``captions``, of
+    all images of the pool, batches carry one caption per image. Recipes of ``frames`` get stacks of ``frames`` images.
     """
     return DataLoader(
         _Views(pool, recipes, size, local_size, plan.seed, captions, frames),  # type: ignore[arg-type]
@@ -285,7 +285,7 @@ def view_batches(
 
 
 def eval_batches(pool: ImagePool, recipe: ViewRecipe, size: int, batch_size: int) -> Iterator[Batch]:
-    """All images in order, one undistorted view each."""
+    """Yield all images in order, one undistorted view each."""
     for start in range(0, len(pool), batch_size):
         index = range(start, min(start + batch_size, len(pool)))
         views = torch.stack([evaluation_view(pool[i], size, recipe.preprocess()) for i in index])

@@ -40,20 +40,20 @@ def kmeans(
     relocate: bool = True,
     initial_KD: Tensor | None = None,
 ) -> KMeans:
-    """Lloyd's algorithm, started from random points of the set; the best of the restarts by sum of squared distances.
+    """Run Lloyd's algorithm from random points of the set; return the restart with the least squared distances.
 
     Args:
-        points_ND: (N, D) float; normalised here where ``spherical``.
+        points_ND: (N, D) float; normalised here if ``spherical``.
         clusters: K, at most N.
         seed: the starting points of each restart depend on it alone.
         iterations: updates of the centroids. The assignments are those of the last centroids.
         spherical: keep points and centroids on the unit sphere; nearest is then the largest cosine.
         relocate: a cluster that lost all points restarts at the point farthest from its centroid (two such clusters
             at the two farthest, and so on). Otherwise its centroid stays, as in the code of DeepCluster-v2.
-        initial_KD: (K, D) starting centroids in the place of random points; then there are no restarts.
+        initial_KD: (K, D) starting centroids instead of random points; disables restarts.
 
     Raises:
-        ConfigError: there are fewer points than clusters, or no cluster.
+        ConfigError: there are fewer points than clusters, or no clusters.
     """
     if not 1 <= clusters <= len(points_ND):
         raise ConfigError(
@@ -79,9 +79,9 @@ def kmeans(
 
 
 def nearest(points_ND: Tensor, centroids_KD: Tensor) -> Tensor:
-    """(N,) int64: index of the centroid at the smallest Euclidean distance.
+    """Return (N,) int64: index of the centroid at the smallest Euclidean distance.
 
-    |x - c|^2 is smallest where x.c - |c|^2 / 2 is largest: one matrix product a block.
+    |x - c|^2 is smallest where x.c - |c|^2 / 2 is largest: one matrix product per block.
     """
     offset_K = centroids_KD.square().sum(dim=1) / 2
     blocks = points_ND.split(max(1, _BLOCK // len(centroids_KD)))
@@ -89,7 +89,7 @@ def nearest(points_ND: Tensor, centroids_KD: Tensor) -> Tensor:
 
 
 def _means(points_ND: Tensor, centroids_KD: Tensor, assignments_N: Tensor, *, relocate: bool) -> Tensor:
-    """(K, D) means of the assigned points; what happens to empty clusters, :func:`kmeans` says."""
+    """Compute the (K, D) means of the assigned points; :func:`kmeans` describes the treatment of empty clusters."""
     counts_K = assignments_N.bincount(minlength=len(centroids_KD))
     sums_KD = torch.zeros_like(centroids_KD).index_add_(0, assignments_N, points_ND)
     means_KD = torch.where(counts_K[:, None] > 0, sums_KD / counts_K[:, None].clamp(min=1), centroids_KD)

@@ -20,9 +20,9 @@ from ssl_backbones.method import spread
 logger = logging.getLogger(__name__)
 
 ROWS = 256
-"""Features measured per step, at most: the cost does not grow with the batch."""
+"""Largest number of features measured per step, so that the cost does not grow with the batch."""
 LEAST_SHARE = 1 / 6
-"""Features count as collapsed where they fill less than this share of the directions that they filled at first. SimSiam
+"""Features count as collapsed if they fill less than this share of the directions that they filled at first. SimSiam
 without its stop-gradient falls from 45 to 6 directions in 100 steps of 32 images; with it 28 remain. Methods that learn
 well fall to a fifth or more (docs/pretraining.md)."""
 LEAST_RANK = 1.2
@@ -30,7 +30,7 @@ LEAST_RANK = 1.2
 LEAST_SPREAD = 0.01
 """Features, or a method's own outputs, count as collapsed below this spread (1 isotropic, 0 constant)."""
 PATIENCE = 3
-"""Consecutive measurements that must agree."""
+"""Number of consecutive measurements that must agree."""
 
 
 @torch.no_grad()
@@ -133,14 +133,14 @@ class CollapseMeter:
         return True
 
     def summary(self) -> dict[str, Any]:
-        """For the card."""
+        """Return the summary for the card."""
         return {"collapsed_at": self.collapsed_at, "first_rank": self.first_rank, **self.last}
 
     def state(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """Return the state for the checkpoint."""
         return {"last": dict(self.last), "first_rank": self.first_rank, "at": self.collapsed_at, "row": self._suspect}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Inverse of :meth:`state`."""
+        """Restore the state of :meth:`state`."""
         self.last, self.first_rank = dict(state["last"]), state["first_rank"]
         self.collapsed_at, self._suspect = state["at"], state["row"]

@@ -1,4 +1,4 @@
-"""The contract of a method: views in, loss out, and hooks around a step and before an epoch.
+"""The interface of a method: views in, loss out, and hooks around each step and before each epoch.
 
 Methods are composed of the same few parts: an encoder E(view) -> h, a projector P(h) -> z, perhaps a predictor, a
 teacher and a store (ssl_backbones/state.py). Normalisation and temperature are visible in the line of the loss.
@@ -57,7 +57,7 @@ class Batch:
 
 
 class Method(nn.Module, ABC):
-    """Base of all methods. Everything that lasts longer than a step is a parameter or a persistent buffer."""
+    """Base of all methods. All state that outlives one step is a parameter or a persistent buffer."""
 
     decays_norm_and_bias: ClassVar[bool] = False
     """Whether weight decay (and the layer-wise rates of LARS) applies to one-dimensional parameters too."""
@@ -77,7 +77,7 @@ class Method(nn.Module, ABC):
     """The method's own options. A subclass narrows the type to that of its options."""
 
     def __init__(self, pretraining: PretrainOptions) -> None:
-        """Raises ConfigError where the views of ``pretraining`` are not those that the method takes."""
+        """Check the views; raise ConfigError if the method does not take those of ``pretraining``."""
         super().__init__()
         fitting = recipes_with_kinds(self.view_kinds)
         if pretraining.views not in fitting:
@@ -90,15 +90,15 @@ class Method(nn.Module, ABC):
         densify(self.encoder)
 
     def allocate(self, images: int) -> None:
-        """Make what is kept for each image. Called once, before the first step and before a checkpoint is read.
+        """Allocate the state per image. Called once, before the first step and before a checkpoint is read.
 
         Args:
-            images: number of images in the set, which ``Batch.index`` counts.
+            images: number of images in the set, the range of ``Batch.index``.
         """
 
     @property
     def frames(self) -> int:
-        """Frames of a stack, where the views are of the kind ``frames``."""
+        """Number of frames per stack, for views of the kind ``frames``."""
         return 1
 
     @abstractmethod
@@ -111,8 +111,7 @@ class Method(nn.Module, ABC):
         Args:
             epoch: from 0.
             eval_batches: makes an iterable over the whole set in order, with one undistorted view per image. With
-            several
-                processes each may iterate over a share of it, and results are gathered by ``Batch.index``.
+                several processes each may iterate over a share of it, and results are gathered by ``Batch.index``.
         """
 
     def before_step(self, step: int, steps: int) -> None:
@@ -140,14 +139,14 @@ class Method(nn.Module, ABC):
         return [group for group in groups if group["params"]]
 
     def backbone(self) -> Backbone:
-        """The network to export: the encoder, unless a method says that its teacher is the better one."""
+        """Return the network to export: the encoder, unless a method exports its teacher."""
         return self.encoder
 
     def projection(self) -> nn.Module | None:
-        """The head to export beside :meth:`backbone`: linear layers, norms and ReLUs, one after the other.
+        """Return the head to export beside :meth:`backbone`: linear layers, norms and ReLUs, one after the other.
 
-        None where a method has no such head: DINO's has GELUs and normalises in between, CLIP pools a map, and a
-        distilled student has that of its teacher's features or classes.
+        None if a method has no such head: DINO's has GELUs and normalises in between, CLIP pools a map, and the head of
+        a distilled student predicts its teacher's features or classes.
         """
         return self.projector if self.exports_projector else None
 

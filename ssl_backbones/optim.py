@@ -1,4 +1,4 @@
-"""Optimiser and schedules of a pretraining, as its options say."""
+"""Optimiser and schedules of a pretraining, built from its options."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ssl_backbones.options import PretrainOptions
 
 
 def build_optimizer(groups: list[dict[str, Any]], options: PretrainOptions) -> Optimizer:
-    """SGD, LARS or AdamW over a method's parameter groups."""
+    """Build SGD, LARS or AdamW over a method's parameter groups."""
     return make_optimizer(options.optimizer, groups, lr=options.lr, momentum=options.sgd_momentum)
 
 
 def set_learning_rates(optimizer: Optimizer, step: int, options: PretrainOptions) -> float:
-    """Give each group its learning rate for step ``step`` (from 0); returns the one that the schedule says.
+    """Set each group's learning rate for step ``step`` (from 0); return the rate of the schedule.
 
     A group with ``constant_lr`` keeps ``options.lr`` throughout; ``lr_scale`` multiplies either.
     """
@@ -29,5 +29,5 @@ def set_learning_rates(optimizer: Optimizer, step: int, options: PretrainOptions
 
 
 def cosine_momentum(step: int, *, steps: int, base: float) -> float:
-    """Momentum of a teacher at step ``step`` (from 0): half a cosine from ``base`` to 1 (BYOL, section 3.3)."""
+    """Return a teacher's momentum at step ``step`` (from 0): half a cosine from ``base`` to 1 (BYOL, section 3.3)."""
     return 1 - (1 - base) * half_cosine(step, max(1, steps))

@@ -1,4 +1,4 @@
-"""What can be chosen about a backbone and its pretraining. The defaults are the demo: a minute on two CPU cores."""
+"""Options of a backbone and its pretraining. The defaults are the demo: a minute on two CPU cores."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ViewsName = Literal[
 
 
 class Preprocess(TypedDict):
-    """What a network expects: ``(image / 255 * range - mean) / std``, channels in ``order``.
+    """Input of a network: ``(image / 255 * range - mean) / std``, channels in ``order``.
 
     LAB is for analysis: ``mean`` and ``std`` are those of CIE L*a*b* (views.lab_from_rgb), and no detector takes it.
     """
@@ -63,25 +63,25 @@ class PretrainOptions:
     local_view_size: Annotated[int, AtLeast(8)] = 28
     """Side of the small views of a multi-crop recipe (paper: 96 beside 224)."""
     local_views: Annotated[int, AtLeast(0)] | None = None
-    """Number of the recipe's small views that are made; None for all of them, 0 for the two large ones only."""
+    """Number of small views of the recipe to make; None for all of them, 0 for the two large ones only."""
     images: str | None = None
-    """Folder of images; None means the images that the detector will train on. Supervised contrast takes the name of
-    the folder of an image as its label; no other method looks at it."""
+    """Folder of images; None means the images that the detector will train on. Supervised contrast uses the folder name
+    of each image as its label; no other method uses it."""
     labelled: str | None = None
-    """Folder with one folder of images per class (or with ``train`` and ``val`` and these below), for the probes. None
-    means ``images`` where that has one folder per class and the method does not learn from it; otherwise no probe."""
+    """Folder with one folder of images per class (or with ``train`` and ``val`` of such folders), for the probes. None
+    means ``images`` if that has one folder per class and the method does not learn from it; otherwise no probe."""
     steps: Annotated[int, AtLeast(0)] = 100
     """Optimisation steps."""
     batch_size: Annotated[int, AtLeast(2)] = 64
-    """Images per step, of all processes and micro-batches together; each gives two views. A set with fewer images is
+    """Images per step, over all processes and micro-batches; each gives two views. A set with fewer images is
     used whole in every step."""
     accumulate: Annotated[int, AtLeast(1)] = 1
-    """Micro-batches that a step is cut into, one after the other, whose gradients are averaged: less memory. Batch norm
-    and negatives from the batch see the micro-batch only."""
+    """Number of consecutive micro-batches per step, whose gradients are averaged: saves memory. Batch norm and
+    negatives from the batch see the micro-batch only."""
     optimizer: Literal["sgd", "lars", "adamw"] = "sgd"
     """SGD or LARS, both with momentum, or Adam with decoupled weight decay, whose first beta is that momentum."""
     lr: Annotated[float, AtLeast(0)] = 0.01
-    """Learning rate after warm-up, as it is: nothing scales it by the batch size."""
+    """Learning rate after warm-up; it is not scaled by the batch size."""
     final_lr: Annotated[float, AtLeast(0)] = 0.0
     """Learning rate at the end of the cosine."""
     lr_milestones: list[Annotated[int, AtLeast(0)]] = field(default_factory=list)
@@ -89,7 +89,7 @@ class PretrainOptions:
     sgd_momentum: Annotated[float, Between(0, 1)] = 0.9
     """Momentum of the optimiser."""
     weight_decay: Annotated[float, AtLeast(0)] = 1e-4
-    """L2 penalty; the method says which parameters it spares."""
+    """L2 penalty; the method says which parameters are exempt."""
     warmup: Annotated[int, AtLeast(0)] = 10
     """Steps of linear warm-up."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -97,19 +97,19 @@ class PretrainOptions:
     channels_last: bool = True
     """Memory layout NHWC for the convolutions."""
     sync_batch_norm: bool = False
-    """With several processes, batch norm sees the micro-batch of all of them, not only its own share."""
+    """With several processes, batch norm sees the micro-batch of all processes, not only its own share."""
     workers: Annotated[int, AtLeast(0)] = 0
     """Processes that make views; 0 makes them in the training process. The result is the same for any number."""
     cache_megabytes: Annotated[int, AtLeast(0)] = 1024
-    """Decoded images are kept in memory, at twice the view size, where the whole set fits in this."""
+    """Memory for decoded images, which are kept at twice the view size if the whole set fits."""
     checkpoint_every: Annotated[int, AtLeast(1)] = 50
     """Steps between checkpoints."""
     log_every: Annotated[int, AtLeast(1)] = 1
-    """Steps between lines of the log, and between looks of the collapse meters."""
+    """Steps between lines of the log, and between measurements of the collapse meters."""
     probe_every: Annotated[int, AtLeast(0)] = 500
-    """Steps between kNN probes while training, where there are labelled images; 0 for none before the end."""
+    """Steps between kNN probes while training, if there are labelled images; 0 for none before the end."""
     probe_images: Annotated[int, AtLeast(2)] = 25_000
-    """Most labelled images that the probes look at, spread evenly."""
+    """Largest number of labelled images for the probes, spread evenly."""
     knn_k: Annotated[int, AtLeast(1)] = 20
     """Neighbours of the kNN probe."""
     knn_temperature: Annotated[float, Above(0)] = 0.1

@@ -1,9 +1,9 @@
 """Self-supervised pretraining: :func:`pretrain` opens it, :func:`train` is the loop.
 
-A finished ``output/`` holds ``backbone.safetensors`` (torchvision's key names), ``projector.safetensors`` (the head, of
-a method that has one) and ``card.json``; an unfinished one ``checkpoints/``. The loop is the same for one process and
-for several that ``torchrun`` starts: they share each batch and average their gradients, and so take the steps that one
-process would.
+A finished ``output/`` holds ``backbone.safetensors`` (torchvision's key names), ``projector.safetensors`` (the head, if
+the method has one) and ``card.json``; an unfinished one holds ``checkpoints/``. The loop is the same for one process
+and for several started by ``torchrun``: they share each batch and average their gradients, and so take the same steps
+as one process.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from ssl_backbones.views import ViewRecipe, view_recipes
 logger = logging.getLogger(__name__)
 
 NEIGHBOURS = 5
-"""Nearest images per query in neighbours.json."""
+"""Number of nearest images per query in neighbours.json."""
 
 
 def pretrain(
@@ -64,7 +64,7 @@ def pretrain(
 ) -> PretrainResult:
     """Pretrain a backbone, without labels unless the method needs them: then they are the names of the folders.
 
-    A killed run that is resumed gives, on the CPU and with the same number of processes, the same weights bit for bit.
+    On the CPU and with the same number of processes, a killed and resumed run gives the same weights bit for bit.
     A finished ``output`` of the same options and seed is returned as it is. Collective: every process calls it.
 
     Args:
@@ -73,17 +73,17 @@ def pretrain(
         output: folder for the backbone.
         seed: of weights, order and views.
         device: where to train.
-        resume: continue from the newest checkpoint in ``output``; otherwise what is there is replaced.
-        log: gets a ``step`` event every ``log_every`` steps, a ``probe`` event every ``probe_every``, and a
+        resume: continue from the newest checkpoint in ``output``; otherwise the content of ``output`` is replaced.
+        log: receives a ``step`` event every ``log_every`` steps, a ``probe`` event every ``probe_every``, and a
             ``collapse`` event when the features collapse.
-        labelled_crops: for the probes of the card, where the options name no labelled folder; never trained on.
+        labelled_crops: for the probes of the card, if the options name no labelled folder; never trained on.
         neighbours_of: number of images whose nearest neighbours are written to ``neighbours.json``.
 
     Raises:
-        DataError: fewer than two usable images, crops that are not images, no labels for a method that needs them.
-        ConfigError: a method that needs labels, without a folder of images of its own; more views than it takes; more
-            clusters than images; a batch that processes and micro-batches do not divide.
-        CheckpointError: ``output`` holds something made with other options, or only damaged checkpoints.
+        DataError: fewer than two images are usable, crops are not images, or a method that needs labels has none.
+        ConfigError: the method needs labels and ``images`` is not set; it does not take all the views; there are more
+            clusters than images; or processes and micro-batches do not divide the batch.
+        CheckpointError: ``output`` was made with other options, or holds only damaged checkpoints.
         NumericsError: the loss is not finite; the weights are those before the step.
     """
     output, device = Path(output), torch.device(device)
@@ -99,7 +99,7 @@ def pretrain(
 
 @dataclass(kw_only=True)
 class Pretraining:
-    """An open pretraining: what its steps need."""
+    """An open pretraining, with everything that its steps need."""
 
     options: PretrainOptions
     output: Path
@@ -118,10 +118,10 @@ class Pretraining:
     """Of rank 0, if there is one."""
     checkpoints: Checkpoints
     start: int
-    """Steps done before."""
+    """Number of steps before this start."""
 
     def batches(self) -> Iterator[Batch]:
-        """The micro-batches of the steps to do; see :func:`ssl_backbones.images.view_batches`."""
+        """Return an iterator over the remaining micro-batches; see :func:`ssl_backbones.images.view_batches`."""
         options = self.options
         loader = view_batches(
             self.pool,
@@ -150,7 +150,7 @@ def open_pretraining(
     log: RunLog | None,
     labelled_crops: LabelledCrops | None,
 ) -> Pretraining:
-    """Read the images, build the method and its optimiser, and take up the newest checkpoint or write the first one.
+    """Read the images, build the method and its optimiser, and restore the newest checkpoint or write the first one.
 
     Args and errors as :func:`pretrain`.
     """
@@ -198,7 +198,7 @@ def open_pretraining(
 
 
 def train(run: Pretraining) -> None:
-    """Do the steps of a pretraining that are left.
+    """Make the remaining steps of a pretraining.
 
     Raises:
         NumericsError: the loss is not finite; the weights are those before the step.
@@ -238,7 +238,7 @@ def train(run: Pretraining) -> None:
 
 
 def begin_epoch(run: Pretraining, epoch: int) -> None:
-    """Let the method look at the whole set, with the same state in all processes before and after."""
+    """Call the method's hook with the whole set, with the same state in all processes before and after."""
     share_buffers(run.method)
     run.method.before_epoch(
         epoch, lambda: eval_batches(run.pool, run.recipes[0], run.options.view_size, run.plan.batch_size)
@@ -247,10 +247,10 @@ def begin_epoch(run: Pretraining, epoch: int) -> None:
 
 
 def backward(run: Pretraining, batches: Iterator[Batch]) -> tuple[Tensor, list[dict[str, float]]]:
-    """Add up the gradients of the micro-batches of a step.
+    """Add up the gradients of all micro-batches of one step.
 
     Returns:
-        the mean of their losses, (), detached, and the numbers that the method found in each.
+        the mean of their losses, (), detached, and the method's numbers for the log of each.
     """
     options, losses, numbers = run.options, [], []
     for batch in islice(batches, options.accumulate):
@@ -273,10 +273,10 @@ def check_finite(loss: float, step: int, lr: float) -> None:
 
 
 def log_step(run: Pretraining, done: int, measured: dict[str, float], *, logged: bool, loss: float, lr: float) -> None:
-    """Judge the features of a step, and write its ``step`` event and, once, a ``collapse`` event.
+    """Test the features for collapse, and write the ``step`` event and, once, a ``collapse`` event.
 
     Args:
-        done: steps done.
+        done: number of finished steps.
         measured: numbers of the method and of the collapse meter.
         logged: whether the step has an event; the first one may be measured only.
     """
@@ -288,7 +288,7 @@ def log_step(run: Pretraining, done: int, measured: dict[str, float], *, logged:
 
 
 def write_results(run: Pretraining, neighbours_of: int) -> PretrainResult:
-    """Probe the trained network and write backbone, head and card; then the checkpoints are removed. In rank 0."""
+    """Probe the trained network; write backbone, head and card; then remove the checkpoints. Only in rank 0."""
     assert run.probes is not None
     network = run.method.backbone().to(run.device)
     measured = {**run.probes.tables(network), "collapse": run.meter.summary()}
@@ -302,18 +302,18 @@ def write_results(run: Pretraining, neighbours_of: int) -> PretrainResult:
 
 
 def _recipes(options: PretrainOptions) -> tuple[ViewRecipe, ...]:
-    """Recipes of the views of an image: two, and small ones for the methods that take them."""
+    """Return the view recipes per image: two, and small ones for the methods that take them."""
     recipes = view_recipes(options.views, options.local_views)
     if any(recipe.local for recipe in recipes) and not options.method.implementation().takes_small_views:
         raise ConfigError(
-            f"views {options.views} makes {len(recipes)} views of an image, and {options.method.name} takes two",
+            f"views {options.views} makes {len(recipes)} views per image, and {options.method.name} takes two",
             remedy="set local_views to 0, or choose other views",
         )
     return recipes
 
 
 def _labels(options: PretrainOptions, image_paths: Sequence[Path]) -> list[int] | None:
-    """Labels of the images: the names of their folders, for methods that need them and for the probes.
+    """Return labels of the images, the names of their folders, for methods that need them and for the probes.
 
     Only a folder that the options name has labels. Those of a detector's training set would give away later classes.
     """
@@ -330,7 +330,7 @@ def _labels(options: PretrainOptions, image_paths: Sequence[Path]) -> list[int] 
 
 
 def _labelled(options: PretrainOptions, pool: ImagePool, crops: LabelledCrops | None) -> LabelledSet | None:
-    """Images that the probes classify: the folder that the options name, or the crops, or the labelled images."""
+    """Return the images for the probes: the folder that the options name, or the crops, or the labelled images."""
     if options.labelled is not None:
         side = 2 * options.view_size
         return from_folder(Path(options.labelled), side=side, cache_megabytes=options.cache_megabytes)

@@ -1,4 +1,4 @@
-"""What the processes of a pretraining exchange around a step; the stores of methods do it themselves."""
+"""Exchange between the processes of a pretraining around each step; the stores of methods exchange themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a method keeps between steps, as modules whose state is in ``state_dict`` and so in every checkpoint.
+"""State of methods between steps, as modules whose state is in ``state_dict`` and so in every checkpoint.
 
 Each module owns its collectives: with several processes, what is written is gathered from all of them, in the order of
 the ranks, so that the state is equal on every rank.
@@ -34,7 +34,7 @@ class ModulesOf(nn.ModuleList, Generic[ModuleT]):
 
 
 class Teacher(nn.Module):
-    """A copy of networks that run one after the other, which follows them slowly: t = m t + (1 - m) s.
+    """A copy of consecutive networks that follows them slowly: t = m t + (1 - m) s.
 
     Only parameters follow. In training mode the teacher's batch norms see the teacher's activations and keep their
     statistics, as in the code of MoCo and BYOL.
@@ -86,11 +86,11 @@ class Queue(nn.Module):
 
     @property
     def full(self) -> bool:
-        """Whether no random row is left."""
+        """Whether all rows hold real features."""
         return int(self.filled) == len(self.features)
 
     def negatives(self) -> Tensor:
-        """(K, D) snapshot, which does not change when features are enqueued before the backward pass."""
+        """Return a (K, D) snapshot, which does not change when features are enqueued before the backward pass."""
         return self.features.clone()
 
     @torch.no_grad()
@@ -124,7 +124,7 @@ class Bank(nn.Module):
     filled: Tensor
 
     def __init__(self, images: int, dim: int, momentum: float = 0.0) -> None:
-        """``momentum``: share of the old row in the new one; a first write counts fully where it is 0."""
+        """Make the bank; ``momentum`` is the share of the old row in the new one (0: a write replaces the row)."""
         super().__init__()
         self.momentum = momentum
         self.register_buffer("features", F.normalize(torch.randn(images, dim), dim=1))
@@ -156,7 +156,7 @@ class Prototypes(nn.Module):
         self.weight.copy_(F.normalize(self.weight, dim=1))
 
     def forward(self, z_ND: Tensor) -> Tensor:
-        """(N, K) scores in fp32, also under autocast; cosines where the rows of ``z_ND`` are normalised."""
+        """Compute (N, K) scores in fp32, also under autocast; cosines if the rows of ``z_ND`` are normalised."""
         with torch.autocast(z_ND.device.type, enabled=False):
             return F.linear(z_ND.float(), self.weight)
 
@@ -189,8 +189,8 @@ class Clusters(nn.Module):
 
     Buffers:
         centroids: (K, D) float32, unit rows; zero before the first clustering.
-        concentrations: (K,) float32, temperature of each cluster (PCL); 1 where a method has none.
-        assignments: (N,) int64, cluster of each image; ``UNASSIGNED`` where it has none.
+        concentrations: (K,) float32, temperature of each cluster (PCL); 1 if a method has none.
+        assignments: (N,) int64, cluster of each image; ``UNASSIGNED`` if it has none.
     """
 
     UNASSIGNED = -1
@@ -200,7 +200,7 @@ class Clusters(nn.Module):
     assignments: Tensor
 
     def __init__(self, count: int, dim: int, images: int) -> None:
-        """Raises ConfigError where there are more clusters than images, before and not after the warm-up."""
+        """Raise ConfigError if there are more clusters than images, before and not after the warm-up."""
         super().__init__()
         if count > images:
             raise ConfigError(f"{count} clusters of {images} images", remedy="choose fewer clusters, or more images")

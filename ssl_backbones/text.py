@@ -31,7 +31,7 @@ class Tokenizer(Protocol):
     size: int
 
     def encode(self, caption: str) -> list[int]:
-        """Tokens of a caption, without those of its beginning and its end."""
+        """Return the tokens of a caption, without those of its beginning and its end."""
 
 
 class Bytes:
@@ -40,7 +40,7 @@ class Bytes:
     size = 258
 
     def encode(self, caption: str) -> list[int]:
-        """Bytes of the caption, with white space as single blanks."""
+        """Return the bytes of the caption, with white space as single blanks."""
         return list(_clean(caption).encode())
 
 
@@ -60,7 +60,7 @@ class BytePairs:
 
     @cached_property
     def _ranks(self) -> dict[tuple[str, str], int]:
-        """Place of each pair in the file, whose first line is its version."""
+        """The position of each pair in the file, whose first line is its version."""
         try:
             raw = self.path.read_bytes()
             text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode()
@@ -85,7 +85,7 @@ class BytePairs:
         return {token: number for number, token in enumerate([*letters, *(f"{x}</w>" for x in letters), *merged])}
 
     def encode(self, caption: str) -> list[int]:
-        """Tokens of the words."""
+        """Return the tokens of the words."""
         return [
             self._tokens[token]
             for word in _words(_clean(html.unescape(html.unescape(caption))))

@@ -28,9 +28,9 @@ XYZ_OF_WHITE_FROM_RGB = (
 
 @dataclass(frozen=True)
 class PatchGrid:
-    """Square patches of an image, ``count`` in each of ``count`` rows.
+    """Square patches, ``count`` in each of ``count`` rows.
 
-    The numbers are pixels where the size of the view is ``view``; with another size they scale, rounded.
+    The numbers are pixels for views of size ``view``; they scale with the size, rounded.
     """
 
     view: int
@@ -51,7 +51,7 @@ class PatchGrid:
     """Probability that a patch loses two of its three channels: they become zero (of the preprocessed image)."""
 
     def scaled(self, size: int) -> PatchGrid:
-        """The same grid for views of ``size`` pixels."""
+        """Return the same grid for views of ``size`` pixels."""
         pixels = (max(1, round(side * size / self.view)) for side in (self.cell, self.stride, self.crop, self.patch))
         cell, stride, crop, patch = pixels
         return replace(self, view=size, cell=cell, stride=stride, crop=crop, patch=patch)
@@ -91,16 +91,16 @@ class ViewRecipe:
     solarize_p: float = 0.0
     """Probability that values of 0.5 and more are inverted."""
     local: bool = False
-    """Whether it is a small view (multi-crop), whose side is ``local_view_size``. Small views come after the others."""
+    """Whether this is a small view (multi-crop) with side ``local_view_size``. Small views come after the others."""
     side: float | None = None
-    """If given, the crop is a square of this share of the image's shorter side, and not by ``scale`` and ``ratio``."""
+    """If given, the crop is a square of this share of the image's shorter side; ``scale`` and ``ratio`` are unused."""
     frames: bool = False
     """The view is of a stack of successive frames, (3 F, H, W), all cropped alike. It cannot change colours."""
     patches: PatchGrid | None = None
-    """The crop is cut into patches, each of which is jittered, grayed, blurred and solarised by itself. The view is
-    the picture that they make when laid side by side; :func:`cut_patches` takes it apart again."""
+    """The crop is cut into patches, each of which is jittered, grayed, blurred and solarised by itself. The view shows
+    them side by side; :func:`cut_patches` cuts it into patches again."""
     order: Literal["RGB", "LAB"] = "RGB"
-    """Channels of the view: ``LAB`` is CIE L*a*b* under D65, to which ``mean`` and ``std`` belong then."""
+    """Channels of the view: ``LAB`` is CIE L*a*b* under D65, to which ``mean`` and ``std`` then refer."""
 
     @property
     def kind(self) -> Literal["image", "patches", "frames"]:
@@ -110,11 +110,11 @@ class ViewRecipe:
         return "image" if self.patches is None else "patches"
 
     def preprocess(self) -> Preprocess:
-        """Preprocessing of a network that is trained with these views."""
+        """Return the preprocessing of a network that is trained with these views."""
         return {"order": self.order, "range": 1.0, "mean": list(self.mean), "std": list(self.std)}
 
 
-# SimCLR, appendix A, with s = 1. Inputs stay in [0, 1]: there is no mean and no standard deviation.
+# SimCLR, appendix A, with s = 1. Inputs stay in [0, 1], without mean and standard deviation.
 SIMCLR = ViewRecipe(
     scale=(0.08, 1.0),
     jitter=(0.8, 0.8, 0.8, 0.2),
@@ -130,8 +130,8 @@ MOCO_V2 = ViewRecipe(
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
 )
-# Instance discrimination and MoCo v1, reference code: always jittered, never blurred. (There an image loses its colour
-# before the jitter, here after it; on a gray image saturation and hue do nothing.)
+# Instance discrimination and MoCo v1, reference code: always jittered, never blurred. (There images lose their colour
+# before the jitter, here after it; on gray images saturation and hue have no effect.)
 MOCO_V1 = replace(MOCO_V2, jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, blur_p=0.0)
 # BYOL, appendix B: the first view is always blurred, the second hardly ever, but solarised. Barlow Twins has the same.
 BYOL_1 = ViewRecipe(
@@ -164,8 +164,8 @@ DEEPCLUSTER_V2 = replace(SWAV, scale=(0.08, 1.0))
 # DINO, reference code with the crop areas of its ResNet-50: BYOL's colours.
 DINO_1, DINO_2 = (replace(view, scale=(0.14, 1.0)) for view in (BYOL_1, BYOL_2))
 DINO_LOCAL = replace(DINO_1, scale=(0.05, 0.14), blur_p=0.5, local=True)
-# PIRL, VISSL's configuration: an image, and a jigsaw of nine patches whose colours change one by one.
-# (VISSL blends in photometric changes too, which are not here.)
+# PIRL, VISSL's configuration: the image, and a jigsaw of nine patches whose colours change one by one.
+# (VISSL also blends in photometric changes, which are left out here.)
 PIRL = replace(MOCO_V1, scale=(0.08, 1.0), jitter=(0.4, 0.4, 0.4, 0.2))
 PIRL_JIGSAW = replace(
     PIRL, scale=(0.6, 1.0), patches=PatchGrid(view=224, count=3, cell=85, stride=85, crop=64, patch=64)
@@ -193,7 +193,7 @@ CPC = replace(
     gray_p=1.0,
     patches=PatchGrid(view=256, count=7, cell=64, stride=32, crop=60, patch=64),
 )
-# CPC v2: larger patches, flipped and robbed of two channels one by one. (The authors also shear and warp them, and
+# CPC v2: larger patches, each flipped and reduced to one channel at random. (The authors also shear and warp them, and
 # change their colours in other ways than MoCo v2's, which are used here. How often channels are dropped: own choice.)
 CPC_V2 = replace(
     MOCO_V2,
@@ -211,7 +211,7 @@ CURL = replace(
     gray_p=0.0,
     blur_p=0.0,
 )
-# CLIP, section 2.4: a random square of the resized image is all there is.
+# CLIP, section 2.4: only a random square of the resized image.
 CLIP = replace(
     SIMCLR,
     side=1.0,
@@ -247,12 +247,12 @@ RECIPES: dict[str, tuple[ViewRecipe, ...]] = {
 
 
 def recipes_with_kinds(kinds: Sequence[Literal["image", "patches", "frames"]]) -> list[str]:
-    """Names of the recipes whose large views are of these kinds, in this order."""
+    """Return the names of the recipes whose large views are of these kinds, in this order."""
     return [name for name in RECIPES if [recipe.kind for recipe in view_recipes(name, 0)] == list(kinds)]
 
 
 def view_recipes(name: str, local_views: int | None = None) -> tuple[ViewRecipe, ...]:
-    """Recipes of the views of an image, with the first ``local_views`` small ones only (None: all)."""
+    """Return the view recipes per image, with the first ``local_views`` small ones only (None: all)."""
     large = [recipe for recipe in RECIPES[name] if not recipe.local]
     small = [recipe for recipe in RECIPES[name] if recipe.local]
     return (*large, *small[:local_views])
@@ -326,7 +326,7 @@ def sample_square(height: int, width: int, side: float, generator: torch.Generat
 
 
 def blur_kernel(size: int) -> int:
-    """Odd kernel width of 10 % of the side (SimCLR, reference code): 23 at 224, 7 at 64."""
+    """Return the odd kernel width of 10 % of the side (SimCLR, reference code): 23 at 224, 7 at 64."""
     return 2 * max(1, size // 10 // 2) + 1
 
 
@@ -389,7 +389,7 @@ def _distort(view: Tensor, recipe: ViewRecipe, generator: torch.Generator) -> Te
 
 
 def _lay_patches(picture: Tensor, recipe: ViewRecipe, grid: PatchGrid, generator: torch.Generator) -> Tensor:
-    """Cut an image into patches, change each by itself, and lay them side by side."""
+    """Cut a picture into patches, change each by itself, and lay them side by side."""
     laid = torch.zeros(3, grid.count * grid.patch, grid.count * grid.patch)
     frame = (grid.patch - grid.crop) // 2
     for row in range(grid.count):

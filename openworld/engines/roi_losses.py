@@ -72,8 +72,8 @@ def box_loss(
 ) -> Tensor:
     """Compute smooth L1 between predicted and target deltas of some regions, divided by the number of all regions.
 
-    A region whose goal has zero width or height takes no part: it lies in an image without annotated boxes, and has
-    no box to move to. It still counts in the number of all regions. (The reference code takes the logarithm of the zero
+    A region whose goal has zero width or height takes no part: its image has no annotated boxes, so there is no box
+    to move to. It still counts in the number of all regions. (The reference code takes the logarithm of the zero
     size if it labelled such a region unknown, and its loss is infinite.)
 
     Args:

@@ -34,8 +34,8 @@ class Ranks(Protocol):
 class OpenWorldMethod(nn.Module):
     """Base of all methods. Unless overridden, a method is a plain softmax detector with a row for unknown.
 
-    Everything that lasts longer than a step is a parameter or a persistent buffer: the module is saved with the
-    detector, and its parameters are trained with it.
+    All state that outlives one step is a parameter or a persistent buffer: the module is saved with the detector, and
+    its parameters are trained with it.
 
     Args:
         space: label space of the current task.

@@ -103,7 +103,7 @@ def read_run(path: Path) -> RunArtefacts:
     data = read("data.json", "what was repaired in the data is not known")
     profile = None
     if (path / "profile.json").exists():
-        profile = read("profile.json", "where the time of a step went is not shown")
+        profile = read("profile.json", "the time per part of a step is not shown")
     card = read("backbone/card.json", "no backbone was pretrained in this run, or its card is gone")
     log = read_log(path / "metrics.jsonl", notes)
     numbers = sorted(

@@ -1,6 +1,6 @@
-"""The families of backbones. A new one is its options, its network, and one line in this table.
+"""The families of backbones. A new family is its options, its network, and one line in this table.
 
-Importing this package imports no torch: a configuration names a network before one is built.
+Importing this package does not import torch: a configuration names a network before it is built.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every backbone is to pretraining, handover, probes and detector: a stem and four stages of feature maps.
+"""The interface of every backbone to pretraining, handover, probes and detector: a stem and four stages.
 
 Shapes: N images, H x W pixels, D channels of the last stage.
 """
@@ -19,7 +19,7 @@ class Backbone(nn.Module, ABC):
     """A network without classifier. Its state dict has torchvision's keys where torchvision has the network.
 
     Attributes:
-        options: what it was made from.
+        options: options of the network.
         channels: channels of each stage, by name ``c2``..``c5``.
         dim: D, channels of ``c5``.
     """
@@ -34,15 +34,15 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def stem(self, images: Tensor) -> Tensor:
-        """What comes before the first stage: (N, 3, H, W) float, already preprocessed, to the input of ``c2``."""
+        """Run the layers before the first stage: (N, 3, H, W) float, already preprocessed, to the input of ``c2``."""
 
     @abstractmethod
     def stages(self) -> Sequence[nn.Module]:
-        """The modules of ``c2``..``c5``, each of which takes the feature map of the one before."""
+        """Return the modules of ``c2``..``c5``, each of which takes the feature map of the previous one."""
 
     @property
     def c4_head(self) -> nn.Module | None:
-        """The stage that a C4 detector runs on each region ("res5"), or None where the family has no such detector."""
+        """The stage that a C4 detector runs on each region ("res5"), or None if the family has none."""
         return None
 
     @property
@@ -51,12 +51,11 @@ class Backbone(nn.Module, ABC):
         return cast(nn.Conv2d, self.get_submodule(self.options.first_convolution))
 
     def spared_by_decay(self) -> list[nn.Parameter]:
-        """Parameters that weight decay spares, beside the one-dimensional ones (biases and norms)."""
+        """Return the parameters without weight decay, besides the one-dimensional ones (biases and norms)."""
         return []
 
     def forward_stages(self, images: Tensor, last: str = "c5") -> dict[str, Tensor]:
-        """Feature maps after each stage.
-
+        """Compute the feature maps after each stage.
         Args:
             images: (N, 3, H, W) float, already preprocessed.
             last: stage to stop after; later ones are neither computed nor returned.
@@ -72,7 +71,7 @@ class Backbone(nn.Module, ABC):
         return maps
 
     def forward(self, images: Tensor) -> Tensor:
-        """Global average of ``c5``: (N, 3, H, W) -> (N, D)."""
+        """Compute the global average of ``c5``: (N, 3, H, W) -> (N, D)."""
         return torch.flatten(nn.functional.adaptive_avg_pool2d(self.forward_stages(images)["c5"], 1), 1)
 
     def freeze(self, count: int) -> None:
@@ -86,7 +85,7 @@ class Backbone(nn.Module, ABC):
 
 
 def spared_by_decay(model: nn.Module) -> set[nn.Parameter]:
-    """Parameters of a model that weight decay spares: one-dimensional ones, and those that its backbones name."""
+    """Return the parameters of a model without weight decay: one-dimensional ones, and those its backbones name."""
     spared = {parameter for parameter in model.parameters() if parameter.ndim <= 1}
     for module in model.modules():
         if isinstance(module, Backbone):

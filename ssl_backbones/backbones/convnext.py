@@ -20,7 +20,7 @@ class ConvNeXt(Backbone):
 
     At ``width`` 1 its keys and its numbers are those of ``torchvision.models`` without ``classifier``, whose first
     layer is the norm after the pool. The maps of the stages are not normalised either; the authors' detectors put a
-    layer norm on each. Stochastic depth is left out, so that a step draws no random numbers.
+    layer norm on each. Stochastic depth is left out, so that training draws no random numbers.
     """
 
     options: ConvNeXtOptions
@@ -39,7 +39,7 @@ class ConvNeXt(Backbone):
         """See :class:`Backbone`.
 
         Raises:
-            ConfigError: the images are smaller than a cell of the last stage.
+            ConfigError: the images are smaller than one cell of the last stage.
         """
         height, width = images.shape[-2:]
         if min(height, width) < self.options.strides["c5"]:

@@ -37,11 +37,11 @@ class ConvNeXtOptions(BackboneOptions):
     depths: Annotated[list[Annotated[int, AtLeast(1)]], Items(4, 4)] | None = None
     """Blocks of each of the four stages; None means those of ``name``."""
     layer_scale: Annotated[float, AtLeast(0)] = LAYER_SCALE
-    """What the scale of each residual branch starts at."""
+    """Initial value of the scale of each residual branch."""
 
     @classmethod
     def of_shapes(cls, shapes: Mapping[str, Sequence[int]], where: str) -> Self:
-        """See :class:`BackboneOptions`. Depths and widths that no published network has are those of a changed tiny."""
+        """See :class:`BackboneOptions`. Depths and widths of no published network are taken for a modified tiny."""
         first = shapes["features.0.0.weight"][0]
         depths = tuple(
             len({key.split(".")[2] for key in shapes if key.startswith(f"features.{2 * stage + 1}.")})

@@ -1,4 +1,4 @@
-"""What the options of every backbone family tell: which network they name, and how its files are recognised."""
+"""Base of the options of every backbone family: the network that they name, and how its files are recognised."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ class BackboneOptions(ABC):
     keys: ClassVar[str]
     """Regular expression that matches the start of each key of the network's state dict, and of no classifier's."""
     telling_keys: ClassVar[tuple[str, ...]]
-    """Keys by which a state dict of the family is recognised: all are there."""
+    """Keys by which a state dict of the family is recognised: it has all of them."""
 
     name: str
-    """Which network of the family."""
+    """Name of the network in the family."""
 
     def __post_init__(self) -> None:
         check(self)
 
     @classmethod
     def named(cls, name: str) -> type[BackboneOptions]:
-        """The options of the family that has a network of this name.
+        """Return the options class of the family that has a network of this name.
 
         Raises:
-            ConfigError: no family has.
+            ConfigError: no family has such a network.
         """
         from ssl_backbones.backbones import FAMILIES
 
@@ -51,24 +51,24 @@ class BackboneOptions(ABC):
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """The networks of the family: the values of its ``name``."""
+        """Return the networks of the family: the values of its ``name``."""
         return get_args(get_type_hints(cls)["name"])
 
     @classmethod
     def of_card(cls, values: Mapping[str, Any]) -> BackboneOptions:
-        """The options as :func:`dataclasses.asdict` writes them to a card.
+        """Read the options as :func:`dataclasses.asdict` writes them to a card.
 
         Raises:
-            ConfigError: no network of this name, or a value that it does not have.
-            KeyError: no name.
-            TypeError: a field that the family does not have.
+            ConfigError: no network has this name, or a value is out of range.
+            KeyError: the name is missing.
+            TypeError: the family does not have some field.
         """
         return cls.named(values["name"])(**values)
 
     @classmethod
     @abstractmethod
     def of_shapes(cls, shapes: Mapping[str, Sequence[int]], where: str) -> Self:
-        """Read depth and widths off the shapes of a state dict's tensors.
+        """Read depth and widths from the shapes of a state dict's tensors.
 
         Args:
             shapes: by key; the family's ``telling_keys`` are among them.
@@ -90,19 +90,19 @@ class BackboneOptions(ABC):
 
     @abstractmethod
     def in_detector(self, norm: Literal["batch", "frozen"]) -> Self:
-        """The network that a detector with ``model.norm`` has.
+        """Return the options of the network in a detector with ``model.norm``.
 
         Raises:
             ConfigError: the network has no such norm.
-            HandoverError: a pretrained network of these options is not one for a detector.
+            HandoverError: a pretrained network of these options does not fit a detector.
         """
 
     @abstractmethod
     def without_initialisation(self) -> Self:
-        """With defaults where an option concerns random weights only: two trained networks are alike if these are."""
+        """Return the options without those of random weights: two trained networks are alike if these are equal."""
 
     def alternatives(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Networks that load the same tensors and compute other features: what is different in words, and the options.
+        """Yield networks that load the same tensors but compute other features: the difference in words, the options.
 
         The keys and shapes of a state dict cannot tell them apart; :mod:`ssl_backbones.handover.verify` does.
         """

@@ -30,7 +30,7 @@ class ResNet(Backbone):
 
     At ``width`` 1 its keys and its numbers are those of ``torchvision.models`` without ``fc``, or with the stem
     ``clip`` those of CLIP's image tower without ``attnpool``. Keys do not depend on ``stride_in_1x1``,
-    ``pool_padding`` and ``conv_padding``: a file loads either way, only the features tell (see handover.verify).
+    ``pool_padding`` and ``conv_padding``: a file loads either way, and only the features differ (see handover.verify).
     """
 
     options: ResNetOptions
@@ -67,7 +67,7 @@ class ResNet(Backbone):
         self._initialise(options.zero_init_residual)
 
     def _initialise(self, zero_init_residual: bool) -> None:
-        """He et al. (2015), fan out, as torchvision does; optionally the last norm of each block at zero."""
+        """Initialise as torchvision does (He et al., 2015, fan out); optionally zero the last norm of each block."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -107,7 +107,7 @@ def _stage(
     norm: Callable[..., nn.Module],
     options: ResNetOptions,
 ) -> nn.Sequential:
-    """One stage: a block that may stride and widen, then ``count - 1`` that keep the shape."""
+    """Build one stage: a block that may stride and widen, then ``count - 1`` blocks that keep the shape."""
     outplanes = planes * block.expansion
     shortcut = None
     if options.stem == "clip":
@@ -121,7 +121,7 @@ def _stage(
 
 
 class _PooledBottleneck(Bottleneck):
-    """CLIP's bottleneck: its convolutions have stride 1, an average pool before the last one has the stride."""
+    """CLIP's bottleneck: its convolutions have stride 1; an average pool before the last one has the stride."""
 
     def __init__(self, inplanes: int, planes: int, stride: int, norm: Callable[..., nn.Module]) -> None:
         outplanes = planes * self.expansion

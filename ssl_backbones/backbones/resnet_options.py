@@ -20,7 +20,7 @@ BLOCKS: dict[str, tuple[Literal["basic", "bottleneck"], tuple[int, int, int, int
 
 @dataclass(kw_only=True)
 class ResNetOptions(BackboneOptions):
-    """A ResNet with torchvision's key names, and the details that tensors alone do not tell."""
+    """A ResNet with torchvision's key names, and the details that its tensors do not show."""
 
     NETWORK: ClassVar[str] = "ssl_backbones.backbones.resnet:ResNet"
     first_convolution: ClassVar[str] = "conv1"
@@ -37,7 +37,7 @@ class ResNetOptions(BackboneOptions):
     """7x7 stride 2 with max pool (stride 4), 3x3 stride 1 without pool (stride 1), or CLIP's: three 3x3, the first of
     stride 2, an average pool, and strides in average pools in the stages too (stride 4)."""
     stride_in_1x1: bool = False
-    """Bottlenecks stride in their first 1x1 (Caffe, MSRA) and not in their 3x3 (torchvision, most SSL)."""
+    """Bottlenecks stride in their first 1x1 (Caffe, MSRA) instead of their 3x3 (torchvision, most SSL)."""
     pool_padding: Literal["both", "end"] = "both"
     """Stem max pool padded on both sides (torchvision) or right and bottom only (Caffe, TensorFlow on even sides)."""
     conv_padding: Literal["both", "end"] = "both"

@@ -1,4 +1,4 @@
-"""Two ResNets in one, side by side: what CMC trains, one on luminance and one on colour."""
+"""Two ResNets side by side in one network, for CMC: one on luminance and one on colour."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TwinResNet(ResNet):
     """
 
     def __init__(self, options: ResNetOptions, colours: tuple[tuple[float, float, float], ...]) -> None:
-        """``colours``: (3, 3) the colour space's channels from those of the image, luminance first.
+        """Build the twin; ``colours`` (3, 3) maps the image's channels to those of the colour space, luminance first.
 
         Raises:
             ConfigError: a number of channels is odd, a norm mixes channels, or convolutions pad at the end only.
@@ -50,7 +50,7 @@ class TwinResNet(ResNet):
 
     @torch.no_grad()
     def plain(self) -> ResNet:
-        """A copy as a network without groups: zeros between the halves, colours folded into the first convolution."""
+        """Return a copy without groups: zeros between the halves, colours folded into the first convolution."""
         state = {key: value.detach().clone() for key, value in self.state_dict().items()}
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d) and module.groups == 2:
@@ -69,7 +69,7 @@ class _TwinStem(nn.Conv2d):
 
     Buffers, not in the checkpoint:
         colours: (3, 3) float32, channels of the colour space from those of the image.
-        used: (out, 3, 1, 1) float32, one where an output sees a channel of the colour space.
+        used: (out, 3, 1, 1) float32, 1 where an output reads a channel of the colour space.
     """
 
     colours: Tensor
@@ -86,7 +86,7 @@ class _TwinStem(nn.Conv2d):
         self.weight = nn.Parameter(conv.weight.detach() * used)
 
     def folded(self) -> Tensor:
-        """(out, 3, k, k) weights for the channels of the image."""
+        """Return the (out, 3, k, k) weights for the channels of the image."""
         folded: Tensor = torch.einsum("okhw,kc->ochw", self.weight * self.used, self.colours)
         return folded
 

@@ -1,4 +1,4 @@
-"""Backbones from files of any layout, and the proof that a detector computes the same features with them."""
+"""Read backbones from files of any layout, and verify that a detector computes the same features with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The last layer of a classifier, as it lies in a checkpoint beside a backbone or in a file of its own."""
+"""The last layer of a classifier, stored in a checkpoint beside a backbone or in a separate file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ssl_backbones.handover.read import read_tree
 
 
 def read_classifier(path: Path, dim: int) -> nn.Linear:
-    """The last layer of a classifier of ``dim`` features: the one matrix (C, dim) named weight, or fc, head … weight.
+    """Read the last layer of a classifier of ``dim`` features: the one matrix (C, dim) named weight, fc.weight, ….
 
     Raises:
-        CheckpointError: the file is missing or damaged, or there is no such matrix, or there are several.
+        CheckpointError: the file is missing or damaged, or does not hold exactly one such matrix.
     """
     tensors = dict(_tensors(read_tree(path)))
     fitting = [
@@ -38,7 +38,7 @@ def read_classifier(path: Path, dim: int) -> nn.Linear:
 
 
 def _tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """All tensors of nested dictionaries, by their own key; that of an outer dictionary does not count."""
+    """Yield all tensors of nested dictionaries, by their own key, without the keys of outer dictionaries."""
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             if isinstance(value, Tensor):

@@ -1,8 +1,8 @@
-"""A backbone for another library: its weights under that library's names, and the settings that go with them.
+"""Export a backbone to another library: its weights under that library's names, and the matching settings.
 
-Weights alone are half of a handover. Beside them stand a card (architecture, preprocessing, SHA-256), by which this
-project reads the file back, and a YAML file with the settings under which the other library computes the same
-features. What a library cannot compute is refused.
+Weights alone are not enough. Beside them are a card (architecture, preprocessing, SHA-256), by which this project reads
+the file back, and a YAML file with the settings under which the other library computes the same features. Networks that
+the library cannot compute are refused.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PREFIXES: dict[str, tuple[str, str]] = {
     "detectron2-c4": ("backbone.", "roi_heads."),
     "detectron2-fpn": ("backbone.bottom_up.", "backbone.bottom_up."),
 }
-"""Before the names of the trunk, and before those of res5."""
+"""Prefixes of the names of the trunk and of those of res5."""
 
 _SUFFIXES = {"torchvision": (".safetensors", ".pth"), "detectron2": (".pkl",)}
 
@@ -50,13 +50,13 @@ def export_backbone(backbone: BackboneFile, target: Target, output: Path, *, ine
     """Write a backbone for ``target``: weights, settings (``.yaml``) and card (``.json``) of one name.
 
     Args:
-        backbone: as :func:`~ssl_backbones.handover.read.load_backbone_file` gives it.
+        backbone: as :func:`~ssl_backbones.handover.read.load_backbone_file` returns it.
         target: see :data:`Target`.
         output: the weight file: ``.safetensors`` or ``.pth`` for torchvision, ``.pkl`` for detectron2.
-        inexact: write it also where the other library pads otherwise, so that features differ a little, most at edges.
+        inexact: write it even if the other library pads differently, so that features differ a little, mostly at edges.
 
     Raises:
-        ConfigError: an unknown target, another suffix, or an architecture that the library cannot compute.
+        ConfigError: the target or the suffix is unknown, or the library cannot compute the architecture.
     """
     if target not in get_args(Target):
         raise ConfigError(f"target is {target!r}", remedy=f"choose one of {', '.join(get_args(Target))}")
@@ -90,7 +90,7 @@ def export_backbone(backbone: BackboneFile, target: Target, output: Path, *, ine
 
 
 def _checked(arch: BackboneOptions, library: str, inexact: bool) -> ResNetOptions:
-    """The architecture, if the library can compute it in the detectors that settings are written for."""
+    """Return the architecture if the library can compute it in the detectors that settings are written for."""
     if not isinstance(arch, ResNetOptions):
         raise ConfigError(
             f"settings for {library}'s detectors are written for ResNets, and arch.name is {arch.name!r}",
@@ -118,7 +118,7 @@ def _checked(arch: BackboneOptions, library: str, inexact: bool) -> ResNetOption
 
 
 def _detectron2_weights(tensors: Mapping[str, Tensor], target: Target) -> dict[str, Any]:
-    """detectron2's dictionary. Counters of batch norms are left out: its frozen norms have none."""
+    """Make detectron2's dictionary. Counters of batch norms are left out: its frozen norms have none."""
     trunk, res5 = _PREFIXES[target]
     model = {}
     for key, value in tensors.items():
@@ -130,7 +130,7 @@ def _detectron2_weights(tensors: Mapping[str, Tensor], target: Target) -> dict[s
 
 
 def detectron2_settings(arch: ResNetOptions, preprocess: Preprocess, weights: str) -> dict[str, Any]:
-    """The keys of a detectron2 configuration that depend on the backbone; the other ones are the detector's own.
+    """Return the keys of a detectron2 configuration that depend on the backbone; the others belong to the detector.
 
     Norms are synchronised and every stage is trained, as in the published detectors on self-supervised backbones:
     frozen norms and a frozen stem are detectron2's defaults, made for the MSRA networks.
@@ -158,7 +158,7 @@ def detectron2_settings(arch: ResNetOptions, preprocess: Preprocess, weights: st
 
 
 def torchvision_settings(arch: ResNetOptions, preprocess: Preprocess, weights: str) -> dict[str, Any]:
-    """What ``torchvision.models.detection`` is told: arguments of FasterRCNN and of its backbone.
+    """Return the arguments of FasterRCNN and of its backbone in ``torchvision.models.detection``.
 
     ``preprocess`` is for RGB in [0, 1], see :meth:`~ssl_backbones.handover.read.BackboneFile.as_rgb`.
     """

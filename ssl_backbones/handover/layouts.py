@@ -1,8 +1,8 @@
-"""The layouts in which pretrained backbones are published, told apart by what is in the file.
+"""The layouts in which pretrained backbones are published, recognised by the content of the file.
 
-A layout is a wrapper of dictionaries, a prefix of the backbone's keys, and names. Where a checkpoint holds two networks
-(query and key, online and target, student and teacher), the one is taken that its authors evaluate. Most layouts are
-of ResNets; the other families are known by torchvision's names.
+A layout is a wrapper of dictionaries, a prefix of the backbone's keys, and names. If a checkpoint holds two networks
+(query and key, online and target, student and teacher), the one that its authors evaluate is used. Most layouts are of
+ResNets; the other families are recognised by torchvision's names.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PREPROCESSES: dict[str, Preprocess] = {
     # detectron2/config/defaults.py, for the MSRA networks
     "caffe": {"order": "BGR", "range": 255.0, "mean": [103.53, 116.28, 123.675], "std": [1.0] * 3},
 }
-"""What networks were trained on, by name."""
+"""Preprocessing of networks, by name."""
 
 # Dictionaries around the tensors. DINO's evaluation uses the teacher; PyContrast's the model and not its average.
 _CONTAINERS = (
@@ -82,28 +82,28 @@ _BLOCKS_R50 = (3, 4, 6, 3)
 
 
 class Found(NamedTuple):
-    """A backbone as a file holds it."""
+    """A backbone as stored in a file."""
 
     layout: str
-    """Who writes such files."""
+    """Code that writes such files."""
     tensors: dict[str, Tensor]
-    """By torchvision's names."""
+    """Tensors by torchvision's names."""
     left_out: list[str]
     """Keys of the file's other tensors."""
     preprocess: Preprocess
     arch: dict[str, Any]
-    """What the layout tells of the backbone's options and the tensors do not."""
+    """Options of the backbone that follow from the layout and not from the tensors."""
 
 
 def recognise(tree: Any, where: str) -> Found:
-    """The backbone in the content of a file.
+    """Find the backbone in the content of a file.
 
     Args:
         tree: nested dictionaries with tensors or arrays.
         where: names the file in errors.
 
     Raises:
-        CheckpointError: no known layout; the message says what the file does hold.
+        CheckpointError: the layout is not known; the message describes the content of the file.
     """
     dictionaries = list(_dictionaries(tree))
     readers: tuple[Callable[[dict[str, Tensor]], Found | None], ...] = (
@@ -128,13 +128,13 @@ def recognise(tree: Any, where: str) -> Found:
 
 
 def flat_tensors(tree: Any) -> Iterator[dict[str, Tensor]]:
-    """The tensors of each dictionary of a file that may hold a network, the outermost first."""
+    """Yield the tensors of each dictionary of a file that may hold a network, the outermost first."""
     for entry in _dictionaries(tree):
         yield _tensors(entry)
 
 
 def _dictionaries(tree: Any) -> Iterator[Mapping[Any, Any]]:
-    """A file's dictionary, then those inside that may hold a network, in the order of ``_CONTAINERS``."""
+    """Yield a file's dictionary, then nested ones that may hold a network, in the order of ``_CONTAINERS``."""
     if isinstance(tree, Husk):
         tree = _module_tensors(tree)
     if isinstance(tree, Mapping):
@@ -144,7 +144,7 @@ def _dictionaries(tree: Any) -> Iterator[Mapping[Any, Any]]:
 
 
 def _module_tensors(module: Husk, prefix: str = "") -> dict[str, Tensor]:
-    """The state_dict of a module that was pickled whole."""
+    """Return the state_dict of a module that was pickled whole."""
     tensors: dict[str, Tensor] = {}
     for kind in ("_parameters", "_buffers"):
         own = getattr(module, kind, {})
@@ -188,7 +188,7 @@ def _named(flat: dict[str, Tensor]) -> Found | None:
 
 
 def _other_family(flat: dict[str, Tensor]) -> Found | None:
-    """A network of torchvision that is not a ResNet, or this project's with the same names."""
+    """Find a network of torchvision that is not a ResNet, or one of this project with the same names."""
     for prefix, layout in _PREFIXES:
         for family in FAMILIES.values():
             if all(f"{prefix}{key}" in flat for key in family.telling_keys):
@@ -200,7 +200,7 @@ def _other_family(flat: dict[str, Tensor]) -> Found | None:
 
 
 def _prefixes(flat: Mapping[str, Tensor]) -> list[str]:
-    """All prefixes under which there is a network of torchvision's names."""
+    """Return all prefixes of networks with torchvision's names."""
     end = "layer1.0.conv1.weight"
     starts = [key.removesuffix(end) for key in flat if key.endswith(end)]
     return [prefix for prefix in starts if f"{prefix}conv1.weight" in flat]
@@ -230,7 +230,7 @@ def _split(flat: dict[str, Tensor], named: dict[str, str], layout: str) -> Found
 
 
 def _detectron2(flat: dict[str, Tensor]) -> Found | None:
-    """A trunk as converters for detectron2 write it, or the one inside a C4 or FPN detector."""
+    """Find a trunk as converters for detectron2 write it, or the one inside a C4 or FPN detector."""
     for prefix in ("", "backbone.", "backbone.bottom_up."):
         if f"{prefix}stem.conv1.weight" in flat and f"{prefix}res2.0.conv1.weight" in flat:
             break
@@ -254,7 +254,7 @@ def _detectron2(flat: dict[str, Tensor]) -> Found | None:
 
 
 def _caffe2(flat: dict[str, Tensor]) -> Found | None:
-    """FAIR's R-50.pkl of MSRA. Its batch norms are scale and shift alone (detectron2, c2_model_loading.py)."""
+    """Read FAIR's R-50.pkl of MSRA. Its batch norms are scale and shift alone (detectron2, c2_model_loading.py)."""
     if "conv1_w" not in flat or "res2_0_branch2a_w" not in flat:
         return None
     named = {key: from_caffe2(key) for key in flat}
@@ -271,7 +271,7 @@ def _caffe2(flat: dict[str, Tensor]) -> Found | None:
 
 
 def _tensorflow(flat: dict[str, Tensor]) -> Found | None:
-    """SimCLR's variables by name (resnet.py): layers are numbered as they are made, a block's shortcut first.
+    """Read SimCLR's variables by name (resnet.py): layers are numbered in order of creation, shortcuts first.
 
     The convolutions pad as torch does, the pool of the stem as TensorFlow's SAME.
     """
@@ -300,7 +300,7 @@ def _tensorflow(flat: dict[str, Tensor]) -> Found | None:
 
 
 def _creation_order() -> Iterator[tuple[str, str]]:
-    """Convolution and norm of each layer of a ResNet-50, in the order in which SimCLR's code makes them."""
+    """Yield convolution and norm of each layer of a ResNet-50, in the order in which SimCLR's code creates them."""
     yield "conv1", "bn1"
     for stage, blocks in enumerate(_BLOCKS_R50, 1):
         for block in range(blocks):
@@ -312,7 +312,7 @@ def _creation_order() -> Iterator[tuple[str, str]]:
 
 
 def _haiku(entry: Mapping[Any, Any]) -> Found | None:
-    """BYOL's pickle (byol_experiment.py): the online network's parameters and batch-norm averages.
+    """Read BYOL's pickle (byol_experiment.py): the online network's parameters and batch-norm averages.
 
     Convolutions and pool pad as TensorFlow's SAME does.
     """
@@ -357,11 +357,11 @@ def _haiku_name(module: str) -> str | None:
     return f"{block}.{'bn' if norm else 'conv'}{int(found[5] or 0) + 1}"
 
 
-# -- what else it is --------------------------------------------------------------------------------------------------
+# -- unknown layouts --------------------------------------------------------------------------------------------------
 
 
 def _content(tree: Any, dictionaries: list[Mapping[Any, Any]]) -> str:
-    """What a file of no known layout holds, for its error."""
+    """Describe the content of a file of no known layout, for the error."""
     if not dictionaries:
         return f"the file holds a {type(tree).__name__}"
     networks = [prefix for entry in dictionaries for prefix in _prefixes(_tensors(entry))]

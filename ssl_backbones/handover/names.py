@@ -1,4 +1,4 @@
-"""How other libraries name the tensors of a ResNet; this project has torchvision's names."""
+"""Names of a ResNet's tensors in other libraries; this project uses torchvision's names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _CAFFE2_KIND = {"w": "weight", "bn_s": "weight", "bn_b": "bias"}
 
 
 def detectron2_name(name: str) -> str | None:
-    """``layer4.0.downsample.1.bias`` → ``res5.0.shortcut.norm.bias``, as in detectron2's trunk; None for a head's.
+    """Return the name in detectron2's trunk: ``layer4.0.conv1.weight`` → ``res5.0.conv1.weight``; None for heads.
 
     detectron2 puts ``backbone.`` in front in a C4 detector, ``roi_heads.`` for its res5, ``backbone.bottom_up.`` with
     a pyramid.
@@ -29,7 +29,7 @@ def detectron2_name(name: str) -> str | None:
 
 
 def from_detectron2(name: str) -> str | None:
-    """The inverse of :func:`detectron2_name`; None for the name of no trunk's tensor."""
+    """Invert :func:`detectron2_name`; None for names outside the trunk."""
     if name.startswith("stem.conv1."):
         kind = name.removeprefix("stem.conv1.")
         return f"bn1.{kind.removeprefix('norm.')}" if kind.startswith("norm.") else f"conv1.{kind}"
@@ -43,7 +43,7 @@ def from_detectron2(name: str) -> str | None:
 
 
 def from_caffe2(name: str) -> str | None:
-    """``res2_0_branch2a_bn_s`` → ``layer1.0.bn1.weight``: the names of FAIR's converted MSRA networks."""
+    """Convert names of FAIR's converted MSRA networks: ``res2_0_branch2a_bn_s`` → ``layer1.0.bn1.weight``."""
     if name in ("conv1_w", "res_conv1_bn_s", "res_conv1_bn_b"):
         kind = name.split("_", 1)[1].removeprefix("conv1_")
         return f"{'conv1' if kind == 'w' else 'bn1'}.{_CAFFE2_KIND[kind]}"

@@ -1,9 +1,9 @@
-"""Weight files of other people, read without running anything that they contain.
+"""Read weight files from untrusted sources without running any code in them.
 
 Three kinds of file hold tensors as pickles: those of ``torch.save``, those of ``pickle.dump`` with numpy arrays
-(detectron2, haiku), and TorchScript archives. A pickle may name any function to be called while it is read; here only
-builders of tensors, arrays and plain containers are. Where ``husks`` are asked for, other classes that a checkpoint
-drags along (its arguments, its memory bank, its optimiser) become empty shells that do nothing.
+(detectron2, haiku), and TorchScript archives. A pickle may name any function to call while it is read; here only
+builders of tensors, arrays and plain containers are called. With ``husks``, other classes in a checkpoint (its
+arguments, its memory bank, its optimiser) become empty shells that do nothing.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _SAFE: dict[str, Any] = {
     "numpy.dtype": np.dtype,
     **{f"{folder}.{build.__name__}": build for folder in _NUMPY_FOLDERS for build in _NUMPY_BUILDERS},
 }
-"""What a pickle may call, by name: builders of arrays and numbers."""
+"""Functions that a pickle may call, by name: builders of arrays and numbers."""
 
 _SAFE_CLASSES: list[Any] = [type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "u1", "b1")]
 _TORCH_HEADS = (b"PK", pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[:-1])
-"""How files of ``torch.save`` begin: a zip archive, or before torch 1.6 a magic number."""
+"""First bytes of files of ``torch.save``: a zip archive, or before torch 1.6 a magic number."""
 
 _UNKNOWN_CLASS = re.compile(r"Unsupported global: GLOBAL (\S+) was not an allowed global")
 _MOST_HUSKS = 64
 
 
 class Husk:
-    """What is left of an object whose class is not read: it takes any arguments and keeps its attributes."""
+    """Stand-in for an object whose class is not read: it takes any arguments and keeps its attributes."""
 
     arguments: tuple[Any, ...]
 
@@ -85,7 +85,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _named_tuple(name: str, names: Any, module: str = "", *_: Any) -> type:
-    """How dill names the class of a named tuple that it cannot import."""
+    """Make the class of a named tuple from dill, which cannot import it."""
     return namedtuple(name, names)  # type: ignore[no-any-return]
 
 
@@ -119,7 +119,7 @@ class _ScriptUnpickler(_TensorUnpickler):
 
 
 class _OldUnpickler(_TensorUnpickler):
-    """Reads what torch before 1.6 wrote, where modules were pickled whole: numbers come after all objects."""
+    """Reads files of torch before 1.6, where modules were pickled whole: numbers come after all objects."""
 
     def __init__(self, stream: BinaryIO, storages: dict[str, Tensor]) -> None:
         super().__init__(stream)
@@ -133,11 +133,11 @@ class _OldUnpickler(_TensorUnpickler):
 
 
 def _storage(pid: Any) -> tuple[Tensor, str]:
-    """A tensor for a storage's numbers, and the storage's key, out of ("storage", type, key, device, count, …)."""
+    """Make a tensor for a storage's numbers from ("storage", type, key, device, count, …); return it and the key."""
     kind, storage, key, _, count, *_ = pid
     dtype = getattr(torch, str(storage).removesuffix("Storage").lower(), None)
     if kind != "storage" or not isinstance(dtype, torch.dtype):
-        raise pickle.UnpicklingError(f"{kind!r} of {storage!r} is no storage of numbers")
+        raise pickle.UnpicklingError(f"{kind!r} of {storage!r} is not a storage of numbers")
     return torch.empty(count, dtype=dtype), str(key)
 
 
@@ -150,16 +150,16 @@ def _first(value: Any, *_: Any) -> Any:
 
 
 def read_pickle(path: Path, *, husks: bool = False) -> Any:
-    """Content of a file of ``torch.save`` (.pth), of ``pickle.dump`` (.pkl), or of a TorchScript archive (.pt).
+    """Read a file of ``torch.save`` (.pth), of ``pickle.dump`` (.pkl), or a TorchScript archive (.pt).
 
-    ``torch.save`` files are loaded with ``weights_only=True``, tensors on the CPU. A TorchScript archive gives its
+    ``torch.save`` files are loaded with ``weights_only=True``, tensors on the CPU. A TorchScript archive is read as
     tensors by their dotted names; its code is not read.
 
     Args:
         husks: classes that are not read become :class:`Husk` objects; otherwise they are an error.
 
     Raises:
-        CheckpointError: missing, damaged, or holding more than plain containers, numbers, tensors and arrays.
+        CheckpointError: the file is missing, damaged, or holds more than plain containers, numbers, tensors and arrays.
     """
     try:
         with open(path, "rb") as stream:
@@ -202,7 +202,7 @@ def _read_torch(path: Path, husks: bool) -> Any:
 
 
 def _read_old(path: Path) -> Any:
-    """A magic number, a protocol, the machine, the objects, the keys of their storages, then the storages' numbers."""
+    """Read magic number, protocol, machine, objects, the keys of their storages, then the storages' numbers."""
     storages: dict[str, Tensor] = {}
     with open(path, "rb") as stream:
         for _ in range(3):
@@ -220,7 +220,7 @@ def _read_old(path: Path) -> Any:
 
 
 def _script_folder(path: Path) -> str | None:
-    """The folder of a TorchScript archive's records inside the file; None for any other file."""
+    """Return the folder of a TorchScript archive's records inside the file; None for any other file."""
     if not zipfile.is_zipfile(path):
         return None
     with zipfile.ZipFile(path) as archive:

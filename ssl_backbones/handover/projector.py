@@ -1,4 +1,4 @@
-"""The projector of a pretraining: what a backbone file leaves out, and the probe of h against g(h) needs."""
+"""The projector of a pretraining, which the probe of h against g(h) needs and a backbone file does not hold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ssl_backbones.handover.layouts import flat_tensors
 from ssl_backbones.handover.read import read_tree
 
 PROJECTOR_FILE = "projector.safetensors"
-"""Where a pretraining of this project leaves its head, beside ``backbone.safetensors``."""
+"""File of the head of a pretraining of this project, beside ``backbone.safetensors``."""
 
 # Prefix of the projector's keys in official checkpoints, of the network that is evaluated.
 _PREFIXES = (
@@ -36,23 +36,23 @@ _PREFIXES = (
 
 
 def write_projector(path: Path, head: nn.Module, *, backbone_sha256: str) -> None:
-    """Write a head of linear layers, norms and ReLUs; the file remembers which backbone it belongs to.
+    """Write a head of linear layers, norms and ReLUs; the file records which backbone it belongs to.
 
-    The same head gives the same bytes: safetensors writes several entries of metadata in any order, here is one.
+    The same head gives the same bytes: safetensors writes several entries of metadata in any order, so there is one.
     """
     tensors = {f"projector.{key}": value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
     write_atomic(path, safetensors.torch.save(tensors, {"backbone_sha256": backbone_sha256}))
 
 
 def projector_file(backbone: Path) -> Path:
-    """Where the head of a backbone is looked for: beside it, otherwise in its own file.
+    """Find the file with the head of a backbone: beside it, otherwise its own file.
 
     Args:
         backbone: the file, or a folder that holds ``backbone.safetensors``.
 
     Raises:
-        CheckpointError: its card says that the pretraining had no such head, or the head beside it is damaged or
-            another one's.
+        CheckpointError: the card says that the pretraining had no such head, or the head beside it is damaged or
+            belongs to another backbone.
     """
     path = backbone / "backbone.safetensors" if backbone.is_dir() else backbone
     beside, card = path.with_name(PROJECTOR_FILE), path.with_name("card.json")
@@ -82,16 +82,16 @@ def projector_file(backbone: Path) -> Path:
 
 
 def load_projector(path: Path, dim: int) -> nn.Sequential:
-    """The head g after the backbone, rebuilt from its tensors, in evaluation mode.
+    """Rebuild the head g after the backbone from its tensors, in evaluation mode.
 
-    The layers of an ``nn.Sequential`` are numbered; a number without tensors is a ReLU.
+    The layers of an ``nn.Sequential`` are numbered; numbers without tensors are ReLUs.
 
     Args:
-        path: a checkpoint that still has its head, or a file with the head alone.
+        path: a checkpoint that includes its head, or a file with the head alone.
         dim: width of the backbone's features.
 
     Raises:
-        CheckpointError: no head for features of this width.
+        CheckpointError: the file has no head for features of this width.
     """
     for flat in flat_tensors(read_tree(path)):
         for prefix in _PREFIXES:
@@ -106,7 +106,7 @@ def load_projector(path: Path, dim: int) -> nn.Sequential:
 
 
 def _head(tensors: Mapping[str, Tensor]) -> nn.Sequential | None:
-    """Linear layers, norms and ReLUs out of ``0.weight``, ``1.running_mean``, …; or of a single ``weight``."""
+    """Build linear layers, norms and ReLUs from ``0.weight``, ``1.running_mean``, …; or from a single ``weight``."""
     if "weight" in tensors:
         tensors = {f"0.{name}": value for name, value in tensors.items()}
     numbers = {key.split(".")[0] for key in tensors}

@@ -1,4 +1,4 @@
-"""Read a pretrained backbone: our own files, and the layouts in which the official ones are published."""
+"""Read a pretrained backbone: files of this project, and the layouts in which the official ones are published."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class BackboneFile(NamedTuple):
     preprocess: Preprocess
     state_dict: dict[str, Tensor]
     layout: str
-    """Who writes such files."""
+    """Code that writes such files."""
     left_out: tuple[str, ...]
     """Keys of the file's tensors that are not the backbone's."""
 
@@ -43,10 +43,10 @@ class BackboneFile(NamedTuple):
         return network
 
     def as_rgb(self) -> BackboneFile:
-        """The same network for RGB images in [0, 1]: channels of the first convolution turned round, numbers scaled.
+        """Convert to RGB images in [0, 1]: reverse the channels of the first convolution, and scale the numbers.
 
         Raises:
-            HandoverError: the network sees L*a*b*, which no linear layer makes of RGB.
+            HandoverError: the network takes L*a*b*, which no linear layer computes from RGB.
         """
         if self.preprocess["order"] == "LAB":
             raise HandoverError(
@@ -70,16 +70,17 @@ def load_backbone_file(
     """Read a backbone from ``.safetensors``, ``.npz``, ``.pkl`` or a file of ``torch.save``, whatever its suffix.
 
     With a card of this project beside it (``card.json``, or the file's own name with ``.json``), architecture and
-    preprocessing are the card's and the file must have the card's SHA-256. Otherwise the layout tells them as far as
-    it can (:mod:`ssl_backbones.handover.layouts`), depth and widths are read off the tensors, and the rest is taken to
-    be as in torchvision: stride in the 3x3, padding on both sides, RGB in [0, 1] with ImageNet's mean and std.
-    ``arch`` and ``preprocess`` overrule both.
+    preprocessing are the card's, and the file must have the card's SHA-256. Otherwise they follow from the layout
+    (:mod:`ssl_backbones.handover.layouts`) as far as possible; depth and widths are read from the tensors, and the rest
+    is as in torchvision: stride in the 3x3, padding on both sides, RGB in [0, 1] with ImageNet's mean and std.
+    ``arch`` and ``preprocess`` override both.
 
     Args:
         path: the file, or a folder that holds ``backbone.safetensors``.
 
     Raises:
-        CheckpointError: missing, damaged, unsafe, of no known layout, or not the tensors of its architecture.
+        CheckpointError: the file is missing, damaged, unsafe or of no known layout, or its tensors do not fit its
+            architecture.
     """
     path = Path(path)
     if path.is_dir():
@@ -104,7 +105,7 @@ def load_backbone_file(
 
 
 def infer_arch(tensors: dict[str, Tensor], path: Path) -> BackboneOptions:
-    """Read family, depth, widths and stem off the shapes of torchvision-named tensors.
+    """Read family, depth, widths and stem from the shapes of torchvision-named tensors.
 
     Raises:
         CheckpointError: no network of this project has such shapes.
@@ -128,10 +129,10 @@ def infer_arch(tensors: dict[str, Tensor], path: Path) -> BackboneOptions:
 
 
 def read_tree(path: Path) -> Any:
-    """A weight file's content, nested dictionaries of tensors on the CPU or of arrays; see :func:`read_pickle`.
+    """Read a weight file: nested dictionaries of tensors on the CPU or of arrays; see :func:`read_pickle`.
 
     Raises:
-        CheckpointError: missing, damaged, or of a kind that is not read safely.
+        CheckpointError: the file is missing, damaged, or cannot be read safely.
     """
     if not path.is_file():
         raise CheckpointError("no such file", where=str(path), remedy="check the path of the backbone")
@@ -147,7 +148,7 @@ def read_tree(path: Path) -> Any:
 
 
 def _read_card(path: Path) -> tuple[BackboneOptions, Preprocess] | None:
-    """Architecture and preprocessing from the card beside a file; None where there is no card."""
+    """Read architecture and preprocessing from the card beside a file; None without a card."""
     card_path = path.with_name("card.json") if path.name == "backbone.safetensors" else path.with_suffix(".json")
     if not card_path.is_file():
         return None
@@ -172,7 +173,7 @@ def _read_card(path: Path) -> tuple[BackboneOptions, Preprocess] | None:
 
 
 def _checked(tensors: dict[str, Tensor], arch: BackboneOptions, path: Path) -> dict[str, Tensor]:
-    """The tensors in the order of ``arch.build()``, floats as float32, all there and of its shapes."""
+    """Return the tensors in the order of ``arch.build()``, floats as float32; check that names and shapes fit."""
     with torch.device("meta"):
         expected = arch.build().state_dict()
     counter = "num_batches_tracked"

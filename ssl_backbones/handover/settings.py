@@ -1,7 +1,7 @@
-"""The backbone that another library would build from its settings and weights: what ``verify`` compares.
+"""The backbone that another library would build from its settings and weights, for ``verify`` to compare.
 
-Read from a detectron2 configuration (.yaml) or from the settings that an export for torchvision writes. What the file
-does not say is the library's default, for that is what the library would do.
+The settings are a detectron2 configuration (.yaml), or the file that an export for torchvision writes. Settings that
+the file does not name have the library's default.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Plan:
     arch: ResNetOptions
     preprocess: Preprocess
     frozen_stages: int
-    """Stages that keep their weights, from the stem on: 1 the stem, 2 the stem and C2, …"""
+    """Number of frozen stages, from the stem on: 1 the stem, 2 the stem and C2, …"""
     frozen_norms: bool
 
     def trainable(self, network: Backbone) -> set[str]:
-        """Names of the parameters that training changes."""
+        """Return the names of the parameters that training changes."""
         stages = [("conv1", "bn1"), *((f"layer{stage}",) for stage in range(1, 5))]
         frozen = tuple(f"{name}." for names in stages[: self.frozen_stages] for name in names)
         norms = {name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
@@ -74,8 +74,8 @@ def verify_settings(backbone: BackboneFile, settings: Path) -> dict[str, float]:
     Raises:
         ConfigError: the file is not readable, or names no weights.
         CheckpointError: the weights cannot be read.
-        HandoverError: says what differs: tensors that are missing, of another shape or frozen at random values, the
-            stride, the padding, the colour order, mean and std.
+        HandoverError: the networks differ. The message says where: tensors that are missing, of another shape or frozen
+            at random values, the stride, the padding, the colour order, mean and std.
     """
     plan = read_plan(settings)
     network = plan.arch.build()
@@ -95,10 +95,10 @@ def verify_settings(backbone: BackboneFile, settings: Path) -> dict[str, float]:
 
 
 def read_plan(settings: Path) -> Plan:
-    """What a settings file describes.
+    """Read the network that a settings file describes.
 
     Raises:
-        ConfigError: not readable as YAML, neither library's settings, or a value that no ResNet of this project has.
+        ConfigError: the file is not YAML or not settings of either library, or no ResNet here supports some value.
     """
     content = read_yaml(settings, remedy=_REMEDY)
     folder = settings.parent
@@ -196,7 +196,7 @@ def _weights(name: Any, settings: Path) -> Path:
 
 
 def _loaded(path: Path) -> dict[str, Tensor]:
-    """What a library finds in a weight file, by torchvision's names; detectron2 needs full names or heuristics."""
+    """Load the tensors that a library finds in a weight file, by torchvision's names."""
     tree = read_tree(path)
     try:
         found = recognise(tree, str(path))

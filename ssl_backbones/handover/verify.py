@@ -30,7 +30,7 @@ Features = Callable[[Tensor], Mapping[str, Tensor]]
 
 
 def test_image(height: int = 128, width: int = 160) -> Tensor:
-    """The fixed image: (3, height, width) uint8 RGB of waves, with no symmetry between channels, sides or axes."""
+    """Make the fixed image: (3, height, width) uint8 RGB of waves, without symmetry of channels, sides or axes."""
     y = torch.arange(height, dtype=torch.float64)[:, None] / 32
     x = torch.arange(width, dtype=torch.float64)[None, :] / 32
     red = torch.sin(3.1 * x + 1.7 * y) + 0.6
@@ -43,7 +43,7 @@ test_image.__test__ = False  # type: ignore[attr-defined]  # not a case for pyte
 
 
 def stage_features(network: Backbone, preprocess: Preprocess) -> Features:
-    """How ``network`` sees an RGB image: in evaluation mode, after ``preprocess``. Its mode is restored."""
+    """Make the :data:`Features` of ``network`` in evaluation mode, after ``preprocess``. Its mode is restored."""
 
     @torch.no_grad()
     def features(image: Tensor) -> Mapping[str, Tensor]:
@@ -74,16 +74,16 @@ def verify(
 
     Args:
         features_a, features_b: see :data:`Features`; both in evaluation mode.
-        names: how the error calls them.
+        names: names of both in the error.
         tolerance: allowed difference, as a share of the largest absolute value of the stage in ``features_a``.
         image: (3, H, W) uint8 RGB; None for :func:`test_image`.
-        backbone: what ``features_a`` is made of; with it the error names the cause, not only likely ones.
+        backbone: source of ``features_a``; with it the error names the cause, not only likely ones.
 
     Returns:
         The relative difference of each stage.
 
     Raises:
-        HandoverError: names the first stage that differs, by how much, and the cause or the likely ones.
+        HandoverError: a stage differs; the message names the first one, the difference, and the cause or likely ones.
     """
     image = test_image() if image is None else image
     with torch.no_grad():
@@ -114,16 +114,17 @@ def verify_weights(
 ) -> None:
     """Compare a detector's tensors with the backbone's, by name: all there, of the right shapes, and loaded.
 
-    Norms may have been frozen or replaced by ones that count no batches. A first convolution whose input channels are
-    turned round passes, for a detector may read the other colour order; the features tell whether it does.
+    Norms may have been frozen or replaced by ones that count no batches. A first convolution with reversed input
+    channels passes, since a detector may read the other colour order; the features show whether it does.
 
     Args:
-        tensors: the trunk's in the detector, by torchvision's names.
-        trainable: names of those that training changes; None where nobody knows.
-        name: how the error calls the detector.
+        tensors: tensors of the detector's trunk, by torchvision's names.
+        trainable: names of the tensors that training changes; None if not known.
+        name: name of the detector in the error.
 
     Raises:
-        HandoverError: names what is missing, of another architecture, or still random, and whether that is frozen.
+        HandoverError: tensors are missing, belong to another architecture, or are still random; the message names them,
+            and says whether they are frozen.
     """
     wanted = {key: value for key, value in backbone.state_dict.items() if not key.endswith("num_batches_tracked")}
     missing = [key for key in wanted if key not in tensors]
@@ -166,13 +167,13 @@ def _frozen_at_random(keys: Collection[str], trainable: Collection[str] | None) 
 
 
 def _same_numbers(pretrained: Tensor, found: Tensor, *, colours: bool) -> bool:
-    """``colours``: the weight reads the colours, which may be turned round."""
+    """Return whether two weights are equal; with ``colours`` the input channels may be reversed."""
     near = torch.allclose(pretrained.float(), found.detach().float().cpu(), rtol=1e-4, atol=1e-6)
     return near or (colours and _same_numbers(pretrained.flip(1), found, colours=False))
 
 
 def _found_cause(backbone: BackboneFile, image: Tensor, found: Mapping[str, Tensor], tolerance: float) -> str | None:
-    """Other settings under which the pretrained network computes what the detector does."""
+    """Find other settings under which the pretrained network computes the same as the detector."""
     changes = list(_changes(backbone.arch, backbone.preprocess))
     pairs = [pair for pair in combinations(changes, 2) if any(change.arch for change in pair)]
     for chosen in [*((change,) for change in changes), *pairs]:
@@ -186,7 +187,7 @@ def _found_cause(backbone: BackboneFile, image: Tensor, found: Mapping[str, Tens
 
 
 class _Change(NamedTuple):
-    """What may be wrong in a detector, and the options that it amounts to."""
+    """A possible fault of a detector, and the options that reproduce it."""
 
     what: str
     arch: dict[str, Any]
@@ -194,7 +195,7 @@ class _Change(NamedTuple):
 
 
 def _changes(arch: BackboneOptions, preprocess: Preprocess) -> Iterator[_Change]:
-    """What goes wrong in handovers."""
+    """Yield the common faults of handovers."""
     for what, options in arch.alternatives():
         yield _Change(what, options, {})
     order: dict[str, Any] = {"order": "BGR" if preprocess["order"] == "RGB" else "RGB"}
@@ -218,7 +219,7 @@ def _in_255(preprocess: Preprocess) -> list[float]:
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
-    """Largest absolute difference over the largest absolute value of ``a``; infinite for other shapes, NaN, zeros."""
+    """Return the largest absolute difference over the largest |a|; infinite for other shapes, NaN, zeros."""
     if a.shape != b.shape:
         return float("inf")
     a, b = a.detach().double().cpu(), b.detach().double().cpu()

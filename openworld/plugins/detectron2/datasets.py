@@ -46,7 +46,7 @@ class Registered:
 
     @property
     def truth(self) -> Dataset:
-        """Return the annotated test images, for scoring."""
+        """The annotated test images, for scoring."""
         return self.sources().test
 
 
