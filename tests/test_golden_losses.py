@@ -19,7 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openworld.cli import main
+from openworld.configfile import read_config
+from openworld.run.schedule import run_schedule
+from openworld.runtime.images import find_images
+from openworld.runtime.runlog import RunLog
+from ssl_backbones.pretrain import pretrain
 from tests.double_precision import in_double_precision
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -58,8 +62,11 @@ SHORT = {
     "method": {"name": "ore", "clustering": {"start_step": 2, "update_every": 3}, "energy": {"min_samples": 3}},
     "exemplars": {"per_class": 2},
 }
-SCRATCH = {"pretrain": None, "model": {"arch": {"width": 0.125}}}
-C4 = {"model": {"neck": "c4", "arch": {"name": "resnet50", "width": 0.0625}}}
+SCRATCH = {"pretrain": None, "model": {"arch": {"name": "resnet18", "width": 0.125}}}
+C4 = {
+    "model": {"neck": "c4", "arch": {"name": "resnet50", "width": 0.0625}},
+    **{stage: {"lr": 0.0001} for stage in ("train", "increment", "replay")},
+}
 FIXED = {"model": {"layout": "fixed", "roi": {"mask_future": "always"}}}
 DEMO = {
     "pretrain": {"views": "simclr", "steps": 5, "batch_size": 8, "view_size": 32, "warmup": 1, "arch": {"width": 0.125}}
@@ -89,25 +96,18 @@ SHARED = {"projection_dim": 16}
 QUEUE = {**SHARED, "queue_size": 24, "teacher_momentum": 0.99}
 PRETRAININGS: dict[str, dict[str, Any]] = {
     "simclr": {"views": "simclr", "method": {"name": "simclr", **SHARED}},
-    "moco_v2": {"views": "simclr", "method": {"name": "moco_v2", "shuffle_groups": 2, **QUEUE}},
+    "moco_v2": {"views": "simclr", "lr": 0.004, "method": {"name": "moco_v2", "shuffle_groups": 2, **QUEUE}},
     "byol": {"views": "byol", "optimizer": "lars", "method": {"name": "byol", "hidden_dim": 32, **SHARED}},
-    "pcl_v2": {"views": "simclr", "method": {"name": "pcl_v2", "clusters": [4, 6], "negatives": 3, **QUEUE}},
+    "pcl_v2": {
+        "views": "simclr",
+        "method": {"name": "pcl_v2", "clusters": [4, 6], "negatives": 3, "restarts": 1, **QUEUE},
+    },
     "swav": {
         "views": "dino",
         "local_views": 2,
         "method": {"name": "swav", "prototypes": 8, "queue_length": 16, "queue_start": 4, "frozen_steps": 2, **SHARED},
     },
 }
-OF_ALL_METHODS = ("projection_dim", "queue_size", "teacher_momentum", "shuffle_groups")
-
-
-def pretraining(name: str) -> dict[str, Any]:
-    """The configuration of a pretraining."""
-    method = dict(PRETRAININGS[name]["method"])
-    shared = {key: method.pop(key) for key in OF_ALL_METHODS if key in method}
-    own = {key: value for key, value in method.items() if key != "name"}
-    section = {"pcl" if name == "pcl_v2" else name: own} if own else {}
-    return {**PRETRAIN, **PRETRAININGS[name], "method": name, **shared, **section}
 
 
 # -- losses -----------------------------------------------------------------------------------------------------------
@@ -124,27 +124,27 @@ def detector_steps(name: str, folder: Path) -> list[dict[str, Any]]:
     """Train the detector of a configuration; the steps of both tasks."""
     stack = []
     for number, part in enumerate(DETECTORS[name]):
-        path = folder / f"{number}.yaml"
+        stack.append(CONFIGS / part if isinstance(part, str) else folder / f"{number}.yaml")
         if isinstance(part, dict):
-            path.write_text(json.dumps(part))
-        stack += ["--config", str(CONFIGS / part if isinstance(part, str) else path)]
-    main(["run", *stack, "--output", str(folder / "run")])
+            stack[-1].write_text(json.dumps(part))
+    run_schedule(read_config(*stack), folder / "run", resume=False)
     return steps(folder / "run")
 
 
 def pretraining_steps(name: str, folder: Path) -> list[dict[str, Any]]:
-    """Pretrain on 24 images of coloured squares."""
+    """Pretrain on 24 images of coloured squares, as large as a view: what a clustering sees is not resized."""
     random = np.random.default_rng(0)
     images = folder / "images"
     images.mkdir()
     for number in range(24):
-        squares = random.integers(0, 216, (5, 5, 3)).repeat(8, axis=0).repeat(8, axis=1)
+        squares = random.integers(0, 216, (4, 4, 3)).repeat(8, axis=0).repeat(8, axis=1)
         noise = random.integers(0, 40, squares.shape)
         Image.fromarray((squares + noise).astype(np.uint8)).save(images / f"{number:02d}.png")
-    (folder / "config.yaml").write_text(json.dumps({**pretraining(name), "images": str(images)}))
-    where = ["--config", str(folder / "config.yaml"), "--output", str(folder / "out")]
-    main(["pretrain", *where, "--device", "cpu", "--seed", "5"])
-    return steps(folder / "out")
+    (folder / "config.yaml").write_text(json.dumps({"pretrain": {**PRETRAIN, **PRETRAININGS[name]}}))
+    options = read_config(folder / "config.yaml").pretrain
+    assert options is not None
+    pretrain(options, find_images(images), folder, seed=5, log=RunLog(folder / "metrics.jsonl"))
+    return steps(folder)
 
 
 def difference(expected: Any, found: Any, place: str) -> str | None:

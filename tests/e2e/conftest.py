@@ -129,6 +129,12 @@ def assert_same_bits(expected: dict[str, torch.Tensor], got: dict[str, torch.Ten
     assert [key for key in expected if not torch.equal(expected[key].nan_to_num(-7), got[key].nan_to_num(-7))] == []
 
 
+@pytest.fixture
+def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without a page: drawing its figures takes longer than the rest."""
+    monkeypatch.setattr("openworld.report.build.build_report", lambda run, *_, **__: run / "report.html")
+
+
 @pytest.fixture(autouse=True)
 def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that no message is broken into lines."""

@@ -31,7 +31,7 @@ def test_three_tasks_in_both_engines_and_a_kill(tmp_path: Path) -> None:
     """The same files with finite scores; killed in task 2 and resumed, the same weights bit for bit."""
     config = yaml.safe_load(TINY)
     config |= {"pretrain": None, "data": {**config["data"], "tasks": [["ball"], ["star"], ["ring"]]}}
-    config["model"]["arch"] = {"width": 0.125}
+    config["model"]["arch"] = {"name": "resnet18", "width": 0.125}
     schedule = tmp_path / "three.yaml"
     schedule.write_text(yaml.safe_dump(config))
     ours, theirs, killed = (tmp_path / name for name in ("torchvision", "detectron2", "killed"))

@@ -100,7 +100,7 @@ def test_training_saw_no_label_of_a_later_task(tiny_run: Path) -> None:
 
 
 def test_killed_in_every_kind_of_phase_and_resumed_is_bit_for_bit_the_same(
-    tiny_config: Path, tiny_run: Path, tmp_path: Path
+    tiny_config: Path, tiny_run: Path, tmp_path: Path, no_reports: None
 ) -> None:
     """SIGKILL when the log first shows the second step of a phase, four times; the run ends with the same weights."""
     folder = tmp_path / "killed"
