@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +128,9 @@ def test_awkward_samples(samples: str) -> None:
 
 
 def test_hundred_thousand_samples() -> None:
+    """What grows with the square of their number would not end within the timeout."""
     samples = stats.weibull_min.rvs(2.0, 5.0, 3.0, 100_000, random_state=1)
-    start = time.process_time()
     fit = fit_weibull(samples)
-    assert time.process_time() - start < 10
     assert (fit.shape, fit.location, fit.scale) == pytest.approx((2.0, 5.0, 3.0), rel=0.02)
 
 

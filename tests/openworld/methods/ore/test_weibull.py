@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 
 import numpy as np
@@ -110,8 +109,7 @@ def test_any_samples_are_fitted_at_the_maximum_or_refused(samples: list[float], 
 
 
 def test_hundred_thousand_samples_at_a_given_location() -> None:
+    """What grows with the square of their number would not end within the timeout."""
     samples = stats.weibull_min.rvs(2.0, 0.0, 3.0, 100_000, random_state=1)
-    start = time.process_time()
     fit = fit_weibull(samples, location=0.0)
-    assert time.process_time() - start < 2
     assert (fit.shape, fit.scale) == pytest.approx((2.0, 3.0), rel=0.02)
