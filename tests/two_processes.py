@@ -44,6 +44,7 @@ class TwoProcesses:
         self.folder = tempfile.TemporaryDirectory(prefix="two-processes-")
         self.started: dict[int, tuple[BaseProcess, Connection]] = {}
         self.calls = 0
+        self.printed_before = dict.fromkeys(RANKS, 0)
 
     def run(
         self, work: Callable[..., Any], *arguments: Any, seconds: float = 150, exits: Mapping[int, int] | None = None
@@ -63,6 +64,7 @@ class TwoProcesses:
         self.start()
         self.calls += 1
         meeting = Path(self.folder.name) / f"meeting{self.calls}"
+        self.printed_before = {rank: self.output_of(rank).stat().st_size for rank in RANKS}
         for _, pipe in self.started.values():
             pipe.send_bytes(pickle.dumps((work, arguments, meeting)))
         values: dict[int, Any] = {}
@@ -99,8 +101,12 @@ class TwoProcesses:
         return succeeded, value
 
     def printed(self, rank: int) -> str:
-        """Return the end of what a process wrote to its standard output and error."""
-        return (Path(self.folder.name) / f"rank{rank}.txt").read_text(errors="replace")[-4000:]
+        """Return the end of what a process wrote to its standard output and error in the last call."""
+        return self.output_of(rank).read_bytes()[self.printed_before[rank] :].decode(errors="replace")[-4000:]
+
+    def output_of(self, rank: int) -> Path:
+        """Return the file of a process's standard output and error."""
+        return Path(self.folder.name) / f"rank{rank}.txt"
 
     def start(self) -> None:
         """Start the processes that are not there."""
@@ -108,6 +114,7 @@ class TwoProcesses:
         with patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):
             for rank in sorted(set(RANKS) - self.started.keys()):
                 here, there = context.Pipe()
+                self.output_of(rank).touch()
                 process = context.Process(target=serve, args=(rank, there, self.folder.name))
                 process.start()
                 there.close()  # so that the end of the process is the end of the pipe
