@@ -202,7 +202,7 @@ def test_read_dataset_dispatches(folder: Path) -> None:
     with pytest.raises(DataError, match=r"is not a COCO \.json file, VOC folder or YOLO data\.yaml") as caught:
         read_dataset(SourceOptions(annotations=str(folder)))
     assert "set `format` to one of: coco, voc, yolo" in str(caught.value)
-    with pytest.raises(ConfigError, match="format='cocoa'"):
+    with pytest.raises(ConfigError, match="format is 'cocoa'"):
         SourceOptions(annotations=path, format="cocoa")
     with pytest.raises(DataError, match="no annotations given"):
         read_dataset(SourceOptions())
