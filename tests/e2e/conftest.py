@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -27,7 +28,7 @@ name: tiny
 threads: 1
 data:
   tasks: [[ball, cube], [star, ring]]
-  synthetic: {train_images: 24, val_images: 16, test_images: 10, size: 64}
+  synthetic: {train_images: 24, val_images: 16, test_images: 10, pretrain_images: 24, size: 64}
   loader: {min_size: 64, max_size: 64}
 pretrain:
   arch: {width: 0.125}
@@ -83,20 +84,23 @@ def own_process(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def killed_run(config: Path, folder: Path, *arguments: str, **wanted: Any) -> None:
-    """Start a run, and SIGKILL it when its log has an entry with such values, or after ten minutes."""
-    command = [sys.executable, "-m", "openworld", "run", "--config", str(config), "--output", str(folder), *arguments]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    """Start a run, and SIGKILL it when its log has an entry with such values, or after ten minutes.
+
+    The process is a fork of this one, which has imported torch already.
+    """
+    words = ["run", "--config", str(config), "--output", str(folder), *arguments]
+    process = multiprocessing.get_context("fork").Process(target=_silently, args=(words,))
+    process.start()
     deadline, size, log = time.monotonic() + 600, 0, folder / "metrics.jsonl"
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and process.is_alive():
         if log.exists() and log.stat().st_size != size:
             size = log.stat().st_size
             if any(_matches(line, wanted) for line in log.read_text().splitlines()):
                 break
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def interrupted_run(config: Path, folder: Path, *arguments: str, **wanted: Any) -> None:
@@ -111,6 +115,13 @@ def interrupted_run(config: Path, folder: Path, *arguments: str, **wanted: Any) 
     with patch.object(RunLog, "append", append_or_end):
         ended = openworld("run", "--config", config, "--output", folder, *arguments, check=False)
     assert ended.returncode == 130 and "--resume" in ended.stderr
+
+
+def _silently(words: list[str]) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    main(words)
 
 
 def _matches(line: str, wanted: dict[str, Any]) -> bool:
