@@ -110,7 +110,7 @@ def test_predictions_are_equal_in_the_engine_and_in_detectron2_itself(tmp_path: 
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model
 
-    from openworld.engines.detectron2.parts import add_ore_config
+    from openworld.engines.detectron2.parts import add_openworld_config
 
     chosen = config(neck, layout)
     run = written_run(tmp_path / "run", chosen)
@@ -123,7 +123,7 @@ def test_predictions_are_equal_in_the_engine_and_in_detectron2_itself(tmp_path: 
     torch.testing.assert_close(found.extras["energy"], wanted.extras["energy"], atol=1e-4, rtol=1e-4)
 
     cfg = get_cfg()
-    add_ore_config(cfg)
+    add_openworld_config(cfg)
     cfg.merge_from_file(str(tmp_path / "there" / "detectron2" / "task2" / "config.yaml"))
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg).eval()
