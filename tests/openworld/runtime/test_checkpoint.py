@@ -1,11 +1,12 @@
 """Checkpoints: whole or absent, verified when read, older ones as a fallback."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -126,28 +127,31 @@ def test_a_hostile_pickle_is_not_executed(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-WRITER = """
-import sys, torch
-from pathlib import Path
-from openworld.runtime.checkpoint import save_checkpoint
-for step in range(1, 10**6):
-    tensors = {"weight": torch.full((300_000,), float(step))}
-    save_checkpoint(Path(sys.argv[1]), f"train-{step:06d}", position=(step,), tensors=tensors, state={"step": step})
-    print(step, flush=True)
-"""
+def write_without_end(folder: Path, pipe: Connection) -> None:
+    """Save one checkpoint after the other and say so."""
+    for step in range(1, 10**6):
+        tensors = {"weight": torch.full((300_000,), float(step))}
+        save_checkpoint(folder, f"train-{step:06d}", position=(step,), tensors=tensors, state={"step": step})
+        pipe.send(step)
 
 
 def test_a_writer_killed_at_any_moment_leaves_a_valid_checkpoint(tmp_path: Path) -> None:
-    for round_ in range(4):
+    """The writer is a fork of this process, which has imported torch already."""
+    context = multiprocessing.get_context("fork")
+    for round_ in range(8):
         folder = tmp_path / str(round_)
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE, text=True)
-        assert writer.stdout is not None
-        writer.stdout.readline()
-        writer.stdout.readline()
-        time.sleep(0.013 * round_)
-        writer.send_signal(signal.SIGKILL)
-        written = [2] + [int(line) for line in writer.stdout.read().split()]
-        writer.wait()
+        here, there = context.Pipe(duplex=False)
+        writer = context.Process(target=write_without_end, args=(folder, there))
+        writer.start()
+        there.close()
+        written = [here.recv(), here.recv()]
+        time.sleep(0.0065 * round_)
+        writer.kill()
+        writer.join()
+        assert writer.exitcode == -signal.SIGKILL
+        with suppress(EOFError):
+            while True:
+                written.append(here.recv())
         found = newest_valid(folder)
         assert found is not None and found.position >= (max(written),)
         assert found.state == {"step": found.position[0]}
