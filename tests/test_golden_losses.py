@@ -164,7 +164,7 @@ def difference(expected: Any, found: Any, place: str) -> str | None:
 
 
 @pytest.mark.parametrize("name", [*DETECTORS, *PRETRAININGS])
-def test_losses_are_those_recorded(name: str, tmp_path: Path, one_thread: None) -> None:
+def test_losses_are_those_recorded(name: str, tmp_path: Path) -> None:
     with in_double_precision():
         found = detector_steps(name, tmp_path) if name in DETECTORS else pretraining_steps(name, tmp_path)
     path = GOLDEN / f"{name}.json"

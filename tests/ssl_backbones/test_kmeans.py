@@ -16,7 +16,6 @@ from ssl_backbones.kmeans import kmeans, nearest
 
 @pytest.fixture
 def points() -> Tensor:
-    torch.set_num_threads(1)
     return torch.randn(60, 4, generator=torch.Generator().manual_seed(3))
 
 

@@ -95,7 +95,6 @@ RESUMED_HERE = ("simclr", "moco_v1", "moco_v2", "moco_v3", "byol", "simsiam", "b
 def test_resume_is_exact(
     name: str, kill_at: int, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.set_num_threads(1)
     own: dict[str, Any] = {}
     if name in ("moco_v1", "moco_v2"):
         own = {"queue_size": 10, "shuffle_groups": 1 if kill_at == 1 else 2}  # groups of two images at least

@@ -88,9 +88,7 @@ def process(rank: int, folder: Path) -> None:
     train(KILLED, folder / "images", folder / "cut", resume=True)
 
 
-def test_two_processes_are_one_and_resume_exactly(
-    tmp_path: Path, two_processes: TwoProcesses, one_thread: None
-) -> None:
+def test_two_processes_are_one_and_resume_exactly(tmp_path: Path, two_processes: TwoProcesses) -> None:
     random = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
     for i in range(17):

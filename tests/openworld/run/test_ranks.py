@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import safetensors.torch
-import torch
 from torch import Tensor
 from torch import distributed as dist
 
@@ -120,12 +119,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, two_processes: TwoProcesses) 
         return original(run, task, detector)
 
     original = evaluate.calibrate
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with in_double_precision() as patch:
         patch.setattr(evaluate, "calibrate", keep_second_step)
         run_schedule(config(), folder / "one", resume=False)
-    torch.set_num_threads(threads)
     shutil.copytree(folder / "one", folder / "scored anew")
     for name in ("metrics.json", "predictions.json", "calibration.json", "checkpoint/calibrate-000001"):
         path = folder / "scored anew" / "task2" / name

@@ -92,7 +92,7 @@ def found(two_processes: TwoProcesses) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("step", [0, 1])
 @pytest.mark.parametrize("name", list(CASES))
-def test_each_process_has_the_mean_of_both(found: list[dict[str, Any]], name: str, step: int, one_thread: None) -> None:
+def test_each_process_has_the_mean_of_both(found: list[dict[str, Any]], name: str, step: int) -> None:
     """To the last bit; what one process has no gradient of counts as zero there, what none has stays without."""
     alone = [gradients(rank, CASES[name][0]) for rank in range(2)]
     for one in found:

@@ -40,7 +40,6 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[st
         sys.modules.pop(name.removesuffix(".py"), None)
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_a_method_by_import_path_is_trained(example: list[str], tmp_path: Path) -> None:
     assert example == ["vicreg_options.py", "vicreg.py"]  # what a newcomer writes
     (tmp_path / "images").mkdir()
@@ -65,7 +64,7 @@ def test_a_method_by_import_path_is_trained(example: list[str], tmp_path: Path) 
     assert len(losses) == len(set(losses)) == 4
 
 
-@pytest.mark.usefixtures("one_thread", "example")
+@pytest.mark.usefixtures("example")
 def test_the_examples_loss_is_its_equation() -> None:
     torch.manual_seed(0)
     chosen = PretrainOptions(

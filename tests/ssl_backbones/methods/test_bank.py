@@ -33,8 +33,7 @@ SMALL: dict[str, Any] = {"temperature": TEMPERATURE, "projection_dim": 8}
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def _seeded() -> None:
     torch.manual_seed(0)
 
 

@@ -23,8 +23,7 @@ from ssl_backbones.views import RECIPES, sample_view
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def _seeded() -> None:
     torch.manual_seed(0)
 
 

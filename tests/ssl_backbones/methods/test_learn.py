@@ -56,7 +56,6 @@ def noisy(step: int, sides: tuple[int, ...], index: Tensor) -> Batch:
 def test_the_loss_falls_without_collapse(
     own: MethodOptions, sides: tuple[int, ...], images: int, changes: dict[str, Any], guess: float
 ) -> None:
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     settings: dict[str, Any] = {"warmup": 0, "steps": 24, "views": own.name, **changes}
     norm: Any = "layer" if settings["views"] == "cpc_v2" else "batch"

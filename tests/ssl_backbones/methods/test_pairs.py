@@ -35,8 +35,7 @@ CHANNELS = {"clip": 3, "curl": 9, "distillation": 3}
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def _seeded() -> None:
     torch.manual_seed(0)
 
 

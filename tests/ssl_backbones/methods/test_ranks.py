@@ -182,7 +182,7 @@ def close(found: Tensor, expected: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_are_one(case: str, shared: list[dict[str, Any]], folder: Path, one_thread: None) -> None:
+def test_two_processes_are_one(case: str, shared: list[dict[str, Any]], folder: Path) -> None:
     first, second = (found[case] for found in shared)
     alone = steps(case, folder)
     assert close((first["losses"] + second["losses"]) / 2, alone["losses"])

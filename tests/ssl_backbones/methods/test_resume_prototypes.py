@@ -53,7 +53,6 @@ def options(name: str, **changes: Any) -> PretrainOptions:
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    torch.set_num_threads(1)
     folder, random = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for i in range(9):
         Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((80, 60)).save(folder / f"{i}.png")

@@ -34,8 +34,7 @@ HERE = ("moco_v1", "moco_v3", "byol", "simsiam", "barlow_twins", "sup_con")
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def _seeded() -> None:
     torch.manual_seed(0)
 
 

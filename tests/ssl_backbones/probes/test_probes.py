@@ -102,7 +102,6 @@ def test_features_are_the_networks_and_statistics_the_images() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("classes")
     write(folder, [f"{name}/{number}" for name in ("a", "b", "c") for number in range(6)])
     return folder

@@ -31,8 +31,6 @@ from ssl_backbones.probes.semi_supervised import (
 from ssl_backbones.probes.suppression import SuppressionOptions, multi_digits, rand_bits, random_crops
 from ssl_backbones.probes.transform import TRANSFORMS, TransformOptions, guess_accuracy, transformed
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ARCH = ResNetOptions(width=1 / 16, stem="cifar3x3")
 
 

@@ -26,7 +26,7 @@ from ssl_backbones.backbones.resnet import ResNet
 from tests.regions import training_step
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
-pytestmark = [pytest.mark.detectron2, pytest.mark.usefixtures("one_thread")]
+pytestmark = pytest.mark.detectron2
 
 SPACE = LabelSpace.of((("cat", "dog"), ("car",)), 1)
 TINY = ResNetOptions(name="resnet18", width=0.125)

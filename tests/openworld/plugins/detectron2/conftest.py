@@ -30,10 +30,6 @@ SOLVER.BASE_LR 0.001 OPENWORLD.METHOD.ENERGY.MIN_SAMPLES 3 OPENWORLD.METHOD.CLUS
 """
 
 
-@pytest.fixture(autouse=True)
-def every_test_on_one_thread(one_thread: None) -> None: ...
-
-
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The .yaml of a schedule of two tasks; the images are drawn beside it."""
