@@ -51,6 +51,18 @@ def read_config(*paths: Path) -> RunConfig:
     return construct(RunConfig, layers_of(paths))
 
 
+def read_config_of_run(folder: Path) -> RunConfig:
+    """Read the configuration in the folder of a run.
+
+    Raises:
+        ConfigError: the folder does not hold a run, or its configuration cannot be read.
+    """
+    if not (folder / "config.yaml").is_file():
+        remedy = "give the folder that `openworld run --output` wrote; its config.yaml is there"
+        raise ConfigError("is not the folder of a run", where=str(folder), remedy=remedy)
+    return read_config(folder / "config.yaml")
+
+
 def layers_of(paths: Sequence[Path | str]) -> list[Given]:
     """Read the trees of YAML files, for :func:`openworld.runtime.option_trees.construct`.
 

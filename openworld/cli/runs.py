@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from openworld.cli.verbs import AddVerb, run_arguments, with_engine
 from openworld.config import RunConfig
-from openworld.configfile import find_config, read_config, read_options
+from openworld.configfile import find_config, read_config_of_run, read_options
 from ssl_backbones.options import PretrainOptions
 
 PROFILED_STEPS = 20
@@ -237,7 +237,7 @@ def _report_of_run(folder: Path) -> Path:
     from openworld.run.sources import open_test
 
     try:
-        test, gone = check_files(open_test(read_config(folder / "config.yaml"), folder), folder), None
+        test, gone = check_files(open_test(read_config_of_run(folder), folder), folder), None
     except DataError as error:
         test, gone = None, f"{error.where}: {error.problem}" if error.where else error.problem
     return build_report(folder, test, gone=gone)

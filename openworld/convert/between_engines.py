@@ -16,7 +16,7 @@ import yaml
 from torch import Tensor
 
 from openworld.config import RunConfig
-from openworld.configfile import read_config
+from openworld.configfile import read_config_of_run
 from openworld.detector import detector_to_load
 from openworld.engines.detectron2.names import PREDICTOR, detectron2_name, model_keys, option_keys
 from openworld.errors import CheckpointError, ConfigError
@@ -50,7 +50,7 @@ def convert_engine(source: Path, folder: Path, engine: Engine) -> RunConfig:
         ConfigError: the run has this engine already, or the folder holds a run.
         CheckpointError: the run has no finished task.
     """
-    config = read_config(source / "config.yaml")
+    config = read_config_of_run(source)
     if config.model.engine == engine:
         raise ConfigError(f"its engine is {engine} already", where=str(source), remedy="choose the other engine")
     finished = finished_tasks(source, config)

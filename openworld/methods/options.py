@@ -54,10 +54,29 @@ class MethodOptions:
         """Make the method for a label space and D-dimensional region features, untrained. Imports torch.
 
         Raises:
-            ConfigError: there is no class at :attr:`METHOD`.
+            ConfigError: see :meth:`method_class`.
         """
-        method: OpenWorldMethod = class_at(self.METHOD, object).of(self, space, feature_dim)  # type: ignore[attr-defined]
-        return method
+        return self.method_class().of(self, space, feature_dim)
+
+    @classmethod
+    def method_class(cls) -> type[OpenWorldMethod]:
+        """Import the class at :attr:`METHOD`.
+
+        Raises:
+            ConfigError: ``METHOD`` is missing, cannot be imported, or does not name an ``OpenWorldMethod``.
+        """
+        from openworld.methods.base import OpenWorldMethod
+
+        owner = f"{cls.__module__}:{cls.__qualname__}"
+        if not hasattr(cls, "METHOD"):
+            raise ConfigError(
+                f"the options {owner} do not say which method they make",
+                remedy='set METHOD = "module:class" in that class, see docs/methods.md',
+            )
+        try:
+            return class_at(cls.METHOD, OpenWorldMethod)
+        except ConfigError as error:
+            raise ConfigError(f"METHOD of {owner}: {error.problem}", remedy=error.remedy) from error
 
     def rescaled(self, steps: Callable[[int], int]) -> Self:
         """Return the options for a longer or shorter training; ``steps`` maps the numbers of steps."""

@@ -173,8 +173,9 @@ def load_task(run: Path, config: RunConfig, task: int | None) -> Detector:
         checkpoint = finished_task(run, number)
         if checkpoint is not None:
             return restore_detector(config, checkpoint).eval()
+    finished = [str(number) for number in range(1, config.last_task + 1) if finished_task(run, number) is not None]
     raise CheckpointError(
         "has no finished task" if task is None else f"has no finished task {task}",
         where=str(run),
-        remedy="finish the run first: openworld run --resume",
+        remedy=f"choose from {', '.join(finished)}" if finished else "finish the run first: openworld run --resume",
     )

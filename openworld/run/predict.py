@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from openworld.configfile import read_config
+from openworld.configfile import read_config_of_run
 from openworld.errors import DataError
 from openworld.labels import LabelSpace
 from openworld.predictions.file import PredictedImage
@@ -49,7 +49,7 @@ def predict_folder(
         CheckpointError: the run has not finished this task.
         EnvironmentProblem: the requested GPU is not available.
     """
-    config = read_config(run / "config.yaml")
+    config = read_config_of_run(run)
     config = replace(config, model=replace(config.model, device=device_of_finished_run(config.model.device, device)))
     paths = find_images(images)
     detector = load_task(run, config, task)

@@ -57,7 +57,7 @@ def run_schedule(config: RunConfig, folder: Path, *, resume: bool, profile_steps
 
     Raises:
         ConfigError: the folder holds a run (and not ``resume``), or a run of another configuration; the processes do
-            not divide a batch.
+            not divide a batch; the method cannot be imported.
         CheckpointError: the backbone file is missing, or belongs to another network.
         DataError: data are missing or cannot be used.
     """
@@ -65,6 +65,7 @@ def run_schedule(config: RunConfig, folder: Path, *, resume: bool, profile_steps
         torch.set_num_threads(config.threads)
     with locked(folder):
         check_shares(scaled(config))
+        config.method.method_class()  # a fault in it is found here, not after the pretraining
         claimed = distributed.on_first(lambda: claim(config, folder, resume=resume))
         run = open_run(scaled(claimed), folder, profile_steps)
         if run.config.pretrain is not None:

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from openworld.errors import EnvironmentProblem
+from openworld.errors import ConfigError, EnvironmentProblem
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +38,17 @@ def select_device(name: str) -> str:
     """Return the device; ``auto`` means ``cuda`` if a GPU is available, else ``cpu``.
 
     Raises:
+        ConfigError: torch does not know such a device.
         EnvironmentProblem: the requested GPU is not available.
     """
     import torch
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"there is no device {name!r}", remedy="give auto, cpu, cuda or cuda:N") from error
     if not device_is_here(name):
         count = torch.cuda.device_count()
         raise EnvironmentProblem(

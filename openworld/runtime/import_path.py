@@ -23,9 +23,9 @@ def class_at(path: str, base: type[T]) -> type[T]:
     module, _, name = path.partition(":")
     try:
         found: Any = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (Exception, SystemExit) as error:  # the module is anybody's code: a script may even end the process
         raise ConfigError(
-            f"{path} cannot be imported ({error})",
+            f"{path} cannot be imported ({type(error).__name__}: {error})",
             remedy="correct the import path module:class, or put the folder of the module on PYTHONPATH",
         ) from error
     if not (isinstance(found, type) and issubclass(found, base)):

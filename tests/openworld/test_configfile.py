@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from openworld.config import RunConfig
-from openworld.configfile import CONFIGS, dump_config, read_config
+from openworld.configfile import CONFIGS, dump_config, read_config, read_config_of_run
 from openworld.data.options import DataOptions
 from openworld.errors import ConfigError
 from openworld.run.folder import config_difference
@@ -65,3 +65,9 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
 
 def test_the_demo_file_is_the_default() -> None:
     assert config_difference(RunConfig(), read_config(CONFIGS / "demo.yaml")) == []
+
+
+def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not the folder of a run") as caught:
+        read_config_of_run(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "--output" in str(caught.value)

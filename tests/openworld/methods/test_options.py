@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +59,22 @@ def test_a_method_of_another_package_is_found(monkeypatch: pytest.MonkeyPatch) -
     assert MethodOptions.named(target) is ClosedOptions
     with pytest.raises(ConfigError, match="theirs"):
         MethodOptions.named("other")
+
+
+@pytest.mark.parametrize("code", ["def x(:", "undefined_name", "import sys; sys.exit(3)"])
+def test_a_module_that_fails_is_refused_by_its_name(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "failing_method.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="failing_method:Options cannot be imported"):
+        MethodOptions.named("failing_method:Options")
+
+
+@pytest.mark.parametrize("target", [None, "openworld.errors:ConfigError", "openworld.errors:Nothing"])
+def test_options_that_make_no_method_are_refused(target: str | None) -> None:
+    class Theirs(MethodOptions): ...
+
+    if target is not None:
+        Theirs.METHOD = target
+    with pytest.raises(ConfigError, match=r"Theirs") as caught:
+        Theirs.method_class()
+    assert "METHOD" in str(caught.value) and caught.value.remedy

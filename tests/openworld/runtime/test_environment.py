@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from openworld.errors import EnvironmentProblem
+from openworld.errors import ConfigError, EnvironmentProblem
 from openworld.runtime import environment
 from openworld.runtime.environment import (
     Check,
@@ -55,7 +55,6 @@ def test_auto_is_a_gpu_where_there_is_one(gpus: Any, count: int, device: str) ->
         ("cuda", 1, True),
         ("cuda:1", 1, False),
         ("cuda:1", 2, True),
-        ("toaster", 2, False),
     ],
 )
 def test_a_device_is_one_that_torch_knows_and_sees(gpus: Any, name: str, count: int, there: bool) -> None:
@@ -152,3 +151,10 @@ def test_little_space_is_found(monkeypatch: pytest.MonkeyPatch, gigabytes: float
     monkeypatch.setattr(os, "statvfs", lambda _: Status(int(gigabytes * 2**18), 2**12))
     found = finding("disk")
     assert found.ok == ok and bool(found.remedy) != ok
+
+
+@pytest.mark.parametrize("name", ["gpu", "CPU", "", "cuda:first", "toaster"])
+def test_what_is_no_device_is_refused(name: str) -> None:
+    assert not device_is_here(name)
+    with pytest.raises(ConfigError, match=f"no device '{name}'"):
+        select_device(name)
