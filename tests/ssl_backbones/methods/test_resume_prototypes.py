@@ -92,7 +92,7 @@ def test_resume_is_exact_within_an_epoch_and_across_its_end(
 ) -> None:
     with monkeypatch.context() as patch:
         expected = watched(name, patch)
-        whole = pretrain(options(name), paths, tmp_path / "whole", seed=7)
+        whole = pretrain(options(name, checkpoint_every=6), paths, tmp_path / "whole", seed=7)
     resumed: dict[int, State] = {}
     for start, kill_at in ((0, 3), (3, 4)):  # resumed with an epoch, and within one
         torch.manual_seed(12345)
