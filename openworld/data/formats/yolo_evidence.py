@@ -38,8 +38,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-import numpy as np
-
 from openworld.errors import DataError
 
 MAX_FRACTION = 2.0
@@ -52,8 +50,10 @@ _OUTSIDE = 0.05
 """Fraction of the image by which a box may leave the image, and still be one."""
 _MARGIN = 0.1
 """Fraction of a box's side by which a keypoint may leave its box."""
-_CLOSED = 1e-3
-"""Fraction of the image by which the fourth corner of an oriented box may miss its place."""
+_CLOSED = 1e-2
+"""Fraction of its diagonal by which the fourth corner of an oriented box may miss its place."""
+_ROUNDED = 1e-3
+"""The same as a fraction of the image: what three decimals leave."""
 DIVIDE = "divide x and width by the width of the image, y and height by its height"
 """What to do about pixels."""
 _POLYGONS = "`kpt_shape: null` for polygons"
@@ -287,7 +287,9 @@ def _ends_like_track(values: Sequence[float]) -> bool:
 
 
 def _is_parallelogram(values: Sequence[float]) -> bool:
-    """Whether four corners are an oriented box; the box is not thinner than its corners are exact."""
-    a, b, c, d = (np.array(values[place : place + 2]) for place in (0, 2, 4, 6))
-    area = abs(float((b - a)[0] * (d - a)[1] - (b - a)[1] * (d - a)[0]))
-    return bool(np.abs(a + c - b - d).max() <= _CLOSED and area > _CLOSED * float(np.abs(c - a).max()))
+    """Whether four corners are an oriented box, and not on one line."""
+    x1, y1, x2, y2, x3, y3, x4, y4 = values
+    diagonal = max(math.hypot(x3 - x1, y3 - y1), math.hypot(x4 - x2, y4 - y2))
+    area = abs((x2 - x1) * (y4 - y1) - (y2 - y1) * (x4 - x1))
+    miss = math.hypot(x1 + x3 - x2 - x4, y1 + y3 - y2 - y4)
+    return miss <= min(_CLOSED * diagonal, _ROUNDED) and area > _CLOSED * diagonal**2

@@ -118,7 +118,7 @@ def is_yolo(path: Path) -> bool:
         or any(path.glob("*.data"))
         or any(path.glob("*.names"))
         or (path / "labels").is_dir()
-        or any((path / name).is_file() for name in CLASS_LISTS)
+        or any((path / name).is_file() or any(path.glob(f"*/{name}")) for name in CLASS_LISTS)
         or _above(path) is not None
     )
 

@@ -24,9 +24,8 @@ from openworld.errors import DataError
 from openworld.records import Repairs
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
-_PLAIN = re.compile(r"(?!\.\.?/|data/)[^\\\"'#:]*")
-"""Most entries of most lists; only a name that can mean several files is looked for on the disk. ``/data/`` inside a
-name is looked at separately."""
+_PLAIN = re.compile(r"(?!\.\.?/|data/)[^\\\"'#:\x00-\x1f]*")
+"""Most entries of most lists; only a name that can mean several files is looked for on the disk."""
 
 
 def text_of(path: Path) -> str:
