@@ -40,14 +40,15 @@ class SourceOptions:
     """One annotated set of images."""
 
     annotations: str | None = None
-    """COCO: the .json file. VOC: the folder that holds Annotations/, such as VOCdevkit/VOC2007. YOLO: data.yaml, or the
-    folder that holds it or images/, labels/ and classes.txt."""
+    """COCO: the .json file. VOC: the folder that holds Annotations/, such as VOCdevkit/VOC2007. YOLO: data.yaml or
+    Darknet's obj.data, or the folder that holds it or images/, labels/ and classes.txt."""
     images: str | None = None
     """Folder of the images. Default for COCO: images/ beside the .json file, or else the file's folder; for VOC:
     JPEGImages/; for YOLO: as data.yaml says, or images/."""
     format: Annotated[str, KnownFormat()] = "auto"
     """Format of the annotations: a name in :data:`openworld.data.formats.FORMATS` (coco, voc, yolo). ``auto``: a .json
-    file is COCO, a folder with Annotations/ is VOC, a .yaml file or a folder with data.yaml or labels/ is YOLO."""
+    file is COCO, a folder with Annotations/ is VOC, a .yaml or .data file is YOLO, and so is a folder with one, with
+    labels/ or with a list of class names."""
     image_set: str | None = None
     """COCO: ``field=value`` takes the images that have it, as in ``fold=train``. VOC: a list in ImageSets/Main such as
     ``trainval``, or the path of a .txt file. Default of both: every image. YOLO: a key of data.yaml or a folder below

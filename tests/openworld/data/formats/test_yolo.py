@@ -101,6 +101,46 @@ def test_polygon_becomes_its_box(folder: Path) -> None:
     assert dataset.repairs.counts == {"polygon turned into its box": 1}
 
 
+MAN = "0 0.5 0.5 0.2 0.4 0.45 0.35{0} 0.55 0.35{0} 0.5 0.6{0}"
+"""A box of [40, 15, 60, 35] and three keypoints in it; ``{0}`` is their visibility."""
+
+
+@pytest.mark.parametrize(
+    ("shape", "visibility"), [("[3, 2]", ""), ("[3, 3]", " 2"), ("[3, 3]", " 1"), (None, " 2")], ids=str
+)
+def test_pose_labels_give_their_boxes(folder: Path, shape: str | None, visibility: str) -> None:
+    text(folder / "labels/train/b.txt", MAN.format(visibility))
+    declared = "" if shape is None else f"kpt_shape: {shape}\n"
+    text(folder / "data.yaml", f"{declared}train: images/train\nnames: [cat, dog]\n")
+    dataset = read(folder)
+    np.testing.assert_allclose(dataset[1].boxes, [[40, 15, 60, 35]], atol=1e-4)
+    assert dataset.repairs.counts == {"keypoints left out": 1}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        MAN.format(""),  # nothing says that these are keypoints
+        "0 0.5 0.5 0.25 0.25 0.91 1",  # score and track id
+        "0 0.5 0.5 0.25 0.25 0.91 2",
+        "0 0.2 0.2 0.3 0.2 0.3 0.3 0.2 0.3 0.91 1",  # the same after an oriented box
+    ],
+)
+def test_lines_that_are_no_polygons_for_certain_are_refused(folder: Path, line: str) -> None:
+    text(folder / "labels/train/b.txt", line)
+    with pytest.raises(DataError, match=r"b\.txt, line 1: ") as caught:
+        read(folder)
+    assert caught.match("kpt_shape|delete")
+
+
+def test_kpt_shape_null_says_polygons(folder: Path) -> None:
+    text(folder / "labels/train/b.txt", "0 0.5 0.5 0.25 0.25 0.6 0.5")
+    with pytest.raises(DataError, match="a triangle, or a box with a score and a track id"):
+        read(folder)
+    text(folder / "data.yaml", "{kpt_shape: null, train: images/train, names: [cat, dog]}")
+    np.testing.assert_allclose(read(folder)[1].boxes, [[25, 12.5, 60, 25]], atol=1e-4)
+
+
 def test_labels_beside_images(tmp_path: Path) -> None:
     image(tmp_path / "photos/x.png")
     text(tmp_path / "photos/x.txt", "0 0.5 0.5 0.5 0.5")
