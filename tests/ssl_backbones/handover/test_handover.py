@@ -64,7 +64,7 @@ def test_what_cannot_be_read(network: ResNet, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
         load_backbone_file(tmp_path / "absent.pth")
     (tmp_path / "damaged.safetensors").write_bytes(b"123")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="damaged, or not a file of weights"):
         load_backbone_file(tmp_path / "damaged.safetensors")
     torch.save({"model": {"patch_embed.proj.weight": torch.ones(1)}}, tmp_path / "vit.pth")
     with pytest.raises(CheckpointError, match="no backbone found"):
