@@ -174,10 +174,11 @@ def _same_run(config: RunConfig, path: Path) -> RunConfig:
     """Return the configuration with what the run at ``path`` resolved; check that both are the same run."""
     there = read_config(path)
     model = config.model
-    if model.weights is not None and not Path(model.weights).exists():  # a finished task needs no file
+    if model.weights is not None and (model.arch is not None or not Path(model.weights).exists()):
+        # the file says nothing new, and a finished task needs none
         network = there.model.weights_network if model.weights_network is None else model.weights_network
         config = replace(config, model=replace(model, arch=model.arch or there.model.arch, weights_network=network))
-    elif model.arch is None or model.weights is not None:
+    elif model.arch is None:
         config = with_arch(config)
     difference = config_difference(there, config)
     if difference:

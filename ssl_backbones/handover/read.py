@@ -6,7 +6,6 @@ import json
 import logging
 import zipfile
 import zlib
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from openworld.runtime.files import sha256_of
 from ssl_backbones.backbones import FAMILIES, BackboneOptions
 from ssl_backbones.backbones.base import Backbone
 from ssl_backbones.handover.file_kinds import file_kind
+from ssl_backbones.handover.finite import check_finite
 from ssl_backbones.handover.layouts import recognise
 from ssl_backbones.handover.networks import OPTION
 from ssl_backbones.handover.pickles import read_pickle
@@ -237,7 +237,7 @@ def _checked(tensors: dict[str, Tensor], arch: BackboneOptions, path: Path) -> d
             remedy="give the architecture that the file was made with",
         )
     numbers = {key: _numbers(tensors[key], value, f"{path}: {key}") for key, value in expected.items()}
-    _check_finite(numbers, path)
+    check_finite(numbers, str(path))
     return numbers
 
 
@@ -257,25 +257,3 @@ def _numbers(value: Tensor, expected: Tensor, where: str) -> Tensor:
         )
     value = value.detach() if value.layout == torch.strided else value.detach().to_dense()
     return value.float() if expected.is_floating_point() else value.to(expected.dtype)  # an averaged counter
-
-
-def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse NaN, infinity (also of float64 beyond float32) and variances below 0: every feature would be NaN."""
-    bad = {key: int(value.numel() - value.isfinite().sum()) for key, value in tensors.items()}
-    bad = {key: count for key, count in bad.items() if count}
-    negative = [key for key, value in tensors.items() if key.endswith("running_var") and bool((value < 0).any())]
-    if bad:
-        first = next(iter(bad))
-        nans = int(tensors[first].isnan().sum())
-        raise CheckpointError(
-            f"{first} holds {nans} NaN and {bad[first] - nans} infinite numbers of {tensors[first].numel()}; "
-            f"{len(bad)} of {len(tensors)} tensors hold such numbers, {sum(bad.values())} in all",
-            where=str(path),
-            remedy="the training diverged or the file is damaged: give an earlier checkpoint, or fetch it again",
-        )
-    if negative:
-        raise CheckpointError(
-            f"{negative[0]} holds a variance below 0 ({float(tensors[negative[0]].min()):.3g})",
-            where=str(path),
-            remedy="the file is damaged, or is a difference of two networks: fetch it again",
-        )
