@@ -36,14 +36,14 @@ def _twins(take: str, leave: str, why: str) -> Twins:
 
 TWINS = (
     # MoCo, main_lincls.py; PCL, eval_cls_imagenet.py; DenseCL; PixPro (encoder, encoder_k)
-    _twins("q query", "k key", "MoCo evaluates the query encoder, and the key encoder is its average"),
+    _twins("q query", "k key ema momentum", "MoCo evaluates the query encoder, and the key encoder is its average"),
     _twins("", "k key", "gradients train this one, and the key encoder is its average"),
     # MoCo v3, main_lincls.py
     _twins("base", "momentum", "MoCo v3 evaluates the base encoder, and the momentum encoder is its average"),
     # solo-learn (backbone, momentum_backbone), lightly (backbone, backbone_momentum), ALBEF (…_m)
     _twins("", "momentum m", "gradients train this one, and the momentum network is its average"),
     # BYOL, byol_experiment.py; lucidrains' byol-pytorch; PyTorch-BYOL; OpenSelfSup
-    _twins("online", "target", "BYOL evaluates the online network, and the target network is its average"),
+    _twins("online", "target ema momentum", "BYOL evaluates the online network, and the target network is its average"),
     _twins("", "target", "gradients train this one, and the target network is its average"),
     # DINO, eval_linear.py (checkpoint_key); Mean Teacher; Unbiased Teacher
     _twins("teacher", "student", "DINO and Mean Teacher evaluate the teacher, the average of the student"),
@@ -156,7 +156,7 @@ def _words(name: str) -> set[str]:
     words: set[str] = set()
     for part in name.split("."):
         words |= _WHOLE_WORDS.get(part) or {word.lower() for word in re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+", part)}
-    return words
+    return words - {"ema", "momentum"} if "teacher" in words else words  # a teacher is an average anyway
 
 
 def _shapes(candidate: Candidate) -> dict[str, torch.Size]:

@@ -68,6 +68,10 @@ PAIRS: dict[str, tuple[Callable[[Tensors, Tensors], Any], str]] = {
         lambda a, b: under("_orig_mod.module.encoder_k.", b) | under("_orig_mod.module.encoder_q.", a),
         "query encoder",
     ),
+    "moco with an average of the query encoder": (
+        lambda a, b: under("encoder_k.", b) | under("encoder_ema.", made(2)) | under("encoder_q.", a),
+        "MoCo evaluates the query encoder",
+    ),
     "DenseCL": (
         lambda a, b: {"state_dict": under("encoder_k.0.", b) | under("encoder_q.0.", a) | under("encoder_q.1.", HEAD)},
         "query encoder",
@@ -109,6 +113,10 @@ PAIRS: dict[str, tuple[Callable[[Tensors, Tensors], Any], str]] = {
     ),
     "Unbiased Teacher": (
         lambda a, b: {"model": under("modelStudent.backbone.", b) | under("modelTeacher.backbone.", a)},
+        "evaluate the teacher",
+    ),
+    "a teacher called an average": (
+        lambda a, b: {"model": under("student.", b) | under("ema_teacher.", a)},
         "evaluate the teacher",
     ),
     "solo-learn": (
