@@ -51,6 +51,12 @@ def _file_arguments(parser: ArgumentParser) -> None:
         default=None,
         help="what it was trained on, where the file cannot tell: imagenet, swav, simclr, clip, cifar10, caffe",
     )
+    parser.add_argument(
+        "--network",
+        type=str,
+        default=None,
+        help="prefix of its keys, where the file holds several: student., encoder_k.",
+    )
     parser.add_argument("--stride-in-1x1", type=bool, default=None, help="bottlenecks stride in their first 1x1")
     parser.add_argument("--pool-padding", type=Literal["both", "end"], default=None, help="of the stem's max pool")
     parser.add_argument("--conv-padding", type=Literal["both", "end"], default=None, help="of strided convolutions")
@@ -67,6 +73,8 @@ def inspect(arguments: Namespace) -> None:
     parameters = sum(value.numel() for key, value in backbone.state_dict.items() if value.is_floating_point())
     facts = {
         "layout": backbone.layout,
+        "prefix": backbone.prefix or "none",
+        "choice": backbone.choice or "the file holds one network",
         **asdict(backbone.arch),
         **{f"input {name}": value for name, value in backbone.preprocess.items()},
         "numbers": f"{parameters:,} in {len(backbone.state_dict)} tensors",
@@ -126,7 +134,9 @@ def _load(arguments: Namespace) -> BackboneFile:
     from ssl_backbones.backbones import ResNetOptions
     from ssl_backbones.handover import load_backbone_file
 
-    backbone = load_backbone_file(Path(arguments.file), preprocess=named_preprocess(arguments.preprocess))
+    backbone = load_backbone_file(
+        Path(arguments.file), preprocess=named_preprocess(arguments.preprocess), network=arguments.network
+    )
     named = ("stride_in_1x1", "pool_padding", "conv_padding")
     given = {name: arguments[name] for name in named if arguments[name] is not None}
     if given and not isinstance(backbone.arch, ResNetOptions):

@@ -65,6 +65,7 @@ def _image_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--size", type=int, default=64, help="side in pixels to which images are resized")
     parser.add_argument("--preprocess", type=str, default=None, help="as for `openworld backbone`")
+    parser.add_argument("--network", type=str, default=None, help="as for `openworld backbone`")
     parser.add_argument("--limit", type=int, default=20000, help="largest number of images, spread evenly over the set")
     parser.add_argument("--seed", type=int, default=0, help="of the untrained network and of all random choices")
     parser.add_argument("--device", type=str, default="auto")
@@ -188,7 +189,7 @@ def _opened(arguments: Namespace) -> tuple[BackboneFile, LabelledSet]:
     from ssl_backbones.probes.labelled import from_folder
 
     preprocess = named_preprocess(arguments.preprocess)
-    backbone = load_backbone_file(Path(arguments.backbone), preprocess=preprocess).as_rgb()
+    backbone = load_backbone_file(Path(arguments.backbone), preprocess=preprocess, network=arguments.network).as_rgb()
     data = from_folder(Path(arguments.images), side=2 * arguments.size, cache_megabytes=1024)
     return backbone, data.thinned(arguments.limit)
 

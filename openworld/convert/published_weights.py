@@ -37,7 +37,9 @@ from openworld.methods.ore.weibull import WeibullFit
 from openworld.runtime.option_trees import Given, construct
 from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.backbones.resnet_options import BLOCKS
+from ssl_backbones.handover.finite import check_finite
 from ssl_backbones.handover.pickles import read_pickle
+from ssl_backbones.handover.tree import unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -61,14 +63,15 @@ _FIRST_REMEDY = "convert a Faster R-CNN R50-C4 of JosephKJ/OWOD (configs/Base-RC
 
 
 def read_detectron2(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a detectron2 checkpoint, by their names there, floats as float32.
+    """Read the tensors of a detectron2 checkpoint, by their names there without words of wrappers, floats as float32.
 
     Args:
         path: a .pth with ``{"model": tensors, …}`` or a .pkl with ``{"model": arrays, …}``; the outer dictionary may be
             missing.
 
     Raises:
-        CheckpointError: see :func:`read_pickle`; or the content is not a dictionary of tensors or arrays.
+        CheckpointError: see :func:`read_pickle`; or the content is not a dictionary of tensors or arrays, or their
+            numbers are not finite.
     """
     content = read_pickle(path)
     model = content.get("model", content) if isinstance(content, dict) else content
@@ -84,7 +87,8 @@ def read_detectron2(path: Path) -> dict[str, Tensor]:
                 remedy="save the state_dict of the model alone",
             )
         tensor = value if isinstance(value, Tensor) else torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
-        tensors[name] = tensor.float() if tensor.is_floating_point() else tensor
+        tensors[unwrapped(name).removeprefix("module.")] = tensor.float() if tensor.is_floating_point() else tensor
+    check_finite(tensors, str(path))
     return tensors
 
 

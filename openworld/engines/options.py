@@ -123,6 +123,10 @@ class ModelOptions:
     weights: str | None = None
     """Backbone to start from: a file that `openworld pretrain` wrote, or any checkpoint that `ssl_backbones.handover`
     reads. None: random."""
+    weights_network: str | None = None
+    """Prefix of the backbone's keys in ``weights``, where the file holds several networks: ``student.``,
+    ``encoder_k.``, with the dictionaries around it if need be. null: the one that its authors evaluate
+    (``ssl_backbones.handover.networks``); `openworld backbone inspect` shows which."""
     arch: BackboneOptions | None = None
     """The network; its ``name`` chooses the family. null: read from the weight file's card or its tensors; for random
     weights the demo's ResNet.
@@ -151,6 +155,10 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.weights_network is not None and self.weights is None:
+            refuse(
+                self, "weights_network", "is given without weights", remedy="give model.weights, or leave it out (null)"
+            )
         if self.neck == "fpn" and len(self.rpn.anchor_sizes) != 4:
             refuse(
                 self,

@@ -29,7 +29,9 @@ def build_engine(space: LabelSpace, options: ModelOptions, weights: Path | None)
         ConfigError: the engine, the neck or the norm does not go with the network.
         EnvironmentProblem: the engine is detectron2, which is not installed.
     """
-    backbone = load_backbone_file(weights, arch=options.arch) if weights is not None else None
+    backbone = None
+    if weights is not None:
+        backbone = load_backbone_file(weights, arch=options.arch, network=options.weights_network)
     if backbone is None and (options.norm == "frozen" or options.freeze_stages):
         raise HandoverError(
             f"model.norm is {options.norm!r} and model.freeze_stages is {options.freeze_stages} on random weights",

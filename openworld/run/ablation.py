@@ -106,7 +106,9 @@ def from_backbones(config: RunConfig, files: Mapping[str, Path]) -> dict[str, Ch
             )
 
     def start_from(weights: str | None, arch: BackboneOptions | None) -> Change:
-        return lambda base: replace(base, pretrain=None, model=replace(base.model, weights=weights, arch=arch))
+        return lambda base: replace(
+            base, pretrain=None, model=replace(base.model, weights=weights, weights_network=None, arch=arch)
+        )
 
     starts = {name: start_from(str(path.resolve()), config.model.arch) for name, path in files.items()}
     return {"random": start_from(None, found[first]), **starts}

@@ -171,12 +171,14 @@ def has_begun(folder: Path) -> bool:
 
 
 def _same_run(config: RunConfig, path: Path) -> RunConfig:
-    """Return the configuration with the architecture of the run at ``path``; check that both are the same run."""
+    """Return the configuration with what the run at ``path`` resolved; check that both are the same run."""
     there = read_config(path)
-    weights = config.model.weights
-    if config.model.arch is None and weights is not None and not Path(weights).exists():
-        config = replace(config, model=replace(config.model, arch=there.model.arch))  # a finished task needs no file
-    elif config.model.arch is None:
+    model = config.model
+    if model.weights is not None and (model.arch is not None or not Path(model.weights).exists()):
+        # the file says nothing new, and a finished task needs none
+        network = there.model.weights_network if model.weights_network is None else model.weights_network
+        config = replace(config, model=replace(model, arch=model.arch or there.model.arch, weights_network=network))
+    elif model.arch is None:
         config = with_arch(config)
     difference = config_difference(there, config)
     if difference:
@@ -192,7 +194,7 @@ def with_arch(config: RunConfig) -> RunConfig:
     """Resolve ``model.arch`` in a configuration, so that checkpoints can be read without the backbone file.
 
     The architecture is the given one, else that of the pretraining, else that of the weight file's card or tensors,
-    else the demo's.
+    else the demo's. If the weight file holds several networks, ``model.weights_network`` becomes the one that is taken.
 
     Raises:
         ConfigError: ``model.arch`` and ``pretrain.arch`` are different networks.
@@ -206,8 +208,10 @@ def with_arch(config: RunConfig) -> RunConfig:
                 f"model.arch {arch} is not the network of pretrain.arch {pretrain.arch}",
                 remedy="leave model.arch out (null), and the detector takes that of the pretraining",
             )
-    elif given is None and weights is not None:
-        arch = load_backbone_file(Path(weights)).arch
+    elif weights is not None and (given is None or Path(weights).exists()):  # a converted run needs no file
+        backbone = load_backbone_file(Path(weights), arch=given, network=config.model.weights_network)
+        taken = backbone.prefix if backbone.choice else config.model.weights_network
+        return replace(config, model=replace(config.model, arch=backbone.arch, weights_network=taken))
     else:
         arch = given or ResNetOptions()
     return replace(config, model=replace(config.model, arch=arch))

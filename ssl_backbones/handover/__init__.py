@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ssl_backbones.handover.export import Exported, export_backbone
-from ssl_backbones.handover.layouts import PREPROCESSES
+from ssl_backbones.handover.found import PREPROCESSES
 from ssl_backbones.handover.read import BackboneFile, load_backbone_file
 from ssl_backbones.handover.verify import stage_features, test_image, verify, verify_weights
 

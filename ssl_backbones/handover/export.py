@@ -85,7 +85,10 @@ def export_backbone(backbone: BackboneFile, target: Target, output: Path, *, ine
     files = Exported(output, output.with_suffix(".yaml"), output.with_suffix(".json"))
     write_atomic(files.settings, _as_yaml(settings, library))
     card = {"arch": dataclasses.asdict(arch), "preprocess": preprocess, "sha256": sha256_of(output)}
-    write_json(files.card, {**card, "source": backbone.layout, "target": target})
+    write_json(
+        files.card,
+        {**card, "source": backbone.layout, "prefix": backbone.prefix, "choice": backbone.choice, "target": target},
+    )
     return files
 
 

@@ -7,6 +7,9 @@ import re
 _BLOCK = re.compile(r"layer([1-4])\.(\d+)\.(conv|bn|downsample\.)(\d)\.(\w+)")
 _DETECTRON2 = re.compile(r"res([2-5])\.(\d+)\.(conv(\d)|shortcut)(\.norm)?\.(\w+)")
 _CAFFE2 = re.compile(r"res([2-5])_(\d+)_branch(1|2a|2b|2c)_(w|bn_s|bn_b)")
+_HUGGINGFACE = re.compile(
+    r"encoder\.stages\.([0-3])\.layers\.(\d+)\.(shortcut|layer\.([0-2]))\.(convolution|normalization)\.(\w+)"
+)
 _CAFFE2_KIND = {"w": "weight", "bn_s": "weight", "bn_b": "bias"}
 
 
@@ -55,3 +58,18 @@ def from_caffe2(name: str) -> str | None:
         return f"{block}.downsample.{0 if kind == 'w' else 1}.{_CAFFE2_KIND[kind]}"
     index = "abc".index(found[3][1]) + 1
     return f"{block}.{'conv' if kind == 'w' else 'bn'}{index}.{_CAFFE2_KIND[kind]}"
+
+
+def from_huggingface(name: str) -> str | None:
+    """Convert names of transformers' ResNets: ``encoder.stages.0.layers.1.layer.2.normalization.bias`` →
+    ``layer1.1.bn3.bias``; None for names outside the trunk."""
+    stem = re.fullmatch(r"embedder\.embedder\.(convolution|normalization)\.(\w+)", name)
+    if stem:
+        return f"{'conv1' if stem[1] == 'convolution' else 'bn1'}.{stem[2]}"
+    found = _HUGGINGFACE.fullmatch(name)
+    if found is None:
+        return None
+    block, norm = f"layer{int(found[1]) + 1}.{found[2]}", found[5] == "normalization"
+    if found[4] is None:
+        return f"{block}.downsample.{int(norm)}.{found[6]}"
+    return f"{block}.{'bn' if norm else 'conv'}{int(found[4]) + 1}.{found[6]}"

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from openworld.errors import CheckpointError
+from ssl_backbones.handover.file_kinds import file_kind
 
 _NUMPY_BUILDERS: list[Any] = [
     np.empty(0).__reduce__()[0],
@@ -36,11 +37,13 @@ _SAFE: dict[str, Any] = {
 """Functions that a pickle may call, by name: builders of arrays and numbers."""
 
 _SAFE_CLASSES: list[Any] = [type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "u1", "b1")]
-_TORCH_HEADS = (b"PK", pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[:-1])
-"""First bytes of files of ``torch.save``: a zip archive, or before torch 1.6 a magic number."""
 
 _UNKNOWN_CLASS = re.compile(r"Unsupported global: GLOBAL (\S+) was not an allowed global")
 _MOST_HUSKS = 64
+
+
+class _Refused(pickle.UnpicklingError):
+    """The file names a class or function that is not read."""
 
 
 class Husk:
@@ -81,7 +84,7 @@ class _ArrayUnpickler(pickle.Unpickler):
             return allowed[f"{module}.{name}"]
         if self.husks:
             return _named_tuple if name == "_create_namedtuple" else Husk
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
+        raise _Refused(f"{module}.{name} is not allowed")
 
 
 def _named_tuple(name: str, names: Any, module: str = "", *_: Any) -> type:
@@ -159,28 +162,35 @@ def read_pickle(path: Path, *, husks: bool = False) -> Any:
         husks: classes that are not read become :class:`Husk` objects; otherwise they are an error.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or holds more than plain containers, numbers, tensors and arrays.
+        CheckpointError: the file is missing, damaged or of another kind, see
+            :func:`~ssl_backbones.handover.file_kinds.file_kind`; or holds more than plain containers, numbers, tensors
+            and arrays.
     """
+    kind = file_kind(path)
+    if kind in ("safetensors", "npz"):
+        raise CheckpointError(
+            f"is a file of {'safetensors' if kind == 'safetensors' else 'NumPy arrays (.npz)'}",
+            where=str(path),
+            remedy="give the file of torch.save or of pickle.dump",
+        )
     try:
-        with open(path, "rb") as stream:
-            head = stream.read(max(map(len, _TORCH_HEADS)))
-            if not head.startswith(_TORCH_HEADS):
-                stream.seek(0)
+        if kind == "pickle":
+            with open(path, "rb") as stream:
                 return _ArrayUnpickler(stream, husks).load()
         folder = _script_folder(path)
         return _read_torch(path, husks) if folder is None else _read_script(path, folder)
-    except FileNotFoundError as error:
-        raise CheckpointError("no such file", where=str(path), remedy="check the path") from error
-    except pickle.UnpicklingError as error:
+    except _Refused as error:
         raise CheckpointError(
-            f"is damaged, or holds more than numbers and plain containers, which could run code "
-            f"({str(error).partition(chr(10))[0]})",
+            f"holds more than numbers and plain containers, which could run code ({str(error).partition(chr(10))[0]})",
             where=str(path),
-            remedy="fetch the file again; or load it where you trust it, and save its `model` alone",
+            remedy="load it where you trust it, and save its `model` alone",
         ) from error
     except Exception as error:  # an unpickler meets damaged data with almost any exception
+        kind_of_error = "" if isinstance(error, pickle.UnpicklingError) else f"{type(error).__name__}: "
         raise CheckpointError(
-            f"cannot be read ({type(error).__name__}: {error})", where=str(path), remedy="fetch the file again"
+            f"is cut short, damaged, or not a file of weights ({kind_of_error}{str(error).partition(chr(10))[0]})",
+            where=str(path),
+            remedy="fetch the file again, and compare its size with the one at its source",
         ) from error
 
 
@@ -188,15 +198,16 @@ def _read_torch(path: Path, husks: bool) -> Any:
     named: list[Any] = [(value, name) for name, value in _SAFE.items()]
     while True:
         try:
-            with torch.serialization.safe_globals([*named, *_SAFE_CLASSES]):
-                return torch.load(path, map_location="cpu", weights_only=True)
+            # a stream, since torch.load takes a path that ends in .safetensors for such a file
+            with torch.serialization.safe_globals([*named, *_SAFE_CLASSES]), open(path, "rb") as stream:
+                return torch.load(stream, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             unknown = _UNKNOWN_CLASS.search(str(error))
             if husks and unknown is None and not zipfile.is_zipfile(path):
                 return _read_old(path)
             if not husks or unknown is None or len(named) > len(_SAFE) + _MOST_HUSKS:
-                name = unknown[1] if unknown else str(error).partition(chr(10))[0]
-                raise pickle.UnpicklingError(name) from error
+                kind = _Refused if unknown else pickle.UnpicklingError
+                raise kind(unknown[1] if unknown else str(error).partition(chr(10))[0]) from error
             # torch leaves the module out of the names of builtins
             named.append((Husk, unknown[1] if "." in unknown[1] else f"builtins.{unknown[1]}"))
 

@@ -93,7 +93,7 @@ def load_projector(path: Path, dim: int) -> nn.Sequential:
     Raises:
         CheckpointError: the file has no head for features of this width.
     """
-    for flat in flat_tensors(read_tree(path)):
+    for flat in flat_tensors(read_tree(path), str(path)):
         for prefix in _PREFIXES:
             own = {key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)}
             if (head := _head(own)) is not None and head[0].in_features == dim:

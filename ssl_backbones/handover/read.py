@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,11 +20,16 @@ from openworld.errors import CheckpointError, ConfigError, HandoverError
 from openworld.runtime.files import sha256_of
 from ssl_backbones.backbones import FAMILIES, BackboneOptions
 from ssl_backbones.backbones.base import Backbone
+from ssl_backbones.handover.file_kinds import file_kind
+from ssl_backbones.handover.finite import check_finite
 from ssl_backbones.handover.layouts import recognise
+from ssl_backbones.handover.networks import OPTION
 from ssl_backbones.handover.pickles import read_pickle
 from ssl_backbones.options import Preprocess
 
 logger = logging.getLogger(__name__)
+
+_SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl", ".npz"}
 
 
 class BackboneFile(NamedTuple):
@@ -35,6 +42,10 @@ class BackboneFile(NamedTuple):
     """Code that writes such files."""
     left_out: tuple[str, ...]
     """Keys of the file's tensors that are not the backbone's."""
+    prefix: str = ""
+    """Prefix of the backbone's keys in the file, with the dictionaries around it."""
+    choice: str = ""
+    """Why this network of several was taken, as a sentence; empty if the file holds one."""
 
     def network(self) -> Backbone:
         """The network with these weights."""
@@ -65,9 +76,13 @@ class BackboneFile(NamedTuple):
 
 
 def load_backbone_file(
-    path: Path, *, arch: BackboneOptions | None = None, preprocess: Preprocess | None = None
+    path: Path,
+    *,
+    arch: BackboneOptions | None = None,
+    preprocess: Preprocess | None = None,
+    network: str | None = None,
 ) -> BackboneFile:
-    """Read a backbone from ``.safetensors``, ``.npz``, ``.pkl`` or a file of ``torch.save``, whatever its suffix.
+    """Read a backbone from safetensors, ``.npz``, ``.pkl`` or a file of ``torch.save``, whatever its suffix.
 
     With a card of this project beside it (``card.json``, or the file's own name with ``.json``), architecture and
     preprocessing are the card's, and the file must have the card's SHA-256. Otherwise they follow from the layout
@@ -75,17 +90,21 @@ def load_backbone_file(
     is as in torchvision: stride in the 3x3, padding on both sides, RGB in [0, 1] with ImageNet's mean and std.
     ``arch`` and ``preprocess`` override both.
 
+    If the file holds several networks and ``network`` is not given, a warning says which one is taken and why.
+
     Args:
         path: the file, or a folder that holds ``backbone.safetensors``.
+        network: prefix of the backbone's keys, to choose among several networks
+            (:func:`~ssl_backbones.handover.networks.choose`).
 
     Raises:
-        CheckpointError: the file is missing, damaged, unsafe or of no known layout, or its tensors do not fit its
-            architecture.
+        CheckpointError: the file is missing, damaged, unsafe or of no known layout, its tensors do not fit its
+            architecture or hold numbers that are not finite, or it holds several networks that nothing tells apart.
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "backbone.safetensors"
-    found = recognise(read_tree(path), str(path))
+        path = _file_in(path)
+    found = recognise(read_tree(path), str(path), network=network)
     if found.left_out:
         logger.info(
             "%s: %s; %d tensors that are not the backbone's left out, e.g. %s",
@@ -101,7 +120,23 @@ def load_backbone_file(
         arch = replace(infer_arch(found.tensors, path), **found.arch)
     tensors = _checked(found.tensors, arch, path)
     layout = found.layout if card is None else "this project"
-    return BackboneFile(arch, preprocess or found.preprocess, tensors, layout, tuple(found.left_out))
+    if found.choice and network is None:
+        logger.warning("%s: %s. Choose another one with %s", path, found.choice, OPTION)
+    return BackboneFile(
+        arch, preprocess or found.preprocess, tensors, layout, tuple(found.left_out), found.prefix, found.choice
+    )
+
+
+def _file_in(folder: Path) -> Path:
+    path = folder / "backbone.safetensors"
+    if not path.is_file():
+        weights = sorted(each.name for each in folder.iterdir() if each.suffix in _SUFFIXES)
+        raise CheckpointError(
+            f"has no backbone.safetensors{'; it has ' + ', '.join(weights[:5]) if weights else ''}",
+            where=str(folder),
+            remedy="name the weight file itself",
+        )
+    return path
 
 
 def infer_arch(tensors: dict[str, Tensor], path: Path) -> BackboneOptions:
@@ -118,6 +153,12 @@ def infer_arch(tensors: dict[str, Tensor], path: Path) -> BackboneOptions:
             where=str(path),
             remedy="fetch the file again, or give a whole backbone",
         )
+    if empty := next((key for key, value in tensors.items() if value.numel() == 0), None):
+        raise CheckpointError(
+            f"{empty} holds no numbers, as in the checkpoint of one process of ZeRO-3",
+            where=str(path),
+            remedy="join the parts, with DeepSpeed's zero_to_fp32.py, and give the file that it writes",
+        )
     shape = shapes[f"{family.first_convolution}.weight"]
     if len(shape) != 4 or shape[1] != 3:
         raise CheckpointError(
@@ -132,17 +173,17 @@ def read_tree(path: Path) -> Any:
     """Read a weight file: nested dictionaries of tensors on the CPU or of arrays; see :func:`read_pickle`.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or cannot be read safely.
+        CheckpointError: the file is missing, damaged, or of another kind
+            (:func:`~ssl_backbones.handover.file_kinds.file_kind`), or cannot be read safely.
     """
-    if not path.is_file():
-        raise CheckpointError("no such file", where=str(path), remedy="check the path of the backbone")
+    kind = file_kind(path)
     try:
-        if path.suffix == ".safetensors":
+        if kind == "safetensors":
             return safetensors.torch.load_file(path)
-        if path.suffix == ".npz":
+        if kind == "npz":
             with np.load(path, allow_pickle=False) as arrays:
                 return dict(arrays)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(f"cannot be read ({error})", where=str(path), remedy="fetch the file again") from error
     return read_pickle(path, husks=True)
 
@@ -195,4 +236,24 @@ def _checked(tensors: dict[str, Tensor], arch: BackboneOptions, path: Path) -> d
             where=str(path),
             remedy="give the architecture that the file was made with",
         )
-    return {key: tensors[key].float() if tensors[key].is_floating_point() else tensors[key] for key in expected}
+    numbers = {key: _numbers(tensors[key], value, f"{path}: {key}") for key, value in expected.items()}
+    check_finite(numbers, str(path))
+    return numbers
+
+
+def _numbers(value: Tensor, expected: Tensor, where: str) -> Tensor:
+    """Return a tensor in memory, floats as float32.
+
+    Raises:
+        CheckpointError: it has no numbers, or integers in place of floats.
+    """
+    if value.is_meta:
+        raise CheckpointError("has a shape and no numbers", where=where, remedy="save the network after its weights")
+    if value.is_quantized or (expected.is_floating_point() and not value.is_floating_point()):
+        raise CheckpointError(
+            f"is of {value.dtype}, as in a quantised network, and not of floats",
+            where=where,
+            remedy="give the weights in float32, float16 or bfloat16",
+        )
+    value = value.detach() if value.layout == torch.strided else value.detach().to_dense()
+    return value.float() if expected.is_floating_point() else value.to(expected.dtype)  # an averaged counter

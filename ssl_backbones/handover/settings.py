@@ -17,7 +17,8 @@ from openworld.errors import CheckpointError, ConfigError
 from openworld.runtime.files import read_yaml
 from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.backbones.base import Backbone
-from ssl_backbones.handover.layouts import PREPROCESSES, recognise
+from ssl_backbones.handover.found import PREPROCESSES
+from ssl_backbones.handover.layouts import recognise
 from ssl_backbones.handover.read import BackboneFile, read_tree
 from ssl_backbones.handover.verify import stage_features, verify, verify_weights
 from ssl_backbones.options import Preprocess

@@ -21,7 +21,7 @@ from openworld.errors import HandoverError
 from ssl_backbones.backbones import BackboneOptions
 from ssl_backbones.backbones.base import Backbone
 from ssl_backbones.backbones.options import STAGES
-from ssl_backbones.handover.layouts import PREPROCESSES
+from ssl_backbones.handover.found import PREPROCESSES
 from ssl_backbones.handover.read import BackboneFile
 from ssl_backbones.options import Preprocess
 
@@ -92,11 +92,15 @@ def verify(
         wrong = next((stage for stage in STAGES if not differences[stage] <= tolerance), None)
         if wrong is None:
             return differences
-        cause = None if backbone is None else _found_cause(backbone, image, b, tolerance)
+        pairs = zip(names, (a, b), strict=True)
+        infinite = [name for name, stages in pairs if not bool(stages[wrong].isfinite().all())]
+        cause = None if backbone is None or infinite else _found_cause(backbone, image, b, tolerance)
         flipped = features_b(image.flip(0))
         swapped = _difference(a[wrong], flipped[wrong]) < 0.25 * differences[wrong]
     shapes = f"{tuple(a[wrong].shape)} and {tuple(b[wrong].shape)}"
     amount = f"shapes {shapes}" if a[wrong].shape != b[wrong].shape else f"by {differences[wrong]:.2g} of the largest"
+    if infinite:
+        cause = f"The cause: {wrong.upper()} of {' and of '.join(infinite)} holds numbers that are not finite."
     raise HandoverError(
         f"{names[0]} and {names[1]} differ first at {wrong.upper()} ({amount} value). "
         f"{cause or _causes(wrong, swapped, a[wrong].shape == b[wrong].shape)}",

@@ -41,7 +41,7 @@ class Distillation(Method):
         own, dim = self.options, self.encoder.dim
         if own.teacher is None:
             raise ConfigError("method.teacher is not given", remedy="name the file of the teacher")
-        file = load_backbone_file(Path(own.teacher))
+        file = load_backbone_file(Path(own.teacher), network=own.teacher_network)
         self.given, self.wanted = RECIPES[pretraining.views][0].preprocess(), file.preprocess
         if "LAB" in (self.given["order"], self.wanted["order"]):
             raise ConfigError(

@@ -18,6 +18,9 @@ class DistillationOptions(MethodOptions):
     name: str = "distillation"
     teacher: str | None = None
     """File of the teacher, of any layout that ssl_backbones/handover reads. It must be given."""
+    teacher_network: str | None = None
+    """Prefix of the teacher's keys in its file, where that holds several networks; None: the one that its authors
+    evaluate."""
     targets: Literal["similarities", "classes"] = "similarities"
     """What the student's and the teacher's softmax run over. ``similarities``: the queue of the teacher's features of
     earlier images (SEED), for a teacher without labels. ``classes``: the classes of ``classifier`` (SimCLR v2)."""

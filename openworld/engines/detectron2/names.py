@@ -118,6 +118,8 @@ def openworld_defaults() -> dict[str, Any]:
       task was trained before.
     - ``POOL_PADDING``: of the stem, for this project's builders of backbones.
     - ``BACKBONE``: a pretrained backbone in a layout that :mod:`ssl_backbones.handover` reads.
+    - ``BACKBONE_NETWORK``: prefix of its keys, where the file holds several networks; empty for the one that its
+      authors evaluate.
     - ``HELD_OUT``: the data set that the method is calibrated on, by default that of the schedule.
     - ``PROTOCOL``: the rules of scoring.
     - ``METHOD``: the options of the method that its ``NAME`` names.
@@ -131,6 +133,7 @@ def openworld_defaults() -> dict[str, Any]:
         "STAGE": "train",
         "FIRST_STEP": 0,
         "BACKBONE": "",
+        "BACKBONE_NETWORK": "",
         "HELD_OUT": "",
         "PROTOCOL": "unique",
         "POOL_PADDING": ResNetOptions().pool_padding,

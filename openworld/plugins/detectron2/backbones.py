@@ -33,7 +33,7 @@ def backbone_keys(backbone: BackboneFile) -> dict[str, Any]:
 def use_backbone(cfg: CfgNode) -> None:
     """Set the keys that ``OPENWORLD.BACKBONE`` needs, if it is given; call it before the model is built."""
     if cfg.OPENWORLD.BACKBONE:
-        set_keys(cfg, backbone_keys(load_backbone_file(Path(cfg.OPENWORLD.BACKBONE))))
+        set_keys(cfg, backbone_keys(_read(cfg)))
 
 
 def load_backbone(cfg: CfgNode, model: GeneralizedRCNN) -> dict[str, float]:
@@ -46,7 +46,7 @@ def load_backbone(cfg: CfgNode, model: GeneralizedRCNN) -> dict[str, float]:
         CheckpointError: the file cannot be read.
         HandoverError: the detector is another network, or computes other features.
     """
-    load_trunk(model, load_backbone_file(Path(cfg.OPENWORLD.BACKBONE)).state_dict)
+    load_trunk(model, _read(cfg).state_dict)
     return verify_backbone(cfg, model)
 
 
@@ -63,7 +63,7 @@ def verify_backbone(cfg: CfgNode, model: GeneralizedRCNN) -> dict[str, float]:
     Raises:
         HandoverError: a stage differs by more than rounding; it names the stage and likely causes.
     """
-    backbone = load_backbone_file(Path(cfg.OPENWORLD.BACKBONE))
+    backbone = _read(cfg)
 
     def detector_stages(image: Tensor) -> dict[str, Tensor]:
         pixels = image.float() if cfg.INPUT.FORMAT == "RGB" else image.float().flip(0)
@@ -75,3 +75,7 @@ def verify_backbone(cfg: CfgNode, model: GeneralizedRCNN) -> dict[str, float]:
             model.train(training)
 
     return verify(stage_features(backbone.network(), backbone.preprocess), detector_stages)
+
+
+def _read(cfg: CfgNode) -> BackboneFile:
+    return load_backbone_file(Path(cfg.OPENWORLD.BACKBONE), network=cfg.OPENWORLD.BACKBONE_NETWORK or None)

@@ -398,6 +398,12 @@ def test_files_of_torch_and_of_pickle(tmp_path: Path, form: str) -> None:
         torch.testing.assert_close(found[name], value.float() if name != "c" else value, rtol=0, atol=0)
 
 
+def test_words_of_wrappers_in_the_names(tmp_path: Path) -> None:
+    names = ("_orig_mod.module.backbone.a", "module.roi_heads._orig_mod.b", "module.proposal_generator.c")
+    torch.save({"model": {name: torch.ones(1) for name in names}}, tmp_path / "model_final.pth")
+    assert list(read_detectron2(tmp_path / "model_final.pth")) == ["backbone.a", "roi_heads.b", "proposal_generator.c"]
+
+
 class Harmful:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -423,8 +429,9 @@ def test_a_file_cannot_run_code(tmp_path: Path, writer: str) -> None:
     ("content", "message"),
     [
         (None, "no such file"),
-        (b"", "cannot be read"),
-        (b"PK\x03\x04 cut off", "cannot be read"),
+        (b"", r"is empty \(0 bytes\)"),
+        (b"PK\x03\x04 cut off", "is cut short: its 12 bytes"),
+        (pickle.dumps({"model": {"a": np.array([1, np.nan])}}), "a holds 1 NaN and 0 infinite numbers of 2"),
         (pickle.dumps([1, 2]), "holds a list without weights"),
         (pickle.dumps({"model": {}}), "holds a dict without weights"),
         (pickle.dumps({"model": {"a": "text"}}), "'a' is a str"),

@@ -69,6 +69,19 @@ def test_a_backbone_arrives_verified(arch: BackboneOptions, freeze_stages: int, 
     assert all(torch.equal(own[key], value) for key, value in tensors.items())
 
 
+def test_of_two_networks_in_a_file_the_named_one_arrives(tmp_path: Path) -> None:
+    arch, path = ResNetOptions(width=1 / 16), tmp_path / "moco.pth"
+    query, key = arch.build().state_dict(), arch.build().state_dict()
+    networks = {"encoder_q.": query, "encoder_k.": key}
+    torch.save({f"{prefix}{name}": value for prefix, own in networks.items() for name, value in own.items()}, path)
+    for network, tensors in ((None, query), ("encoder_k", key)):
+        chosen = options(None, weights=str(path), weights_network=network)
+        own = build_engine(SPACE, chosen, path).backbone.state_dict()
+        assert all(torch.equal(own[name], value) for name, value in tensors.items())
+    with pytest.raises(ConfigError, match=r"model\.weights_network|weights_network is given without weights"):
+        options(None, weights_network="encoder_k")
+
+
 def test_c4_wants_a_stage_as_box_head() -> None:
     with pytest.raises(ConfigError, match=r"model\.neck is 'c4'.*model\.arch\.name 'convnext_tiny'(.|\n)*fpn"):
         build_features(CONVNEXT.build(), options(CONVNEXT, neck="c4"))

@@ -72,6 +72,27 @@ def test_resuming_may_leave_the_architecture_open(tmp_path: Path) -> None:
     assert claim(with_weights(file), folder, resume=True) == claimed
 
 
+def test_the_network_that_is_taken_is_written_out(tmp_path: Path) -> None:
+    """Of two in the file; a run that goes on keeps it, with the file there and without it."""
+    query, key = ResNet(SMALL).state_dict(), ResNet(SMALL).state_dict()
+    names = {"encoder_q.": query, "encoder_k.": key}
+    file, folder = tmp_path / "moco.pth", tmp_path / "run"
+    torch.save({f"{prefix}{name}": value for prefix, own in names.items() for name, value in own.items()}, file)
+    for arch in (None, SMALL):
+        config = with_weights(file, arch)
+        assert claim(config, folder, resume=False).model.weights_network == "encoder_q."
+    begin(folder)
+    claimed = read_config(folder / "config.yaml")
+    assert claimed.model.weights_network == "encoder_q."
+    asked = replace(config, model=replace(config.model, weights_network="encoder_k."))
+    assert claim(config, folder, resume=True) == claim(claimed, folder, resume=True) == claimed
+    with pytest.raises(ConfigError, match=r"weights_network: 'encoder_q\.' → 'encoder_k\.'"):
+        claim(asked, folder, resume=True)
+    assert claim(asked, tmp_path / "other", resume=False).model.weights_network == "encoder_k."
+    file.unlink()
+    assert claim(config, folder, resume=True) == claimed
+
+
 def test_resuming_with_another_architecture_is_refused(tmp_path: Path) -> None:
     file, folder = backbone(tmp_path / "r18.pth"), tmp_path / "run"
     claim(with_weights(file), folder, resume=False)

@@ -64,7 +64,7 @@ def test_what_cannot_be_read(network: ResNet, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such file"):
         load_backbone_file(tmp_path / "absent.pth")
     (tmp_path / "damaged.safetensors").write_bytes(b"123")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="damaged, or not a file of weights"):
         load_backbone_file(tmp_path / "damaged.safetensors")
     torch.save({"model": {"patch_embed.proj.weight": torch.ones(1)}}, tmp_path / "vit.pth")
     with pytest.raises(CheckpointError, match="no backbone found"):
@@ -160,3 +160,15 @@ def test_the_image_never_changes() -> None:
     assert image.float().mean(dim=(1, 2)).tolist() == pytest.approx([152.2, 109.8, 68.5], abs=1)
     for other in (image.flip(0), image.flip(1), image.flip(2)):
         assert (image.int() - other.int()).abs().float().mean() > 10
+
+
+def test_features_that_are_not_finite_are_the_cause(network: ResNet) -> None:
+    broken = twin(network)
+    with torch.no_grad():
+        broken.layer3[0].conv1.weight[0, 0] = float("nan")
+    features = stage_features(network, PREPROCESS), stage_features(broken, PREPROCESS)
+    with pytest.raises(HandoverError, match="C4 of the detector holds numbers that are not finite") as caught:
+        verify(*features)
+    assert "colour" not in str(caught.value)
+    with pytest.raises(HandoverError, match="C4 of the pretrained backbone holds numbers that are not finite"):
+        verify(features[1], features[0])

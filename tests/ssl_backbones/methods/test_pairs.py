@@ -305,6 +305,19 @@ def test_distillation_of_classes_is_the_divergence_and_a_constant(teacher: Path)
     assert method.loss(given)[0].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_the_named_network_of_a_file_is_the_teacher(teacher: Path, tmp_path: Path) -> None:
+    own = {key: value for key, value in safetensors.torch.load_file(teacher).items() if not key.startswith("fc.")}
+    query, key = own, {name: value + 1 for name, value in own.items()}
+    networks = {"encoder_q.": query, "encoder_k.": key}
+    path = tmp_path / "moco.safetensors"
+    content = {f"{prefix}{name}": value for prefix, tensors in networks.items() for name, value in tensors.items()}
+    safetensors.torch.save_file(content, path)
+    for network, tensors in ((None, query), ("encoder_k", key)):
+        method: Distillation = build("distillation", path, teacher_network=network)
+        found = method.teacher.network[0].state_dict()
+        assert all(torch.equal(found[name], value) for name, value in tensors.items())
+
+
 def test_distillation_of_similarities_is_the_loop(teacher: Path) -> None:
     method = Distillation(options("distillation", teacher, temperature=0.2)).train()
     given, queue = batch("distillation"), method.queue.features.clone()
