@@ -150,7 +150,7 @@ def _equal_files(name: str, files: Mapping[str, Any] | None) -> list[Finding]:
 def _unread_files(files: Mapping[str, Any] | None, sets: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
     if not files or not files["not_found"]:
         return []
-    searched = listed([f"{name}: {facts['searched']}" for name, facts in sets.items() if facts["searched"]])
+    searched = "; ".join(f"{name}: {facts['searched']}" for name, facts in sets.items() if facts["searched"])
     return [
         make_finding(
             "note",

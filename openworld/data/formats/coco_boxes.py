@@ -16,7 +16,7 @@ Box = tuple[float, float, float, float]
 
 NO_BOX = "dropped: no bbox, and no polygon or mask to take it from"
 ONLY_KEYPOINTS = "dropped: keypoints without a bbox"
-OTHER_MASK = "dropped: mask that does not fit the image"
+OTHER_MASK = "dropped: mask that is empty or not one of the image"
 FROM_POLYGON = "bbox taken from the polygon"
 FROM_MASK = "bbox taken from the mask"
 """Kinds of repair."""

@@ -111,6 +111,8 @@ def test_categories_of_one_name(folder: Path) -> None:
         ("annotations.0.bbox", [1, 2, 10**400, 3], "dropped: coordinate not finite", 2),
         ("annotations.0.bbox", [1, 2, -3, 3], "dropped: inverted", 2),
         ("annotations.0.bbox", [30, 2, 30, 3], "clipped to the image", 3),
+        ("annotations.0.bbox", ..., "dropped: no bbox, and no polygon or mask to take it from", 2),
+        ("annotations.0.bbox", [], "dropped: no bbox, and no polygon or mask to take it from", 2),
     ],
 )
 def test_repairs_are_counted(folder: Path, path: str, value: Any, kind: str, left: int) -> None:
@@ -137,7 +139,6 @@ def test_repairs_are_counted(folder: Path, path: str, value: Any, kind: str, lef
         ("images.0.width", "wide", "width holds 'wide'"),
         ("categories.0.name", "", "has no 'name'|name is ''"),
         ("categories.1.id", 90, "category id 90 is given twice"),
-        ("annotations.0.bbox", ..., "annotation 0: has no 'bbox'"),
         ("annotations.2.bbox", [1, 2, 3], "annotation 6: bbox is [1, 2, 3]"),
         ("annotations.2.bbox", [1, 2, 3, None], "bbox holds None"),
         ("annotations.2.bbox", [1, 2, 3, "x"], "bbox holds 'x'"),
