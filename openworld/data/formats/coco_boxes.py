@@ -38,11 +38,11 @@ def box_of(entry: dict[str, Any], where: Where, size: tuple[int, int] | None, re
         AnnotationError: a bbox that is something else, a panoptic annotation.
     """
     box = entry.get("bbox")
-    if not _is_absent(box):
-        if not isinstance(box, list) or len(box) != 4:
-            raise AnnotationError(f"bbox is {box!r}", where=str(where), remedy="give [x, y, width, height] in pixels")
+    if isinstance(box, list) and len(box) == 4 and box != [None] * 4:
         x, y, width, height = [value if type(value) is float else number_of(value, "bbox", where) for value in box]
         return x, y, x + width, y + height
+    if box is not None and box not in ([], {}, "", [None] * 4):
+        raise AnnotationError(f"bbox is {box!r}", where=str(where), remedy="give [x, y, width, height] in pixels")
     if "segments_info" in entry:
         raise AnnotationError(
             "is an annotation for panoptic segmentation",
@@ -61,11 +61,6 @@ def box_of(entry: dict[str, Any], where: Where, size: tuple[int, int] | None, re
         return left, top, right, bottom
     repairs.add(ONLY_KEYPOINTS if entry.get("keypoints") else NO_BOX, str(where))
     return None
-
-
-def _is_absent(box: Any) -> bool:
-    """Whether a bbox says nothing: null, without numbers, or all of them null."""
-    return box is None or box in ([], {}, "") or (isinstance(box, list) and all(value is None for value in box))
 
 
 # -- polygons ----------------------------------------------------------------------------------------------------------
