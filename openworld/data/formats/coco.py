@@ -8,7 +8,8 @@ What the reader does with defects:
 not JSON, no images/categories/annotations list        AnnotationError
 record without id, file_name, name, image_id or        AnnotationError naming file, record and field
 category_id; a value that is not a number; a bbox
-that is not four of them; a panoptic annotation
+that is not four of them, or is x1 y1 x2 y2 by the
+areas; a panoptic annotation
 image id or category id given twice                    AnnotationError
 file_name that climbs out of the folder of the images  AnnotationError
 or lies on a drive, in the form of any system; one
@@ -57,7 +58,7 @@ from numpy.typing import NDArray
 from openworld.data.boxes import clean_boxes
 from openworld.data.formats import Reader
 from openworld.data.formats.cache import cached
-from openworld.data.formats.coco_boxes import box_of
+from openworld.data.formats.coco_boxes import box_of, check_order
 from openworld.data.formats.coco_fields import (
     Where,
     check_object,
@@ -198,6 +199,7 @@ def _annotations(
     found: list[_Annotation] = []
     seen: set[ImageId] = set()
     any_box = not entries
+    check_order(entries, path)
     for position, entry in enumerate(entries):
         where = Where(path, "annotations", position, entry)
         check_object(entry, where)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,9 @@ from openworld.errors import AnnotationError
 from openworld.records import Repairs
 
 Box = tuple[float, float, float, float]
+
+COMPARED = 200
+"""Annotations whose bbox is compared with their area."""
 
 NO_BOX = "dropped: no bbox, and no polygon or mask to take it from"
 ONLY_KEYPOINTS = "dropped: keypoints without a bbox"
@@ -61,6 +66,33 @@ def box_of(entry: dict[str, Any], where: Where, size: tuple[int, int] | None, re
         return left, top, right, bottom
     repairs.add(ONLY_KEYPOINTS if entry.get("keypoints") else NO_BOX, str(where))
     return None
+
+
+def check_order(entries: Sequence[Any], path: Path) -> None:
+    """Refuse a file whose bboxes are corners x1 y1 x2 y2, as the areas beside them prove.
+
+    Args:
+        entries: the annotations. The first :data:`COMPARED` are looked at, if they have a bbox and a positive area.
+        path: of the file, for the message.
+
+    Raises:
+        AnnotationError: each has the area between such corners, and three or more cannot have it otherwise.
+    """
+    rows = [
+        (*entry["bbox"], entry["area"])
+        for entry in entries[:COMPARED]
+        if isinstance(entry, dict) and isinstance(entry.get("bbox"), list) and len(entry["bbox"]) == 4
+        if all(type(value) in (int, float) and abs(value) < 1e9 for value in (*entry["bbox"], entry.get("area")))
+        if entry["area"] > 0
+    ]
+    left, top, third, fourth, area = np.array(rows, dtype=np.float64).reshape(-1, 5).T
+    of_corners = np.abs((third - left) * (fourth - top) - area) <= 0.001 * area
+    if of_corners.all() and (area < 0.99 * third * fourth).sum() >= 3:
+        raise AnnotationError(
+            f"bbox of its annotations is [x1, y1, x2, y2]: the areas are those of corners, as of {[*rows[0][:4]]}",
+            where=str(path),
+            remedy="write bbox as [x, y, width, height]",
+        )
 
 
 # -- polygons ----------------------------------------------------------------------------------------------------------

@@ -230,12 +230,23 @@ def test_read_dataset_dispatches(folder: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         read_dataset(SourceOptions(annotations=path + "x"))
     with pytest.raises(DataError, match=r"is not a COCO \.json file, VOC folder or YOLO data\.yaml") as caught:
-        read_dataset(SourceOptions(annotations=str(folder)))
+        read_dataset(SourceOptions(annotations=str(folder / "images")))
     assert "set `format` to one of: coco, voc, yolo" in str(caught.value)
     with pytest.raises(ConfigError, match="format is 'cocoa'"):
         SourceOptions(annotations=path, format="cocoa")
     with pytest.raises(DataError, match="no annotations given"):
         read_dataset(SourceOptions())
+
+
+@pytest.mark.parametrize("place", ["train/_annotations.coco.json", "annotations/instances_default.json", "result.json"])
+def test_a_folder_with_a_coco_file_names_it(tmp_path: Path, place: str) -> None:
+    """What Roboflow, CVAT and Label Studio leave; a copy of macOS beside it is none."""
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    for name in (place.rpartition("/")[2], "._a.json"):
+        (tmp_path / place).with_name(name).write_text("{}")
+    with pytest.raises(DataError) as caught:
+        read_dataset(SourceOptions(annotations=str(tmp_path)))
+    assert caught.value.remedy == f"name the file of the annotations, such as {tmp_path / place}"
 
 
 def test_scoring_needs_no_images(tmp_path: Path) -> None:

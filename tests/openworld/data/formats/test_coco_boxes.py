@@ -180,3 +180,37 @@ def test_a_panoptic_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match=r"annotation 0: is an annotation for panoptic") as caught:
         read(tmp_path, segments)
     assert "instances_train2017.json" in str(caught.value)
+
+
+CORNERS = [(3, 4, 23, 14), (0, 0, 10, 10), (30, 20, 50, 45), (5, 5, 8.5, 40)]
+
+
+def with_area(kind: str, box: tuple[float, ...]) -> dict[str, Any]:
+    """An annotation of corners, written as corners or as COCO has it, with its area or that of a mask."""
+    x1, y1, x2, y2 = box
+    sides = (x2 - x1) * (y2 - y1)
+    if kind == "corners":
+        return {"bbox": [x1, y1, x2, y2], "area": sides}
+    return {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": sides if kind == "coco" else 0.6 * sides}
+
+
+def test_corners_that_their_areas_betray_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(AnnotationError, match=r"bbox of its annotations is \[x1, y1, x2, y2\]") as caught:
+        read(tmp_path, *[with_area("corners", box) for box in CORNERS])
+    assert "as of [3, 4, 23, 14]" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["coco", "mask"])
+def test_areas_of_a_proper_file_betray_nothing(tmp_path: Path, kind: str) -> None:
+    assert read(tmp_path, *[with_area(kind, box) for box in CORNERS]).boxes.tolist() == [[*box] for box in CORNERS]
+
+
+@pytest.mark.parametrize("area", [None, "200", float("nan"), 10**400, -1, 0])
+def test_areas_that_say_nothing(tmp_path: Path, area: Any) -> None:
+    dataset = read(tmp_path, *[{**with_area("coco", box), "area": area} for box in CORNERS])
+    assert dataset.boxes.tolist() == [[*box] for box in CORNERS]
+
+
+def test_one_annotation_of_another_order_is_no_proof(tmp_path: Path) -> None:
+    mixed = [*[with_area("corners", box) for box in CORNERS], with_area("coco", (10, 10, 20, 30))]
+    assert len(read(tmp_path, *mixed).boxes) == 5
