@@ -191,6 +191,7 @@ class Dataset:
         task_images: ids of the images that each task may train on, one set per task, as published lists say. Empty: the
             classes on an image alone decide.
         dropped_files: image files without which their annotations could not be read, so that the images are left out.
+        searched: what the reader says of image files that it did not find, such as where it looked; empty: nothing.
 
     Raises:
         ValueError: columns that do not fit together.
@@ -210,6 +211,7 @@ class Dataset:
     repairs: Repairs = field(default_factory=Repairs)
     task_images: tuple[frozenset[ImageId], ...] = ()
     dropped_files: tuple[str, ...] = ()
+    searched: str = ""
 
     def __post_init__(self) -> None:
         images, boxes = len(self.image_ids), len(self.boxes)
@@ -378,6 +380,7 @@ def merged(parts: Sequence[Dataset]) -> Dataset:
         offsets=_ends(np.concatenate([np.diff(part.offsets) for part in parts])),
         repairs=repairs,
         dropped_files=tuple(file for part in parts for file in part.dropped_files),
+        searched="; ".join(dict.fromkeys(part.searched for part in parts if part.searched)),
         **columns,
     )
 
@@ -395,8 +398,9 @@ def check_files(dataset: Dataset, where: object) -> Dataset:
     missing = [*dataset.dropped_files, *(str(path) for path in dataset.paths if not file_exists(str(path)))]
     if missing:
         shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        searched = f" ({dataset.searched})" if dataset.searched else ""
         raise DataError(
-            f"{len(missing)} of {len(dataset) + len(dataset.dropped_files)} images do not exist: {shown}",
+            f"{len(missing)} of {len(dataset) + len(dataset.dropped_files)} images do not exist: {shown}{searched}",
             where=str(where),
             remedy="set `images` to the folder that file names are relative to, correct the list, or fetch the images",
         )

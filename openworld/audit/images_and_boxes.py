@@ -36,7 +36,7 @@ from openworld.audit.suspicions import (
 )
 from openworld.data.splits import check_schedule
 from openworld.errors import DataError
-from openworld.records import Dataset
+from openworld.records import Dataset, file_exists
 from openworld.runtime.images import is_turned, read_rgb
 from openworld.runtime.runlog import progress_bar
 
@@ -73,9 +73,9 @@ def check_data(
 
     Returns:
         ready for JSON: ``tasks``; ``thresholds``; ``sets`` by name, each with ``images``, ``objects``,
-        ``without_objects``, ``unreadable``, ``other_size``, ``turned``, ``image_sizes``, ``box_sides`` and
-        ``box_aspects`` (counts in the bins of ``thresholds``), ``suspicious`` by kind, ``repairs`` and
-        ``repair_examples``; ``classes``
+        ``without_objects``, ``unreadable``, ``missing`` (those of them that do not exist, and what the reader says of
+        such), ``other_size``, ``turned``, ``image_sizes``, ``box_sides`` and ``box_aspects`` (counts in the bins of
+        ``thresholds``), ``suspicious`` by kind, ``repairs`` and ``repair_examples``; ``classes``
         [{"class", "task", set: objects, …}, …]; ``task_objects`` by task; ``files``, equal ones; ``similar``,
         look-alikes; ``findings`` as an audit's. Each list of cases ends after :data:`LISTED`.
 
@@ -149,6 +149,7 @@ def _facts(dataset: Dataset, seen: Mapping[Path, Seen], problems: Mapping[Path, 
         for record in records
         if record.path in problems
     ]
+    missing = [entry for entry in broken if not file_exists(str(entry["path"]))]
     mismatched = [
         record for record in records if record.path in seen and seen[record.path].size != (record.width, record.height)
     ]
@@ -169,6 +170,7 @@ def _facts(dataset: Dataset, seen: Mapping[Path, Seen], problems: Mapping[Path, 
         "objects": dataset.num_annotations,
         "without_objects": {"images": len(empty), "examples": empty[:LISTED]},
         "unreadable": {"images": len(broken), "examples": broken[:LISTED]},
+        "missing": {"images": len(missing), "examples": missing[:LISTED], "searched": dataset.searched},
         "other_size": {"images": len(other), "examples": other[:LISTED]},
         "turned": {"images": len(turned), "examples": turned[:LISTED]},
         "image_sizes": _size_summary(sizes),

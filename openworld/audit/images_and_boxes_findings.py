@@ -32,13 +32,35 @@ def images_and_boxes_findings(result: Mapping[str, Any]) -> list[Finding]:
 def _files(name: str, facts: Mapping[str, Any]) -> list[Finding]:
     """Files that cannot be read, or whose size is not the annotated one."""
     found = []
-    if number := facts["unreadable"]["images"]:
-        first = facts["unreadable"]["examples"][0]
+    missing, unreadable = facts["missing"], facts["unreadable"]
+    if missing["images"] and 2 * missing["images"] >= facts["images"]:
+        # The wrong folder, which is no reason to remove annotations.
+        searched = f"; {missing['searched']}" if missing["searched"] else ""
         found.append(
             make_finding(
                 "problem",
                 name,
-                f"{counted(number, 'image')} of {name} cannot be read (e.g. {first['path']}: {first['problem']}).",
+                f"{missing['images']:,} of {counted(facts['images'], 'image')} of {name} do not exist (e.g. "
+                f"{missing['examples'][0]['path']}{searched}).",
+                f"Name the folder that holds them with --{name}-images, or as data.{name}.images of a configuration; "
+                "or fetch them.",
+            )
+        )
+        unreadable = {
+            "images": unreadable["images"] - missing["images"],
+            "examples": [entry for entry in unreadable["examples"] if entry not in missing["examples"]],
+        }
+    if number := unreadable["images"]:
+        example = (
+            f" (e.g. {first['path']}: {first['problem']})"
+            if (first := next(iter(unreadable["examples"]), None))
+            else ""
+        )
+        found.append(
+            make_finding(
+                "problem",
+                name,
+                f"{counted(number, 'image')} of {name} cannot be read{example}.",
                 "Replace the files, or remove them and their annotations; check.json lists them.",
             )
         )

@@ -54,8 +54,9 @@ def audit_split(
 
     Returns:
         ready for JSON: ``tasks``; ``sets`` by name, each with ``objects``, ``listings``, ``collisions``,
-        ``without_objects``, ``most_objects`` (of one image), ``repairs`` and ``repair_examples``; ``leaks``; ``files``
-        or None; ``classes``; ``training``, a list by task, or None; ``ceilings``, a list by task and protocol;
+        ``without_objects``, ``most_objects`` (of one image), ``repairs``, ``repair_examples`` and ``searched`` (what
+        the reader says of images that do not exist); ``leaks``; ``files`` or None; ``classes``; ``training``, a list by
+        task, or None; ``ceilings``, a list by task and protocol;
         ``findings`` [{"level", "set", "finding", "remedy"}, …], the gravest level first.
 
     Raises:
@@ -80,6 +81,7 @@ def audit_split(
                 "most_objects": most_objects(lines[name]),
                 "repairs": dict(sorted(dataset.repairs.counts.items())),
                 "repair_examples": list(dataset.repairs.examples),
+                "searched": dataset.searched,
             }
             for name, dataset in sets.items()
         },

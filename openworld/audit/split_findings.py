@@ -33,7 +33,7 @@ def split_findings(result: Mapping[str, Any], protocols: Mapping[str, Protocol])
     for first, second in PAIRS:
         if first in result["sets"] and second in result["sets"]:
             found += _leaks(first, second, result)
-    found += [*_classes(result), *_training(result["training"] or ()), *_unread_files(result["files"])]
+    found += [*_classes(result), *_training(result["training"] or ()), *_unread_files(result["files"], result["sets"])]
     found += [*_capped(result["sets"]["test"]["most_objects"], protocols), *_low_ceilings(result["ceilings"])]
     return by_gravity(found)
 
@@ -147,15 +147,18 @@ def _equal_files(name: str, files: Mapping[str, Any] | None) -> list[Finding]:
     ]
 
 
-def _unread_files(files: Mapping[str, Any] | None) -> list[Finding]:
+def _unread_files(files: Mapping[str, Any] | None, sets: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
     if not files or not files["not_found"]:
         return []
+    searched = "; ".join(f"{name}: {facts['searched']}" for name, facts in sets.items() if facts["searched"])
     return [
         make_finding(
             "note",
             "all",
-            f"{counted(files['not_found'], 'image file')} could not be read, so their content was not compared.",
-            "Fetch the images, or switch the comparison of files off.",
+            f"{counted(files['not_found'], 'image file')} could not be read, so their content was not compared"
+            f"{f' ({searched})' if searched else ''}.",
+            "Fetch the images, or name their folder (--test-images, or data.test.images of a configuration); or switch "
+            "the comparison of files off with --hash-files false.",
         )
     ]
 

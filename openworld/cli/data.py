@@ -9,9 +9,11 @@ from jsonargparse import ArgumentParser, Namespace
 from openworld.cli.verbs import AddVerb
 from openworld.configfile import find_config, read_config
 from openworld.data.formats import annotations_help, image_set_help
+from openworld.data.options import SourceOptions
 
 _ANNOTATIONS = annotations_help()
 _IMAGE_SET = image_set_help()
+_IMAGES = "folder of the images, where it is not beside the annotations; not with a YOLO data.yaml"
 
 
 def add_verbs(verb: AddVerb) -> None:
@@ -34,6 +36,7 @@ def add_verbs(verb: AddVerb) -> None:
     tasks_verb = verb("tasks", propose_tasks, "propose the classes of each task, as a .yaml file to edit")
     tasks_verb.add_argument("--train", type=str, required=True, help=f"training images: {_ANNOTATIONS}")
     tasks_verb.add_argument("--train-set", type=str, default=None, help=_IMAGE_SET)
+    tasks_verb.add_argument("--train-images", type=str, default=None, help=_IMAGES)
     tasks_verb.add_argument("--tasks", type=int, default=None, help="number of tasks; with groups, one per group")
     tasks_verb.add_argument(
         "--by", type=str, default="frequency", help="frequency, or a .yaml file with one line `class: group` per class"
@@ -55,6 +58,13 @@ def _set_arguments(parser: ArgumentParser) -> None:
     for name, what in (("train", "training images"), ("val", "images for energy fitting"), ("test", "test images")):
         parser.add_argument(f"--{name}", type=str, default=None, help=f"{what}: {_ANNOTATIONS}")
         parser.add_argument(f"--{name}-set", type=str, default=None, help=_IMAGE_SET)
+        parser.add_argument(f"--{name}-images", type=str, default=None, help=_IMAGES)
+
+
+def _source(arguments: Namespace, name: str) -> SourceOptions:
+    return SourceOptions(
+        annotations=arguments[name], image_set=arguments[f"{name}_set"], images=arguments[f"{name}_images"]
+    )
 
 
 def audit(arguments: Namespace) -> None:
@@ -67,7 +77,7 @@ def audit(arguments: Namespace) -> None:
     from openworld.runtime.files import write_json
 
     sets, tasks = open_split(
-        {name: (arguments[name], arguments[f"{name}_set"]) for name in ("train", "val", "test")},
+        {name: _source(arguments, name) for name in ("train", "val", "test")},
         schedule=arguments.schedule,
         config=arguments.config,
     )
@@ -91,7 +101,7 @@ def check(arguments: Namespace) -> None:
     from openworld.run.sources import open_split
 
     sets, tasks = open_split(
-        {name: (arguments[name], arguments[f"{name}_set"]) for name in ("train", "val", "test")},
+        {name: _source(arguments, name) for name in ("train", "val", "test")},
         schedule=arguments.schedule,
         config=arguments.config,
         complete=False,
@@ -156,7 +166,7 @@ def propose_tasks(arguments: Namespace) -> None:
     from openworld.run.sources import open_split
     from openworld.runtime.files import write_atomic
 
-    named = {"train": (arguments.train, arguments.train_set)}
+    named = {"train": _source(arguments, "train")}
     counts = class_counts(open_split(named, schedule=None, config=None, complete=False)[0]["train"])
     tasks, origin = propose(counts, arguments.tasks, arguments.by, leave_unknown=arguments.leave_unknown)
     text = schedule_text(tasks, counts, f"{origin} of {arguments.train}.")

@@ -43,8 +43,9 @@ class SourceOptions:
     """COCO: the .json file. VOC: the folder that holds Annotations/, such as VOCdevkit/VOC2007. YOLO: data.yaml or
     Darknet's obj.data, or the folder that holds it or images/, labels/ and classes.txt."""
     images: str | None = None
-    """Folder of the images. Default for COCO: images/ beside the .json file, or else the file's folder; for VOC:
-    JPEGImages/; for YOLO: as data.yaml says, or images/."""
+    """Folder of the images. Default for COCO: the folder in which tools put them and that holds them, such as images/
+    beside the .json file, the file's own folder, data/, ../train2017/ or ../images/default/; for VOC: JPEGImages/; for
+    YOLO: as data.yaml says, or images/."""
     format: Annotated[str, KnownFormat()] = "auto"
     """Format of the annotations: a name in :data:`openworld.data.formats.FORMATS` (coco, voc, yolo). ``auto``: a .json
     file is COCO, a folder with Annotations/ is VOC, a .yaml or .data file is YOLO, and so is a folder with one, with

@@ -214,7 +214,7 @@ def open_ground_truth(
 
 
 def open_split(
-    named: Mapping[str, tuple[str | None, str | None]],
+    named: Mapping[str, SourceOptions],
     *,
     schedule: str | None,
     config: str | None,
@@ -223,7 +223,7 @@ def open_split(
     """The sets of a split and its schedule, for an audit or a check; image files are not needed.
 
     Args:
-        named: annotations and image set of ``train``, ``val`` and ``test``; those without annotations are left out.
+        named: ``train``, ``val`` and ``test``, or some of them; those without annotations are left out.
         schedule: see :func:`openworld.data.schedules.read_schedule`.
         config: a run's configuration, whose ``data`` says all of it instead.
         complete: False, any set will do, and without a schedule there are no tasks.
@@ -233,7 +233,7 @@ def open_split(
             a schedule.
         DataError: files that are missing or cannot be used.
     """
-    given = {name: source for name, source in named.items() if source[0] is not None}
+    given = {name: source for name, source in named.items() if source.annotations is not None}
     if config is not None:
         if given or schedule is not None:
             raise ConfigError(
@@ -262,10 +262,7 @@ def open_split(
             remedy="name them with --train, --val and --test, or give a run's configuration with --config",
         )
     found = None if schedule is None else read_schedule(schedule)
-    sets = {
-        role: read_dataset(SourceOptions(annotations=annotations, image_set=image_set), role)
-        for role, (annotations, image_set) in given.items()
-    }
+    sets = {role: read_dataset(source, role) for role, source in given.items()}
     if found is None:
         return sets, ()
     return {role: renamed(dataset, found.rename) for role, dataset in sets.items()}, found.tasks

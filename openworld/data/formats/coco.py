@@ -6,21 +6,35 @@ What the reader does with defects:
 
 =====================================================  ===========================================================
 not JSON, no images/categories/annotations list        AnnotationError
-record without id, file_name, name, image_id,          AnnotationError naming file, record and field
-category_id or bbox; a value that is not a number
+record without id, file_name, name, image_id or        AnnotationError naming file, record and field
+category_id; a value that is not a number; a bbox
+that is not four of them, or is x1 y1 x2 y2 by the
+areas; a panoptic annotation
 image id or category id given twice                    AnnotationError
-file_name that is absolute or climbs out of the root,  AnnotationError
-in the form of any system
+file_name that climbs out of the folder of the images  AnnotationError
+or lies on a drive, in the form of any system; one
+that is absolute and not inside that folder
 id, name or file_name with half a surrogate pair       AnnotationError
-byte order mark, numbers written as text, id 0,        read
-symbolic links in the folder of the images
+byte order mark, UTF-16, numbers written as text,      read
+id 0, symbolic links in the folder of the images,
+absolute file_name inside that folder
+images in another folder, see                          found, where nobody names the folder
+:mod:`openworld.data.formats.image_folder`
+file_name that is a URL                                kept; such a file does not exist
+file_name with backslashes, a leading slash, a query,  read so where only the file of that name exists, counted
+``%20``, in the other Unicode form, in other case
+file_name that repeats the folder that was named       read, counted
 a key given twice in one record                        read; the last counts, as JSON readers do
 iscrowd, area or annotation id missing                 read; area is not used, ids become the position
 width or height missing or not positive                read from the image file or, without it, the extent of the
                                                        boxes; counted
 image_id or category_id of another type ("7" for 7)    matched, counted
 image_id or category_id that nothing has               annotation dropped, counted
+category name that is a number, true or false          read as the text that stands in the file, counted
 two categories of one name                             merged, counted
+bbox missing, null or empty                            taken from the polygon or the mask, counted; without
+                                                       either the annotation is dropped, counted
+no annotation of a file with a box                     AnnotationError
 two images with one file_name                          kept, counted
 coordinates that are not finite, huge or inverted,     dropped or clipped, counted:
 other boxes                                            :func:`openworld.data.boxes.clean_boxes`
@@ -31,6 +45,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -43,9 +58,9 @@ from numpy.typing import NDArray
 from openworld.data.boxes import clean_boxes
 from openworld.data.formats import Reader
 from openworld.data.formats.cache import cached
+from openworld.data.formats.coco_boxes import box_of, check_order
 from openworld.data.formats.coco_fields import (
     Where,
-    box_of,
     check_object,
     flag_of,
     identifier_of,
@@ -53,7 +68,9 @@ from openworld.data.formats.coco_fields import (
     referred,
     required,
 )
-from openworld.data.formats.file_names import check_inside, is_encodable
+from openworld.data.formats.coco_file import decode_file, one_set
+from openworld.data.formats.file_names import check_name, is_encodable
+from openworld.data.formats.image_folder import locate_images
 from openworld.data.formats.sizes import found_size, usable_size
 from openworld.errors import AnnotationError
 from openworld.records import Dataset, ImageId, IntArray, Names, Repairs
@@ -71,7 +88,8 @@ def read_coco(
 
     Args:
         path: the .json file.
-        images: folder that file names are relative to. Default: ``images/`` beside the file, or else its folder.
+        images: folder that file names are relative to. Default: the first of those in which tools put the images that
+            holds them (:mod:`openworld.data.formats.image_folder`), or else ``images/`` beside the file, or its folder.
         image_set: ``field=value`` takes the images that have this value, for files that hold several sets.
         whole_pixels: widen boxes as :func:`widen_to_pixels` does, before those that are too thin are dropped.
         cache: folder for parsed annotations. None: parse them.
@@ -81,17 +99,16 @@ def read_coco(
         DataError: an image file whose size is needed cannot be read.
     """
     path = Path(path)
-    if images is None:
-        images = path.parent / "images" if (path.parent / "images").is_dir() else path.parent
-    folder = images
 
     def parse() -> Dataset:
         with _without_collections():
-            return _parse(path, folder, image_set, whole_pixels)
+            return _parse(path, images, image_set, whole_pixels)
 
     settings = {"format": "coco", "set": image_set, "whole pixels": whole_pixels}
     dataset = cached(cache, path, settings, {str(path): 1}, parse)
-    return replace(dataset, paths=Names(f"{images}/{name}" for name in dataset.paths))
+    # Where the files lie is no part of what is kept.
+    located = locate_images(path, images, [str(name) for name in dataset.paths], dataset.repairs)
+    return replace(dataset, paths=Names(located.paths), searched=located.searched)
 
 
 READER = Reader(
@@ -111,31 +128,35 @@ class _Annotation(NamedTuple):
     identifier: ImageId
 
 
-def _parse(path: Path, images: Path, image_set: str | None, whole_pixels: bool) -> Dataset:
+def _parse(path: Path, images: Path | None, image_set: str | None, whole_pixels: bool) -> Dataset:
     """The data set of a file; its paths are the file names as they are written there."""
-    root = _decode(path)
+    root = decode_file(path)
     if image_set is not None:
-        root = _one_set(root, image_set, path)
+        root = one_set(root, image_set, path)
     repairs = Repairs()
     categories, category_of = _categories(root["categories"], path, repairs)
     entries = _images(root["images"], path, repairs)
     image_ids = list(entries)
+    declared = [
+        _declared_size(entry, Where(path, "images", number, entry)) for number, entry in enumerate(entries.values())
+    ]
 
     # Columns of all annotations, image after image, each image's in the order of the file.
-    found = _annotations(root["annotations"], path, image_ids, category_of, repairs)
+    found = _annotations(root["annotations"], path, image_ids, declared, category_of, repairs)
     found.sort(key=lambda annotation: annotation.image)
     image_index = np.array([annotation.image for annotation in found], dtype=np.int64)
     boxes = np.array([annotation.box for annotation in found], dtype=np.float64).reshape(-1, 4)
 
     # The size of each image, from its record or else from elsewhere.
     bounds = np.searchsorted(image_index, np.arange(len(entries) + 1)).tolist()
+    names = [entry["file_name"] for entry in entries.values()]
+    files = locate_images(path, images, names, Repairs()).paths if None in declared else names
     sizes = np.ones((len(entries), 2), dtype=np.int64)
     for number, entry in enumerate(entries.values()):
-        where = Where(path, "images", number, entry)
-        sizes[number] = _declared_size(entry, where) or found_size(
-            images / entry["file_name"],
+        sizes[number] = declared[number] or found_size(
+            Path(files[number]),
             boxes[bounds[number] : bounds[number + 1]],
-            f"{where} declares {entry.get('width')!r} x {entry.get('height')!r}",
+            f"{Where(path, 'images', number, entry)} declares {entry.get('width')!r} x {entry.get('height')!r}",
             repairs,
         )
 
@@ -152,7 +173,7 @@ def _parse(path: Path, images: Path, image_set: str | None, whole_pixels: bool) 
     return Dataset(
         categories=categories,
         image_ids=Names(image_ids),
-        paths=Names(entry["file_name"] for entry in entries.values()),
+        paths=Names(names),
         sizes=sizes,
         listed=np.ones(len(entries), dtype=np.int64),
         offsets=np.searchsorted(image_index[kept], np.arange(len(entries) + 1)).astype(np.int64),
@@ -169,13 +190,16 @@ def _annotations(
     entries: Sequence[Any],
     path: Path,
     image_ids: Sequence[ImageId],
+    sizes: Sequence[tuple[int, int] | None],
     category_of: Mapping[ImageId, int],
     repairs: Repairs,
 ) -> list[_Annotation]:
-    """The annotations whose image and category exist, in the order of the file."""
+    """The annotations that have a box and whose image and category exist, in the order of the file."""
     position_of = {image_id: position for position, image_id in enumerate(image_ids)}
     found: list[_Annotation] = []
     seen: set[ImageId] = set()
+    any_box = not entries
+    check_order(entries, path)
     for position, entry in enumerate(entries):
         where = Where(path, "annotations", position, entry)
         check_object(entry, where)
@@ -183,13 +207,20 @@ def _annotations(
         if identifier in seen:
             repairs.add("annotation id given twice", str(where))
         seen.add(identifier)
-        box = box_of(entry, where)
         crowd = flag_of(entry.get("iscrowd"), "iscrowd", where)
         ignore = crowd or flag_of(entry.get("ignore"), "ignore", where)
         image = referred(required(entry, "image_id", where), position_of, "image_id", where, repairs)
         category = referred(required(entry, "category_id", where), category_of, "category_id", where, repairs)
-        if image is not None and category is not None:
+        box = box_of(entry, where, None if image is None else sizes[image], repairs)
+        any_box |= box is not None
+        if image is not None and category is not None and box is not None:
             found.append(_Annotation(image, category, box, crowd, ignore, identifier))
+    if not any_box:
+        raise AnnotationError(
+            f"none of its {len(entries)} annotations has a box, a polygon or a mask of its image",
+            where=str(path),
+            remedy="give a detection file, whose annotations have bbox: [x, y, width, height]",
+        )
     return found
 
 
@@ -211,29 +242,6 @@ def widen_to_pixels(boxes: NDArray[np.float64], width: int | IntArray, height: i
     return widened
 
 
-def _one_set(root: dict[str, Any], image_set: str, path: Path) -> dict[str, Any]:
-    """The file as if it held only the images whose field has the value, ``field=value``, and their annotations."""
-    field, equals, value = image_set.partition("=")
-    entries = [entry for entry in root["images"] if isinstance(entry, dict)]
-    chosen = [entry for entry in entries if str(entry.get(field)) == value]
-    if not equals or not chosen:
-        found = sorted({str(entry[field]) for entry in entries if field in entry})[:12]
-        raise AnnotationError(
-            f"image_set={image_set!r} chooses no image",
-            where=str(path),
-            remedy=f"write field=value; {field!r} is {' or '.join(found)}"
-            if found
-            else "write field=value, such as fold=train, with a field that the images have; or leave it out",
-        )
-    others = {str(entry.get("id")) for entry in entries} - {str(entry.get("id")) for entry in chosen}
-    annotations = [
-        entry
-        for entry in root["annotations"]
-        if not isinstance(entry, dict) or str(entry.get("image_id")) not in others
-    ]
-    return {**root, "images": chosen, "annotations": annotations}
-
-
 def coco_category_names(path: Path) -> dict[int, str]:
     """Return category id to category name, as a results file of the same data set uses the ids.
 
@@ -244,7 +252,7 @@ def coco_category_names(path: Path) -> dict[int, str]:
         AnnotationError: the file is not a COCO detection file, or a category id is not a whole number.
     """
     path = Path(path)
-    names, category_of = _categories(_decode(path)["categories"], path, Repairs())
+    names, category_of = _categories(decode_file(path)["categories"], path, Repairs())
     found: dict[int, str] = {}
     for identifier, position in category_of.items():
         if isinstance(identifier, str) and not (identifier.strip().isdecimal() and len(identifier) < 20):
@@ -261,25 +269,6 @@ def coco_category_names(path: Path) -> dict[int, str]:
     return found
 
 
-def _decode(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise AnnotationError(f"cannot be read ({error.strerror})", where=str(path), remedy="check the path") from None
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"is not valid JSON ({error})", where=str(path), remedy="export the file again") from None
-    if not isinstance(content, dict):
-        raise AnnotationError(
-            f"holds a {type(content).__name__} where COCO has an object",
-            where=str(path),
-            remedy="give a COCO detection file (a results file is a list and has no images)",
-        )
-    for key in ("images", "categories", "annotations"):
-        if not isinstance(content.get(key), list):
-            raise AnnotationError(f"has no list {key!r}", where=str(path), remedy="give a COCO detection file")
-    return content
-
-
 def _categories(entries: list[Any], path: Path, repairs: Repairs) -> tuple[tuple[str, ...], dict[int | str, int]]:
     """Names in the order of the file, and category id to position."""
     positions: dict[str, int] = {}
@@ -289,6 +278,10 @@ def _categories(entries: list[Any], path: Path, repairs: Repairs) -> tuple[tuple
         check_object(entry, where)
         identifier = identifier_of(required(entry, "id", where), "id", where)
         name = required(entry, "name", where)
+        if isinstance(name, int) or (isinstance(name, float) and math.isfinite(name)):
+            # true and false were perhaps yes and no, which the file no longer says.
+            repairs.add("category name that is not a text", f"{where} is called {json.dumps(name)}")
+            name = json.dumps(name)
         if not isinstance(name, str) or not name.strip() or not is_encodable(name):
             raise AnnotationError(f"name is {name!r}", where=str(where), remedy="give every category a name")
         if identifier in category_of:
@@ -313,7 +306,7 @@ def _images(entries: list[Any], path: Path, repairs: Repairs) -> dict[int | str,
                 f"image id {identifier!r} is given twice", where=str(where), remedy="make image ids unique"
             )
         file_name = required(entry, "file_name", where)
-        check_inside(file_name, where)
+        check_name(file_name, where)
         if file_name in files:
             repairs.add("images with one file_name", f"{path}, images {files[file_name]!r} and {identifier!r}")
         files.setdefault(file_name, identifier)

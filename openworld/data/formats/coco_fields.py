@@ -27,15 +27,6 @@ class Where(NamedTuple):
         return f"{self.path}, {self.key}[{self.position}]"
 
 
-def box_of(entry: dict[str, Any], where: Where) -> tuple[float, float, float, float]:
-    """Corners x1 y1 x2 y2 of a COCO ``[x, y, width, height]``."""
-    box = required(entry, "bbox", where)
-    if not isinstance(box, list) or len(box) != 4:
-        raise AnnotationError(f"bbox is {box!r}", where=str(where), remedy="give [x, y, width, height] in pixels")
-    x, y, width, height = [value if type(value) is float else number_of(value, "bbox", where) for value in box]
-    return x, y, x + width, y + height
-
-
 def check_object(entry: Any, where: Where) -> None:
     if not isinstance(entry, dict):
         raise AnnotationError(

@@ -24,19 +24,37 @@ def check_inside(file_name: Any, where: object) -> None:
     Raises:
         AnnotationError: such a name, or one that no file can have.
     """
-    if not isinstance(file_name, str) or not file_name or "\0" in file_name or not is_encodable(file_name):
-        raise AnnotationError(
-            f"{file_name!r} is not a file name", where=str(where), remedy="give the file name of the image"
-        )
-    if _HARMLESS.fullmatch(file_name):
-        return
-    windows, posix = PureWindowsPath(file_name), PurePosixPath(file_name)
-    if windows.drive or windows.root or posix.is_absolute() or ".." in windows.parts:
+    check_name(file_name, where)
+    if not is_inside(file_name):
         raise AnnotationError(
             f"file name {file_name!r} leaves the folder of the images",
             where=str(where),
             remedy="make file names relative to the folder that `images` names",
         )
+
+
+def check_name(file_name: Any, where: object) -> None:
+    """Refuse what no file can be called: not a text, empty, or with characters that no file system takes.
+
+    Args:
+        file_name: as the annotations have it.
+        where: names the record in the message.
+
+    Raises:
+        AnnotationError: such a name.
+    """
+    if not isinstance(file_name, str) or not file_name or "\0" in file_name or not is_encodable(file_name):
+        raise AnnotationError(
+            f"{file_name!r} is not a file name", where=str(where), remedy="give the file name of the image"
+        )
+
+
+def is_inside(file_name: str) -> bool:
+    """False for a name that could reach outside its folder: absolute, or with a ``..`` part, on any system."""
+    if _HARMLESS.fullmatch(file_name):
+        return True
+    windows, posix = PureWindowsPath(file_name), PurePosixPath(file_name)
+    return not (windows.drive or windows.root or posix.is_absolute() or ".." in windows.parts)
 
 
 def is_encodable(text: str) -> bool:

@@ -46,8 +46,11 @@ def _detected(path: Path) -> str:
     for name, form in FORMATS.items():
         if form.reader.detects(path):
             return name
+    files = [file for pattern in ("*.json", "*/*.json") for file in sorted(path.glob(pattern)) if file.name[0] != "."]
     raise DataError(
         f"is not a {annotations_help()}",
         where=str(path),
-        remedy=f"correct the path, or set `format` to one of: {', '.join(FORMATS)}",
+        remedy=f"name the file of the annotations, such as {files[0]}"
+        if files
+        else f"correct the path, or set `format` to one of: {', '.join(FORMATS)}",
     )

@@ -180,10 +180,10 @@ def test_nothing_to_score_against(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_split_from_files_or_from_a_configuration(run: Path, tmp_path: Path) -> None:
-    named = {name: (str(tmp_path / "data" / f"{name}.json"), None) for name in ("train", "test")}
+    named = {name: SourceOptions(annotations=str(tmp_path / "data" / f"{name}.json")) for name in ("train", "test")}
     schedule = tmp_path / "schedule.yaml"
     schedule.write_text(yaml.safe_dump({"tasks": TASKS}))
-    sets, tasks = open_split({**named, "val": (None, None)}, schedule=str(schedule), config=None)
+    sets, tasks = open_split({**named, "val": SourceOptions()}, schedule=str(schedule), config=None)
     assert {name: len(ids(dataset)) for name, dataset in sets.items()} == {"train": 12, "test": 3}
     assert [list(task) for task in tasks] == TASKS
     same, same_tasks = open_split({}, schedule=None, config=str(run / "config.yaml"))
@@ -197,9 +197,14 @@ def test_a_split_from_files_or_from_a_configuration(run: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("named", "schedule", "config", "message"),
     [
-        ({"train": ("train.json", None)}, "schedule.yaml", None, "the test set and a schedule are needed"),
-        ({"test": ("test.json", None)}, None, None, "the test set and a schedule are needed"),
-        ({"test": ("test.json", None)}, None, "config.yaml", "a configuration and single sets"),
+        (
+            {"train": SourceOptions(annotations="train.json")},
+            "schedule.yaml",
+            None,
+            "the test set and a schedule are needed",
+        ),
+        ({"test": SourceOptions(annotations="test.json")}, None, None, "the test set and a schedule are needed"),
+        ({"test": SourceOptions(annotations="test.json")}, None, "config.yaml", "a configuration and single sets"),
         ({}, "schedule.yaml", "config.yaml", "a configuration and single sets"),
     ],
 )
@@ -210,7 +215,7 @@ def test_a_split_that_is_not_one(named: Any, schedule: str | None, config: str |
 
 def test_a_split_of_nothing_and_of_the_drawn_world(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no annotations are given"):
-        open_split({"test": (None, None)}, schedule=None, config=None, complete=False)
+        open_split({"test": SourceOptions()}, schedule=None, config=None, complete=False)
     (tmp_path / "config.yaml").write_text(dump_config(RunConfig(data=DataOptions(synthetic=small_world(0)))))
     with pytest.raises(ConfigError, match="the data are the synthetic world"):
         open_split({}, schedule=None, config=str(tmp_path / "config.yaml"))

@@ -97,6 +97,31 @@ def test_categories_of_one_name(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "read"),
+    [(0, "0"), (-7, "-7"), (1.5, "1.5"), (2.0, "2.0"), (True, "true"), (False, "false"), (10**20, "1" + 20 * "0")],
+)
+def test_category_name_that_is_not_a_text(folder: Path, name: Any, read: str) -> None:
+    path = write(folder, changed("categories.1.name", name))
+    dataset = read_coco(path)
+    assert dataset.categories == ("dog", read) and coco_category_names(path) == {90: "dog", 3: read}
+    assert dataset.repairs.counts == {"category name that is not a text": 1}
+    assert dataset.repairs.examples == [f"category name that is not a text: {path}, categories[1] is called {read}"]
+
+
+def test_category_names_that_differ_in_type_only(folder: Path) -> None:
+    content = changed("categories.0.name", 0)
+    content["categories"][1]["name"] = "0"
+    dataset = read_coco(write(folder, content))
+    assert dataset.categories == ("0",) and dataset.repairs.counts["categories of one name merged"] == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_other_encodings_of_json(folder: Path, encoding: str) -> None:
+    """As the > of PowerShell writes them."""
+    assert read_coco(write(folder, changed("categories.0.name", "chat\u00e9"), encoding)).categories[0] == "chat\u00e9"
+
+
+@pytest.mark.parametrize(
     ("path", "value", "kind", "left"),
     [
         ("annotations.0.image_id", 99, "dropped: image_id that nothing has", 2),
@@ -111,6 +136,8 @@ def test_categories_of_one_name(folder: Path) -> None:
         ("annotations.0.bbox", [1, 2, 10**400, 3], "dropped: coordinate not finite", 2),
         ("annotations.0.bbox", [1, 2, -3, 3], "dropped: inverted", 2),
         ("annotations.0.bbox", [30, 2, 30, 3], "clipped to the image", 3),
+        ("annotations.0.bbox", ..., "dropped: no bbox, and no polygon or mask to take it from", 2),
+        ("annotations.0.bbox", [], "dropped: no bbox, and no polygon or mask to take it from", 2),
     ],
 )
 def test_repairs_are_counted(folder: Path, path: str, value: Any, kind: str, left: int) -> None:
@@ -136,8 +163,11 @@ def test_repairs_are_counted(folder: Path, path: str, value: Any, kind: str, lef
         ("images.0.file_name", "..\\a.png", "leaves the folder"),
         ("images.0.width", "wide", "width holds 'wide'"),
         ("categories.0.name", "", "has no 'name'|name is ''"),
+        ("categories.0.name", None, "categories[0]: has no 'name'"),
+        ("categories.0.name", float("nan"), "name is nan"),
+        ("categories.0.name", ["dog"], "name is ['dog']"),
+        ("annotations.2.bbox", {"x": 1, "y": 2}, "annotation 6: bbox is {'x': 1, 'y': 2}"),
         ("categories.1.id", 90, "category id 90 is given twice"),
-        ("annotations.0.bbox", ..., "annotation 0: has no 'bbox'"),
         ("annotations.2.bbox", [1, 2, 3], "annotation 6: bbox is [1, 2, 3]"),
         ("annotations.2.bbox", [1, 2, 3, None], "bbox holds None"),
         ("annotations.2.bbox", [1, 2, 3, "x"], "bbox holds 'x'"),
@@ -200,12 +230,23 @@ def test_read_dataset_dispatches(folder: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         read_dataset(SourceOptions(annotations=path + "x"))
     with pytest.raises(DataError, match=r"is not a COCO \.json file, VOC folder or YOLO data\.yaml") as caught:
-        read_dataset(SourceOptions(annotations=str(folder)))
+        read_dataset(SourceOptions(annotations=str(folder / "images")))
     assert "set `format` to one of: coco, voc, yolo" in str(caught.value)
     with pytest.raises(ConfigError, match="format is 'cocoa'"):
         SourceOptions(annotations=path, format="cocoa")
     with pytest.raises(DataError, match="no annotations given"):
         read_dataset(SourceOptions())
+
+
+@pytest.mark.parametrize("place", ["train/_annotations.coco.json", "annotations/instances_default.json", "result.json"])
+def test_a_folder_with_a_coco_file_names_it(tmp_path: Path, place: str) -> None:
+    """What Roboflow, CVAT and Label Studio leave; a copy of macOS beside it is none."""
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    for name in (place.rpartition("/")[2], "._a.json"):
+        (tmp_path / place).with_name(name).write_text("{}")
+    with pytest.raises(DataError) as caught:
+        read_dataset(SourceOptions(annotations=str(tmp_path)))
+    assert caught.value.remedy == f"name the file of the annotations, such as {tmp_path / place}"
 
 
 def test_scoring_needs_no_images(tmp_path: Path) -> None:

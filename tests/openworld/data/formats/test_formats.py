@@ -82,7 +82,7 @@ def test_a_new_format_is_checked_on_the_command_line_and_scored_with_the_names_o
     assert "lorry" in capsys.readouterr().out
     schedule = tmp_path / "schedule.yaml"
     schedule.write_text("tasks: [[cat], [truck]]\nrename: {lorry: truck}")
-    place = (str(annotations), None)
+    place = SourceOptions(annotations=str(annotations))
     sets, tasks = open_split({"train": place, "test": place}, schedule=str(schedule), config=None)
     assert sets["test"].categories == ("truck",) and tasks == (("cat",), ("truck",))
 
