@@ -145,6 +145,8 @@ class Record:
         annotation_ids: (K,) ids of the annotation file, for messages and exports; may be left out.
         crowd: (K,) bool, the box outlines a group (COCO ``iscrowd``): never a training target. Left out: no crowds.
         listed: number of times that the image list names this image; published lists repeat some.
+        upright: whether the boxes are of the picture as its EXIF tag turns it; None: the size tells.
+        white_level: value of a 16-bit grey image that is white.
     """
 
     image_id: ImageId
@@ -157,6 +159,8 @@ class Record:
     annotation_ids: Sequence[ImageId] = ()
     crowd: BoolArray = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     listed: int = 1
+    upright: bool | None = None
+    white_level: int = 65535
 
     def __post_init__(self) -> None:
         count = len(self.boxes)
@@ -169,6 +173,11 @@ class Record:
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    @property
+    def turned_to(self) -> bool | tuple[int, int]:
+        """Which orientation of its file was annotated, as :data:`openworld.runtime.image_headers.Upright`."""
+        return (self.width, self.height) if self.upright is None else self.upright
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +200,8 @@ class Dataset:
         task_images: ids of the images that each task may train on, one set per task, as published lists say. Empty: the
             classes on an image alone decide.
         dropped_files: image files without which their annotations could not be read, so that the images are left out.
+        upright: whether the boxes are of the pictures as their EXIF tags turn them; None: the size of each image tells.
+        white_level: value of a 16-bit grey image that is white.
 
     Raises:
         ValueError: columns that do not fit together.
@@ -210,6 +221,8 @@ class Dataset:
     repairs: Repairs = field(default_factory=Repairs)
     task_images: tuple[frozenset[ImageId], ...] = ()
     dropped_files: tuple[str, ...] = ()
+    upright: bool | None = None
+    white_level: int = 65535
 
     def __post_init__(self) -> None:
         images, boxes = len(self.image_ids), len(self.boxes)
@@ -238,8 +251,15 @@ class Dataset:
         """Build the columns from single images, for formats that are read image by image.
 
         A record without annotation ids gets the positions of its boxes in the data set.
+
+        Raises:
+            ValueError: records that are to be decoded in different ways.
         """
         rows = list(records)
+        decoding = {(row.upright, row.white_level) for row in rows} or {(None, 65535)}
+        if len(decoding) > 1:
+            raise ValueError("the records of a data set differ in upright or white_level")
+        upright, white_level = decoding.pop()
         annotation_ids: list[ImageId] = []
         for row in rows:
             first = len(annotation_ids)
@@ -262,6 +282,8 @@ class Dataset:
             annotation_ids=Names(annotation_ids),
             repairs=Repairs() if repairs is None else repairs,
             task_images=task_images,
+            upright=upright,
+            white_level=white_level,
         )
 
     def __len__(self) -> int:
@@ -284,6 +306,8 @@ class Dataset:
             annotation_ids=self.annotation_ids[boxes],
             crowd=self.crowd[boxes],
             listed=int(self.listed[place]),
+            upright=self.upright,
+            white_level=self.white_level,
         )
 
     def __iter__(self) -> Iterator[Record]:
@@ -359,9 +383,17 @@ def renamed(dataset: Dataset, names: Mapping[str, str], categories: Sequence[str
 
 
 def merged(parts: Sequence[Dataset]) -> Dataset:
-    """Join data sets of different images; categories of one name become one. Without parts: no images."""
+    """Join data sets of different images; categories of one name become one. Without parts: no images.
+
+    Raises:
+        ValueError: parts whose images are to be decoded in different ways.
+    """
     if not parts:
         return Dataset.from_records((), ())
+    decoding = {(part.upright, part.white_level) for part in parts}
+    if len(decoding) > 1:
+        raise ValueError("data sets that are joined differ in upright or white_level")
+    upright, white_level = decoding.pop()
     categories = tuple(dict.fromkeys(name for part in parts for name in part.categories))
     unified = [renamed(part, {}, categories) for part in parts]
     repairs = Repairs()
@@ -378,6 +410,8 @@ def merged(parts: Sequence[Dataset]) -> Dataset:
         offsets=_ends(np.concatenate([np.diff(part.offsets) for part in parts])),
         repairs=repairs,
         dropped_files=tuple(file for part in parts for file in part.dropped_files),
+        upright=upright,
+        white_level=white_level,
         **columns,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -55,6 +56,12 @@ def _set_arguments(parser: ArgumentParser) -> None:
     for name, what in (("train", "training images"), ("val", "images for energy fitting"), ("test", "test images")):
         parser.add_argument(f"--{name}", type=str, default=None, help=f"{what}: {_ANNOTATIONS}")
         parser.add_argument(f"--{name}-set", type=str, default=None, help=_IMAGE_SET)
+    parser.add_argument(
+        "--orientation",
+        type=Literal["auto", "stored", "upright"],
+        default="auto",
+        help="which picture was annotated where photographs have an EXIF tag, as data.train.orientation",
+    )
 
 
 def audit(arguments: Namespace) -> None:
@@ -70,6 +77,7 @@ def audit(arguments: Namespace) -> None:
         {name: (arguments[name], arguments[f"{name}_set"]) for name in ("train", "val", "test")},
         schedule=arguments.schedule,
         config=arguments.config,
+        orientation=arguments.orientation,
     )
     found = audit_split(
         sets["test"], tasks, train=sets.get("train"), val=sets.get("val"), hash_files=arguments.hash_files
@@ -94,6 +102,7 @@ def check(arguments: Namespace) -> None:
         {name: (arguments[name], arguments[f"{name}_set"]) for name in ("train", "val", "test")},
         schedule=arguments.schedule,
         config=arguments.config,
+        orientation=arguments.orientation,
         complete=False,
     )
     result = check_data(sets, tasks, max_distance=arguments.alike, workers=arguments.workers)

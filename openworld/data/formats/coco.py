@@ -18,6 +18,9 @@ a key given twice in one record                        read; the last counts, as
 iscrowd, area or annotation id missing                 read; area is not used, ids become the position
 width or height missing or not positive                read from the image file or, without it, the extent of the
                                                        boxes; counted
+the same, and the image file has an EXIF tag           the stored size, unless ``orientation`` is ``upright``; counted
+                                                       on its own
+photographs with an EXIF orientation tag               turned where width and height are those of the turned picture
 image_id or category_id of another type ("7" for 7)    matched, counted
 image_id or category_id that nothing has               annotation dropped, counted
 two categories of one name                             merged, counted
@@ -66,6 +69,7 @@ def read_coco(
     *,
     whole_pixels: bool = False,
     cache: Path | None = None,
+    upright: bool | None = None,
 ) -> Dataset:
     """Read a COCO detection file.
 
@@ -75,6 +79,7 @@ def read_coco(
         image_set: ``field=value`` takes the images that have this value, for files that hold several sets.
         whole_pixels: widen boxes as :func:`widen_to_pixels` does, before those that are too thin are dropped.
         cache: folder for parsed annotations. None: parse them.
+        upright: whether the pictures were annotated as their EXIF tags turn them; None: the annotated sizes tell.
 
     Raises:
         AnnotationError: see the table above.
@@ -87,16 +92,18 @@ def read_coco(
 
     def parse() -> Dataset:
         with _without_collections():
-            return _parse(path, folder, image_set, whole_pixels)
+            return _parse(path, folder, image_set, whole_pixels, upright)
 
     settings = {"format": "coco", "set": image_set, "whole pixels": whole_pixels}
     dataset = cached(cache, path, settings, {str(path): 1}, parse)
-    return replace(dataset, paths=Names(f"{images}/{name}" for name in dataset.paths))
+    return replace(dataset, paths=Names(f"{images}/{name}" for name in dataset.paths), upright=upright)
 
 
 READER = Reader(
     detects=lambda path: path.is_file() and path.suffix.lower() == ".json",
-    read=lambda place: read_coco(place.annotations, place.images, place.image_set, cache=place.cache),
+    read=lambda place: read_coco(
+        place.annotations, place.images, place.image_set, cache=place.cache, upright=place.upright
+    ),
 )
 
 
@@ -111,7 +118,7 @@ class _Annotation(NamedTuple):
     identifier: ImageId
 
 
-def _parse(path: Path, images: Path, image_set: str | None, whole_pixels: bool) -> Dataset:
+def _parse(path: Path, images: Path, image_set: str | None, whole_pixels: bool, upright: bool | None) -> Dataset:
     """The data set of a file; its paths are the file names as they are written there."""
     root = _decode(path)
     if image_set is not None:
@@ -137,6 +144,7 @@ def _parse(path: Path, images: Path, image_set: str | None, whole_pixels: bool) 
             boxes[bounds[number] : bounds[number + 1]],
             f"{where} declares {entry.get('width')!r} x {entry.get('height')!r}",
             repairs,
+            upright=upright,
         )
 
     # The policy for boxes, and the columns of those that stay.
