@@ -138,7 +138,7 @@ def read_rgb(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 image.load()
-            pixels = _rgb(image, path, white_level)
+                pixels = _rgb(image, path, white_level)
             return pixels.transpose(TURNS[header.orientation]) if header.applies(upright) else pixels
         except DataError:
             raise
