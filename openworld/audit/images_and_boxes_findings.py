@@ -63,7 +63,7 @@ def _files(name: str, facts: Mapping[str, Any]) -> list[Finding]:
         found.append(make_finding("problem" if evidence else "warning", name, *doubt))
     if doubt := facts["deep"]["doubt"]:
         number, (finding, remedy) = facts["deep"]["images"], doubt
-        found.append(make_finding("warning", name, f"{counted(number, '16-bit image')} of {name} {finding}.", remedy))
+        found.append(make_finding("warning", name, f"The 16-bit images of {name} ({number:,}) {finding}.", remedy))
     if number := facts["turned"]["images"]:
         found.append(
             make_finding(

@@ -67,7 +67,7 @@ def predict_folder(
     config = replace(config, model=replace(config.model, device=device_of_finished_run(config.model.device, device)))
     paths, white_level = find_images(images), config.data.loader.white_level
     warn_of_other_files(images)
-    warn_of_depth(paths, white_level, str(images))
+    warn_of_depth(paths, white_level, str(images), remedy="Scale them as the images that the run was trained on.")
     detector = load_task(run, config, task)
     space = detector.space
     root = images if images.is_dir() else images.parent

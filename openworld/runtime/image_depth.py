@@ -59,13 +59,14 @@ def spread(paths: Sequence[Path], count: int) -> list[Path]:
     return [paths[(2 * number + 1) * len(paths) // (2 * count)] for number in range(count)]
 
 
-def warn_of_depth(paths: Sequence[Path], white_level: int, name: str) -> None:
+def warn_of_depth(paths: Sequence[Path], white_level: int, name: str, *, remedy: str | None = None) -> None:
     """Log a warning where the white level does not suit a set; a sample of its images is looked at.
 
     Args:
         paths: the images of the set; those that cannot be read are passed over.
         white_level: the value that is read as white.
         name: of the set, for the message.
+        remedy: what to do, where the white level is not free any more. None: set it.
     """
     deep, brightest = [], []
     for path in spread(paths, SAMPLE):
@@ -77,4 +78,4 @@ def warn_of_depth(paths: Sequence[Path], white_level: int, name: str) -> None:
             brightest.append(brightest_value(path) or 0)
     doubt = depth_doubt(brightest, white_level)
     if doubt is not None:
-        log.warning("16-bit images of %s %s. %s", name, *doubt)
+        log.warning("16-bit images of %s %s. %s", name, doubt[0], remedy or doubt[1])

@@ -189,7 +189,7 @@ def test_the_check_says_it(tmp_path: Path) -> None:
     result = check_data({"train": dataset(4), "val": dataset(0), "test": dataset(4, 4095)})
     found = [finding for finding in result["findings"] if "16-bit" in finding["finding"]]
     assert [(finding["set"], finding["level"]) for finding in found] == [("train", "warning")]
-    assert found[0]["finding"].startswith("1 16-bit image of train have no value above 4,095")
+    assert found[0]["finding"].startswith("The 16-bit images of train (1) have no value above 4,095")
     assert result["sets"]["val"]["deep"]["brightest"] == 65535
 
 
