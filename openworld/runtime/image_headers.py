@@ -141,17 +141,21 @@ def _too_large(path: Path, size: str) -> DataError:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF tag, 1 where there is none that is valid."""
+    """The EXIF tag, 1 where there is none that is valid.
+
+    ``Image.getexif`` would decode a PNG to look behind its pixels, and takes the orientation of XMP where EXIF has none.
+    Viewers do not, and editors that turn the pixels often leave that one behind.
+    """
     if image.format == "TIFF":
         return 1
     try:
+        block = image.info.get("exif")
+        if block is None and image.format == "PNG":
+            block = _exif_behind_pixels(Path(str(getattr(image, "filename", ""))))
+        exif = Image.Exif()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            exif = Image.Image.getexif(image)  # that of a PNG would decode the file to look behind its pixels
-            if image.format == "PNG" and "exif" not in image.info:
-                behind = _exif_behind_pixels(Path(str(getattr(image, "filename", ""))))
-                if behind:
-                    exif.load(behind)
+            exif.load(block or b"")
             value = exif.get(_ORIENTATION, 1)
     except Exception:  # a damaged block: viewers show such a picture as stored
         return 1

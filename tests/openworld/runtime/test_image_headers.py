@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from openworld.errors import DataError
 from openworld.runtime.image_headers import FORMATS, read_header
@@ -55,6 +56,20 @@ def test_a_tag_that_means_nothing_turns_nothing(tmp_path: Path, tag: int) -> Non
     path = write_photograph(tmp_path / "x.jpg", tag)
     assert read_header(path).orientation == 1
     assert object_in(load_image(path, upright=True)) == pytest.approx(BOX, abs=1)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_the_orientation_of_xmp_turns_nothing(tmp_path: Path, suffix: str) -> None:
+    """Viewers and OpenCV pass over it: an editor that turns the pixels leaves it behind."""
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    path = tmp_path / f"x{suffix}"
+    options = {"pnginfo": PngInfo()} if suffix == ".png" else {"xmp": xmp, "quality": 95}
+    if isinstance(info := options.get("pnginfo"), PngInfo):
+        info.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    Image.fromarray(upright_picture()).save(path, **options)
+    with Image.open(path) as image:
+        assert image.getexif()[0x0112] == 6
+    assert read_header(path).orientation == 1 and image_size(path, upright=True) == (48, 64)
 
 
 @pytest.mark.filterwarnings("error")
