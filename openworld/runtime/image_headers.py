@@ -143,7 +143,7 @@ def _too_large(path: Path, size: str) -> DataError:
 def _orientation(image: Image.Image) -> int:
     """The EXIF tag, 1 where there is none that is valid.
 
-    ``Image.getexif`` would decode a PNG to look behind its pixels, and takes the orientation of XMP where EXIF has none.
+    ``Image.getexif`` would decode a PNG to look behind its pixels, and takes that of XMP where EXIF has none.
     Viewers do not, and editors that turn the pixels often leave that one behind.
     """
     if image.format == "TIFF":
