@@ -145,6 +145,8 @@ class Record:
         annotation_ids: (K,) ids of the annotation file, for messages and exports; may be left out.
         crowd: (K,) bool, the box outlines a group (COCO ``iscrowd``): never a training target. Left out: no crowds.
         listed: number of times that the image list names this image; published lists repeat some.
+        upright: whether the boxes are of the picture as its EXIF tag turns it; None: the size tells.
+        white_level: value of a 16-bit grey image that is white.
     """
 
     image_id: ImageId
@@ -157,6 +159,8 @@ class Record:
     annotation_ids: Sequence[ImageId] = ()
     crowd: BoolArray = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
     listed: int = 1
+    upright: bool | None = None
+    white_level: int = 65535
 
     def __post_init__(self) -> None:
         count = len(self.boxes)
@@ -169,6 +173,11 @@ class Record:
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    @property
+    def turned_to(self) -> bool | tuple[int, int]:
+        """Which orientation of its file was annotated, as :data:`openworld.runtime.image_headers.Upright`."""
+        return (self.width, self.height) if self.upright is None else self.upright
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,6 +201,8 @@ class Dataset:
             classes on an image alone decide.
         dropped_files: image files without which their annotations could not be read, so that the images are left out.
         searched: what the reader says of image files that it did not find, such as where it looked; empty: nothing.
+        upright: whether the boxes are of the pictures as their EXIF tags turn them; None: the size of each image tells.
+        white_level: value of a 16-bit grey image that is white.
 
     Raises:
         ValueError: columns that do not fit together.
@@ -212,6 +223,8 @@ class Dataset:
     task_images: tuple[frozenset[ImageId], ...] = ()
     dropped_files: tuple[str, ...] = ()
     searched: str = ""
+    upright: bool | None = None
+    white_level: int = 65535
 
     def __post_init__(self) -> None:
         images, boxes = len(self.image_ids), len(self.boxes)
@@ -240,8 +253,15 @@ class Dataset:
         """Build the columns from single images, for formats that are read image by image.
 
         A record without annotation ids gets the positions of its boxes in the data set.
+
+        Raises:
+            ValueError: records that are to be decoded in different ways.
         """
         rows = list(records)
+        decoding = {(row.upright, row.white_level) for row in rows} or {(None, 65535)}
+        if len(decoding) > 1:
+            raise ValueError("the records of a data set differ in upright or white_level")
+        upright, white_level = decoding.pop()
         annotation_ids: list[ImageId] = []
         for row in rows:
             first = len(annotation_ids)
@@ -264,6 +284,8 @@ class Dataset:
             annotation_ids=Names(annotation_ids),
             repairs=Repairs() if repairs is None else repairs,
             task_images=task_images,
+            upright=upright,
+            white_level=white_level,
         )
 
     def __len__(self) -> int:
@@ -286,6 +308,8 @@ class Dataset:
             annotation_ids=self.annotation_ids[boxes],
             crowd=self.crowd[boxes],
             listed=int(self.listed[place]),
+            upright=self.upright,
+            white_level=self.white_level,
         )
 
     def __iter__(self) -> Iterator[Record]:
@@ -361,9 +385,17 @@ def renamed(dataset: Dataset, names: Mapping[str, str], categories: Sequence[str
 
 
 def merged(parts: Sequence[Dataset]) -> Dataset:
-    """Join data sets of different images; categories of one name become one. Without parts: no images."""
+    """Join data sets of different images; categories of one name become one. Without parts: no images.
+
+    Raises:
+        ValueError: parts whose images are to be decoded in different ways.
+    """
     if not parts:
         return Dataset.from_records((), ())
+    decoding = {(part.upright, part.white_level) for part in parts}
+    if len(decoding) > 1:
+        raise ValueError("data sets that are joined differ in upright or white_level")
+    upright, white_level = decoding.pop()
     categories = tuple(dict.fromkeys(name for part in parts for name in part.categories))
     unified = [renamed(part, {}, categories) for part in parts]
     repairs = Repairs()
@@ -381,6 +413,8 @@ def merged(parts: Sequence[Dataset]) -> Dataset:
         repairs=repairs,
         dropped_files=tuple(file for part in parts for file in part.dropped_files),
         searched="; ".join(dict.fromkeys(part.searched for part in parts if part.searched)),
+        upright=upright,
+        white_level=white_level,
         **columns,
     )
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from openworld.errors import ConfigError, DataError
-from openworld.runtime.images import read_rgb
+from openworld.runtime.images import WHITE_LEVEL, read_rgb
 from openworld.runtime.seeding import generator
 from ssl_backbones.captions import Captions
 from ssl_backbones.method import Batch
@@ -27,13 +27,18 @@ from ssl_backbones.views import ViewRecipe, evaluation_view, sample_view
 logger = logging.getLogger(__name__)
 
 
-def read_image(path: Path, side: int | None = None) -> Tensor:
-    """Decode one image to (3, H, W) uint8 RGB; with ``side``, its shorter side is reduced to that many pixels.
+def read_image(path: Path, side: int | None = None, *, white_level: int = WHITE_LEVEL) -> Tensor:
+    """Decode one image to (3, H, W) uint8 RGB, upright as its EXIF tag says.
+
+    Args:
+        path: the file.
+        side: the shorter side is reduced to that many pixels. None: it stays.
+        white_level: value of a 16-bit grey image that is white.
 
     Raises:
         DataError: as :func:`openworld.runtime.images.read_rgb`.
     """
-    image = read_rgb(path, shorter_side=side)
+    image = read_rgb(path, upright=True, white_level=white_level, shorter_side=side)
     factor = 1.0 if side is None else side / min(image.size)
     if factor < 1:
         reduced = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
@@ -71,16 +76,22 @@ class ImagePool:
     """
 
     def __init__(
-        self, paths: Sequence[Path], *, side: int, cache_megabytes: int, labels: Sequence[int] | None = None
+        self,
+        paths: Sequence[Path],
+        *,
+        side: int,
+        cache_megabytes: int,
+        labels: Sequence[int] | None = None,
+        white_level: int = WHITE_LEVEL,
     ) -> None:
-        self._paths = list(paths)
+        self._paths, self._white_level = list(paths), white_level
         self.labels = None if labels is None else list(labels)
         self._cache: list[Tensor] | None = None
         self._broken: set[int] = set()
         expected = len(self._paths) * 3 * side * side * 4 / 3 / 2**20  # a 4:3 image whose shorter side is ``side``
         if expected <= cache_megabytes:
             with ThreadPoolExecutor(max_workers=2) as threads:
-                decoded = list(threads.map(lambda path: _or_error(path, side), self._paths))
+                decoded = list(threads.map(lambda path: _or_error(path, side, white_level), self._paths))
             whole = [position for position, image in enumerate(decoded) if isinstance(image, Tensor)]
             self._cache = [image for image in decoded if isinstance(image, Tensor)]
             self._paths = [self._paths[position] for position in whole]
@@ -113,7 +124,7 @@ class ImagePool:
             return self._cache[position], position
         for shift in range(len(self._paths)):
             where = (position + shift) % len(self._paths)
-            image = _or_error(self._paths[where])
+            image = _or_error(self._paths[where], None, self._white_level)
             if isinstance(image, Tensor):
                 return image, where
             if where not in self._broken:
@@ -161,9 +172,9 @@ def _by_number(name: str) -> list[tuple[int, str]]:
     return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _or_error(path: Path, side: int | None = None) -> Tensor | DataError:
+def _or_error(path: Path, side: int | None, white_level: int) -> Tensor | DataError:
     try:
-        return read_image(path, side)
+        return read_image(path, side, white_level=white_level)
     except DataError as error:
         return error
 

@@ -70,6 +70,9 @@ class PretrainOptions:
     labelled: str | None = None
     """Folder with one folder of images per class (or with ``train`` and ``val`` of such folders), for the probes. None
     means ``images`` if that has one folder per class and the method does not learn from it; otherwise no probe."""
+    white_level: Annotated[int, Between(255, 65535)] | None = None
+    """Value of 16-bit grey images that is white, as ``data.loader.white_level``. None means that one in a run, and
+    otherwise 65535."""
     steps: Annotated[int, AtLeast(0)] = 100
     """Optimisation steps."""
     batch_size: Annotated[int, AtLeast(2)] = 64

@@ -27,6 +27,8 @@ from openworld.runtime.batch_norm import synchronise_batch_norm
 from openworld.runtime.distributed import is_first, mean_over_ranks, on_first, rank, world_size
 from openworld.runtime.files import write_json
 from openworld.runtime.gradients import GradientAverage
+from openworld.runtime.image_depth import warn_of_depth
+from openworld.runtime.images import WHITE_LEVEL
 from openworld.runtime.runlog import RunLog, progress_bar
 from openworld.runtime.seeding import seed_everything
 from ssl_backbones.backbones.base import Backbone
@@ -158,8 +160,12 @@ def open_pretraining(
     captions = captions_of(options, image_paths) if isinstance(options.method, CaptionOptions) else None
     image_paths = list(captions.by_image) if captions else image_paths
     labels = _labels(options, image_paths)
-    side = 2 * options.view_size
-    pool = ImagePool(image_paths, side=side, cache_megabytes=options.cache_megabytes, labels=labels)
+    side, white_level = 2 * options.view_size, options.white_level or WHITE_LEVEL
+    if is_first():
+        warn_of_depth(image_paths, white_level, "pretraining")
+    pool = ImagePool(
+        image_paths, side=side, cache_megabytes=options.cache_megabytes, labels=labels, white_level=white_level
+    )
     plan = BatchPlan(
         len(pool), options.batch_size, seed, accumulate=options.accumulate, rank=rank(), ranks=world_size()
     )
@@ -333,7 +339,12 @@ def _labelled(options: PretrainOptions, pool: ImagePool, crops: LabelledCrops | 
     """Return the images for the probes: the folder that the options name, or the crops, or the labelled images."""
     if options.labelled is not None:
         side = 2 * options.view_size
-        return from_folder(Path(options.labelled), side=side, cache_megabytes=options.cache_megabytes)
+        return from_folder(
+            Path(options.labelled),
+            side=side,
+            cache_megabytes=options.cache_megabytes,
+            white_level=options.white_level or WHITE_LEVEL,
+        )
     if crops is not None:
         return from_crops(crops)
     if pool.labels is None or options.method.implementation().needs_labels:

@@ -34,10 +34,13 @@ from openworld.audit.suspicions import (
     WHOLE_SHARE,
     suspicions,
 )
+from openworld.data.orientation import OrientationDoubt, orientation_doubt
 from openworld.data.splits import check_schedule
 from openworld.errors import DataError
-from openworld.records import Dataset, file_exists
-from openworld.runtime.images import is_turned, read_rgb
+from openworld.records import Dataset, Record, file_exists
+from openworld.runtime.image_depth import depth_doubt
+from openworld.runtime.image_headers import Header, read_header
+from openworld.runtime.images import brightest_value, read_rgb
 from openworld.runtime.runlog import progress_bar
 
 LISTED = 1000
@@ -50,10 +53,15 @@ ASPECT_EDGES = (0.0, 0.1, 0.25, 0.5, 0.8, 1.25, 2.0, 4.0, 10.0, math.inf)
 
 @dataclass(frozen=True)
 class Seen:
-    """An image that could be decoded: ``size`` is its width and height in pixels."""
+    """An image that could be decoded: its header, what it looks like upright, and its brightest 16-bit value if any."""
 
-    size: tuple[int, int]
+    header: Header
     look: Look
+    brightest: int | None
+
+    def size(self, record: Record) -> tuple[int, int]:
+        """Width and height in pixels as the loader gives the image of a record."""
+        return self.header.upright if self.header.applies(record.turned_to) else self.header.stored
 
 
 def check_data(
@@ -74,8 +82,9 @@ def check_data(
     Returns:
         ready for JSON: ``tasks``; ``thresholds``; ``sets`` by name, each with ``images``, ``objects``,
         ``without_objects``, ``unreadable``, ``missing`` (those of them that do not exist, and what the reader says of
-        such), ``other_size``, ``turned``, ``image_sizes``, ``box_sides`` and ``box_aspects`` (counts in the bins of
-        ``thresholds``), ``suspicious`` by kind, ``repairs`` and ``repair_examples``; ``classes``
+        such), ``other_size``, ``turned``, ``undecided_orientation``, ``deep`` (images of more than 8 bits),
+        ``image_sizes``, ``box_sides`` and ``box_aspects`` (counts in the bins of ``thresholds``), ``suspicious`` by
+        kind, ``repairs`` and ``repair_examples``; ``classes``
         [{"class", "task", set: objects, …}, …]; ``task_objects`` by task; ``files``, equal ones; ``similar``,
         look-alikes; ``findings`` as an audit's. Each list of cases ends after :data:`LISTED`.
 
@@ -99,7 +108,7 @@ def check_data(
             "side_edges": [edge if math.isfinite(edge) else None for edge in SIDE_EDGES],
             "aspect_edges": [edge if math.isfinite(edge) else None for edge in ASPECT_EDGES],
         },
-        "sets": {name: _facts(dataset, seen, problems) for name, dataset in sets.items()},
+        "sets": {name: _facts(name, dataset, seen, problems) for name, dataset in sets.items()},
         "classes": _classes(sets, tasks),
         "task_objects": _task_objects(sets, tasks),
         "files": identical_files(sets, content, examples=LISTED),
@@ -120,10 +129,11 @@ def _decode(paths: Sequence[Path], workers: int) -> tuple[dict[Path, Seen], dict
 
     def examine(path: Path) -> Seen | str:
         try:
-            picture = read_rgb(path)
+            header = read_header(path)
+            brightest = brightest_value(path) if header.deep else None
+            return Seen(header, look_of(read_rgb(path, upright=True)), brightest)
         except DataError as error:
             return error.problem
-        return Seen(picture.size, look_of(picture))
 
     distinct = list(dict.fromkeys(paths))
     seen: dict[Path, Seen] = {}
@@ -141,7 +151,18 @@ def _decode(paths: Sequence[Path], workers: int) -> tuple[dict[Path, Seen], dict
 # -- one set -----------------------------------------------------------------------------------------------------------
 
 
-def _facts(dataset: Dataset, seen: Mapping[Path, Seen], problems: Mapping[Path, str]) -> dict[str, Any]:
+def _undecided(doubt: OrientationDoubt | None, name: str) -> dict[str, Any]:
+    """Images whose EXIF tag may or may not have been applied when they were annotated."""
+    undecided = [] if doubt is None else doubt.undecided
+    return {
+        "images": len(undecided),
+        "examples": undecided[:LISTED],
+        "evidence": bool(doubt and doubt.turned),
+        "doubt": None if doubt is None else doubt.words(name),
+    }
+
+
+def _facts(name: str, dataset: Dataset, seen: Mapping[Path, Seen], problems: Mapping[Path, str]) -> dict[str, Any]:
     records = list(dataset)
     empty = [record.image_id for record in records if not len(record)]
     broken = [
@@ -150,19 +171,15 @@ def _facts(dataset: Dataset, seen: Mapping[Path, Seen], problems: Mapping[Path, 
         if record.path in problems
     ]
     missing = [entry for entry in broken if not file_exists(str(entry["path"]))]
-    mismatched = [
-        record for record in records if record.path in seen and seen[record.path].size != (record.width, record.height)
-    ]
-    turned = [record.image_id for record in mismatched if is_turned(record.path, (record.width, record.height))]
+    readable = [(record, seen[record.path]) for record in records if record.path in seen]
+    turned = [record.image_id for record, one in readable if one.header.applies(record.turned_to)]
     other = [
-        {
-            "image": record.image_id,
-            "annotated": [record.width, record.height],
-            "file": list(seen[record.path].size),
-        }
-        for record in mismatched
-        if record.image_id not in turned
+        {"image": record.image_id, "annotated": [record.width, record.height], "file": list(one.size(record))}
+        for record, one in readable
+        if one.size(record) != (record.width, record.height)
     ]
+    doubt = orientation_doubt(dataset, {record.path: one.header for record, one in readable})
+    brightest = [one.brightest for _, one in readable if one.brightest is not None]
     sizes = Counter((record.width, record.height) for record in records)
     sides = (dataset.boxes[:, 2:] - dataset.boxes[:, :2]).astype(np.float64)
     return {
@@ -173,6 +190,12 @@ def _facts(dataset: Dataset, seen: Mapping[Path, Seen], problems: Mapping[Path, 
         "missing": {"images": len(missing), "examples": missing[:LISTED], "searched": dataset.searched},
         "other_size": {"images": len(other), "examples": other[:LISTED]},
         "turned": {"images": len(turned), "examples": turned[:LISTED]},
+        "undecided_orientation": _undecided(doubt, name),
+        "deep": {
+            "images": len(brightest),
+            "brightest": max(brightest, default=None),
+            "doubt": depth_doubt(brightest, dataset.white_level),
+        },
         "image_sizes": _size_summary(sizes),
         "box_sides": np.histogram(np.sqrt(sides.prod(axis=1)), SIDE_EDGES)[0].tolist(),
         "box_aspects": np.histogram(sides[:, 0] / sides[:, 1], ASPECT_EDGES)[0].tolist(),

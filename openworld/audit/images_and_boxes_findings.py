@@ -76,16 +76,23 @@ def _files(name: str, facts: Mapping[str, Any]) -> list[Finding]:
                 f"{counted(number, 'image file')} of {name} {has_or_have(number)} another size than the "
                 f"annotations say (e.g. {first['image']}: {width}x{height} annotated, {real_width}x{real_height} "
                 f"in the file{hint}): boxes lie elsewhere.",
-                "Annotate the files as they are, or fetch the ones that were annotated.",
+                "Annotate the files as they are, or fetch those that were annotated. Where sides are exchanged, look "
+                "at `orientation` of the set.",
             )
         )
+    if doubt := facts["undecided_orientation"]["doubt"]:
+        evidence = facts["undecided_orientation"]["evidence"]
+        found.append(make_finding("problem" if evidence else "warning", name, *doubt))
+    if doubt := facts["deep"]["doubt"]:
+        number, (finding, remedy) = facts["deep"]["images"], doubt
+        found.append(make_finding("warning", name, f"The 16-bit images of {name} ({number:,}) {finding}.", remedy))
     if number := facts["turned"]["images"]:
         found.append(
             make_finding(
                 "note",
                 name,
                 f"{counted(number, 'image file')} of {name} {is_or_are(number)} turned when loaded, as the EXIF "
-                f"tag says (e.g. {shown(facts['turned']['examples'], 3)}): their annotations have the turned size.",
+                f"tag says (e.g. {shown(facts['turned']['examples'], 3)}): they were annotated so.",
                 "Nothing needs to be done; other programs may read these files unturned.",
             )
         )

@@ -187,7 +187,7 @@ def _file_name(text: str) -> str:
 
 def _open(record: Record) -> Image.Image | None:
     try:
-        return read_rgb(record.path)
+        return read_rgb(record.path, record.turned_to, white_level=record.white_level)
     except DataError:
         return None  # the check has named it
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -59,11 +60,20 @@ def _set_arguments(parser: ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=str, default=None, help=f"{what}: {_ANNOTATIONS}")
         parser.add_argument(f"--{name}-set", type=str, default=None, help=_IMAGE_SET)
         parser.add_argument(f"--{name}-images", type=str, default=None, help=_IMAGES)
+    parser.add_argument(
+        "--orientation",
+        type=Literal["auto", "stored", "upright"],
+        default="auto",
+        help="which picture was annotated where photographs have an EXIF tag, as data.train.orientation",
+    )
 
 
 def _source(arguments: Namespace, name: str) -> SourceOptions:
     return SourceOptions(
-        annotations=arguments[name], image_set=arguments[f"{name}_set"], images=arguments[f"{name}_images"]
+        annotations=arguments[name],
+        image_set=arguments[f"{name}_set"],
+        images=arguments[f"{name}_images"],
+        orientation=arguments.get("orientation", "auto"),
     )
 
 

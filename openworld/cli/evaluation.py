@@ -28,6 +28,12 @@ def add_verbs(verb: AddVerb) -> None:
         "--image-set", type=str, default=None, help="VOC: name or path of the list of images; COCO: field=value"
     )
     evaluate_verb.add_argument(
+        "--orientation",
+        type=Literal["auto", "stored", "upright"],
+        default="auto",
+        help="which picture --ground-truth annotates where photographs have an EXIF tag, as data.test.orientation",
+    )
+    evaluate_verb.add_argument(
         "--schedule",
         type=str,
         default=None,
@@ -84,6 +90,7 @@ def evaluate(arguments: Namespace) -> None:
         [Path(path) for path in arguments.predictions],
         arguments.ground_truth,
         image_set=arguments.image_set,
+        orientation=arguments.orientation,
         schedule=arguments.schedule,
     )
     repairs = Repairs()

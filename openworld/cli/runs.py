@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -44,7 +45,15 @@ def add_verbs(verb: AddVerb) -> None:
     predict_verb.add_argument("images", type=str, help="an image or a folder")
     predict_verb.add_argument("--run", type=str, required=True, help="folder of a run")
     predict_verb.add_argument("--task", type=int, default=0, help="task whose detector is used; 0: the newest")
-    predict_verb.add_argument("--score", type=float, default=0.3, help="draw detections with at least this score")
+    predict_verb.add_argument(
+        "--score", type=float, default=0.3, help="draw detections with at least this score, from 0 to 1"
+    )
+    predict_verb.add_argument(
+        "--orientation",
+        type=Literal["upright", "stored"],
+        default="upright",
+        help="photographs as viewers show them, turned by their EXIF tag, or as they are stored",
+    )
     predict_verb.add_argument("--output", type=str, required=True, help="folder for drawings and predictions.json")
     predict_verb.add_argument(
         "--device",
@@ -191,6 +200,7 @@ def predict(arguments: Namespace) -> None:
         Path(arguments.images),
         Path(arguments.output),
         score=arguments.score,
+        upright=arguments.orientation == "upright",
         device=arguments.device,
     )
     left_out = f", {len(broken)} left out" if broken else ""

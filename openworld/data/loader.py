@@ -46,14 +46,14 @@ def load_record(record: Record) -> Tensor:
         DataError: as :func:`openworld.runtime.images.read_rgb`, or the size of the file is not the annotated one: the
             boxes would lie elsewhere.
     """
-    image = load_image(record.path, (record.width, record.height))
+    image = load_image(record.path, record.turned_to, white_level=record.white_level)
     height, width = image.shape[-2:]
     if (width, height) != (record.width, record.height):
         turned = (width, height) == (record.height, record.width)
         raise DataError(
             f"image is {width}x{height}, its annotation (id {record.image_id!r}) says {record.width}x{record.height}",
             where=str(record.path),
-            remedy="the file was turned after it was annotated: store it in the annotated orientation"
+            remedy="the file was turned after it was annotated, or `orientation` of the set should be another"
             if turned
             else "use the images that were annotated, or scale the boxes and correct width and height",
         )

@@ -19,6 +19,9 @@ from openworld.runtime.options import (
     refuse,
 )
 
+Orientation = Literal["auto", "stored", "upright"]
+"""Which picture was annotated: as viewers show it, or as it is stored."""
+
 
 def default_tasks() -> list[list[str]]:
     """The schedule of the synthetic world. Three of its twelve categories belong to no task: they stay unknown."""
@@ -54,6 +57,10 @@ class SourceOptions:
     """COCO: ``field=value`` takes the images that have it, as in ``fold=train``. VOC: a list in ImageSets/Main such as
     ``trainval``, or the path of a .txt file. Default of both: every image. YOLO: a key of data.yaml or a folder below
     images/. Default: the one of the same name as ``train``, ``val`` or ``test``."""
+    orientation: Orientation = "auto"
+    """Which picture was annotated, where photographs have an EXIF orientation tag. ``upright``: as viewers show it, the
+    tag applied. ``stored``: as it is stored. ``auto``: YOLO is upright, as Ultralytics takes it; for COCO and VOC the
+    annotated width and height tell, and where they are those of both, it is stored."""
     cache: bool = True
     """COCO and VOC: keep the parsed annotations of 1,000 images or more in the user's cache folder, for the next time.
     The environment variable OPENWORLD_CACHE names another folder, or switches this off for all with ``off``."""
@@ -88,6 +95,9 @@ class SyntheticOptions:
 class LoaderOptions:
     """How images are decoded, resized and augmented."""
 
+    white_level: Annotated[int, Between(255, 65535)] = 65535
+    """Value of 16-bit grey images that is white: 4095 for 12 bits in 16-bit files, 16383 for 14. Brighter values become
+    white as well. It holds for 16-bit grey images of all sets and of ``predict``; 8-bit images stay as they are."""
     min_size: Annotated[int, AtLeast(16)] = 128
     """Shorter side of the image as it enters the model, in pixels."""
     max_size: Annotated[int, AtLeast(16)] = 128

@@ -1,7 +1,7 @@
 """predictions.json: what a detector said about a set of images, with the decision and the energy of each detection.
 
     {"format": "openworld-predictions/1", "tasks": [[class names], …], "task": t,
-     "uses_unknown_labels": false,
+     "uses_unknown_labels": false, "orientation": "size" | "stored" | "upright",
      "images": [{"id": …, "file": …, "width": …, "height": …,
                  "detections": [{"bbox": [x, y, w, h], "label": name or "unknown", "score": …,
                                  "best_known": name, …}, …]}, …]}
@@ -10,7 +10,8 @@ Boxes are pixels of the original image, 0-based; detections are sorted by fallin
 Every image that was seen is listed, also without detections. ``best_known`` may be absent or null, so that any
 detector's output can be scored. Further numbers of a detection are the method's extra columns, such as ``energy``;
 entries that are not numbers are ignored. ``uses_unknown_labels`` (absent: false) says that labels of unknown objects
-helped to decide what is unknown; results then say so, too.
+helped to decide what is unknown; results then say so, too. ``orientation`` (absent: ``size``) says of which picture the
+boxes are where a photograph has an EXIF tag: as viewers show it, as it is stored, or the one that has the given size.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ FORMAT = "openworld-predictions/1"
 
 RESERVED = ("bbox", "label", "score", "best_known")
 """Keys of a detection that are not extra columns."""
+
+_ORIENTATIONS = {None: "size", False: "stored", True: "upright"}
 
 Reals = NDArray[np.float64]
 Whole = NDArray[np.int64]
@@ -74,6 +77,7 @@ class Predictions:
         best_known: (N,) int64, the best known class, -1 where the file has none.
         extras: the method's columns by name, (N,) float64 each, NaN where a detection has none.
         uses_unknown_labels: labels of unknown objects helped to decide what is unknown.
+        upright: whether the boxes are of the pictures as their EXIF tags turn them; None: the size of each tells.
     """
 
     tasks: tuple[tuple[str, ...], ...]
@@ -89,6 +93,7 @@ class Predictions:
     best_known: Whole
     extras: Mapping[str, Reals] = field(default_factory=dict)
     uses_unknown_labels: bool = False
+    upright: bool | None = None
 
     def __post_init__(self) -> None:
         images, size = len(self.image_ids), len(self.boxes)
@@ -113,7 +118,12 @@ class Predictions:
 
 
 def write_predictions(
-    path: Path, space: LabelSpace, images: Iterable[PredictedImage], *, uses_unknown_labels: bool = False
+    path: Path,
+    space: LabelSpace,
+    images: Iterable[PredictedImage],
+    *,
+    uses_unknown_labels: bool = False,
+    upright: bool | None = None,
 ) -> None:
     """Write predictions.json, whole or not at all, one image a line.
 
@@ -122,6 +132,7 @@ def write_predictions(
         space: label space of the model; names the rows.
         images: each image once; detections are sorted here.
         uses_unknown_labels: labels of unknown objects helped to decide what is unknown.
+        upright: whether the pictures were turned by their EXIF tags; None: as the size of each tells.
 
     Raises:
         DataError: an image given twice or without a size, or a detection with a score outside [0, 1], a box that is not
@@ -144,10 +155,14 @@ def write_predictions(
             "detections": _written_detections(image.detections, space, where),
         }
         lines.append(json.dumps(content, allow_nan=False, ensure_ascii=False))
-    head = json.dumps(
-        {"format": FORMAT, "tasks": space.tasks, "task": space.task, "uses_unknown_labels": uses_unknown_labels},
-        ensure_ascii=False,
-    )[:-1]
+    about = {
+        "format": FORMAT,
+        "tasks": space.tasks,
+        "task": space.task,
+        "uses_unknown_labels": uses_unknown_labels,
+        "orientation": _ORIENTATIONS[upright],
+    }
+    head = json.dumps(about, ensure_ascii=False)[:-1]
     body = ",\n".join(lines)
     write_atomic(Path(path), f'{head}, "images": [\n{body}\n]}}\n')
 
@@ -310,6 +325,16 @@ def read_predictions(path: Path) -> Predictions:
             if all(value is None or _is_number(value) for value in values)
         },
         uses_unknown_labels=content.get("uses_unknown_labels") is True,
+        upright=_upright(content.get("orientation", "size"), path),
+    )
+
+
+def _upright(orientation: Any, path: Path) -> bool | None:
+    for upright, name in _ORIENTATIONS.items():
+        if name == orientation:
+            return upright
+    raise DataError(
+        f"orientation {orientation!r}", where=str(path), remedy=f"write one of {', '.join(_ORIENTATIONS.values())}"
     )
 
 

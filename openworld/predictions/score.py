@@ -13,6 +13,7 @@ from openworld.metrics.ground_truth import GroundTruth, ScoredBoxes
 from openworld.metrics.owod import evaluate
 from openworld.metrics.protocols import UNIQUE, Protocol
 from openworld.predictions.file import Predictions
+from openworld.predictions.orientation import check_orientation
 from openworld.records import Dataset, ImageId
 
 
@@ -52,8 +53,8 @@ def evaluate_protocols(
         it (None if it was not asked for).
 
     Raises:
-        DataError: an annotated image was not predicted, a predicted one is not annotated, or an object or a detection
-            is malformed.
+        DataError: an annotated image was not predicted, a predicted one is not annotated, the two are of pictures in
+            different orientation, or an object or a detection is malformed.
     """
     space = predictions.label_space
     truth = GroundTruth.from_dataset(dataset, space)
@@ -72,6 +73,7 @@ def evaluate_protocols(
             remedy="score with the annotations of the images that were predicted, check that both files write image "
             "ids alike (7 is not '7'), or leave the others out on purpose",
         )
+    check_orientation(predictions, dataset)
     scored = _on_annotated_images(predictions, truth.image_ids)
     closed_set = coco_average_precision(truth, scored, space.num_known) if coco else None
     results = []

@@ -24,7 +24,8 @@ from openworld.records import Dataset
 from openworld.report.draw import contact_sheet, draw_detections, draw_ground_truth
 from openworld.report.run_folder import RunArtefacts, mapping, read_run, sequence
 from openworld.report.text import number
-from openworld.runtime.images import read_rgb
+from openworld.runtime.image_headers import Upright
+from openworld.runtime.images import WHITE_LEVEL, read_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,9 @@ def pictures(
         for task, entries in views.items()
     }
     objects, paths = _annotations(test)
+    white_level = round(
+        number(mapping(mapping(run.config.get("data")).get("loader")).get("white_level")) or WHITE_LEVEL
+    )
     known = {task: frozenset(run.known(task)) for task in views}
     ids = sorted({key for entries in views.values() for key in entries}, key=_natural)
     evidence = {
@@ -132,7 +136,7 @@ def pictures(
         candidates = [run.path / file] if file else []
         candidates += [Path(paths[key])] if key in paths else []
         entry = next(entries[key] for entries in views.values() if key in entries)
-        image = _open(candidates, entry)
+        image = _open(candidates, _orientation(run, entry), white_level)
         if image is None:
             notes.append(f"Image {key} cannot be opened ({file or 'no file named'}), so it is not shown.")
             continue
@@ -317,13 +321,20 @@ def _iou(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> npt.ND
     return np.where(union > 0, shared / np.where(union > 0, union, 1), 0)
 
 
-def _open(candidates: Sequence[Path], entry: Mapping[str, Any]) -> Image.Image | None:
-    """Open the first candidate that is an image, in the orientation that gives the size in ``entry``."""
+def _orientation(run: RunArtefacts, entry: Mapping[str, Any]) -> Upright:
+    """The orientation that the boxes of an image are of: as predictions.json says, or the one of the size in it."""
+    said = next((task.predictions.get("orientation") for task in run.tasks if task.predictions is not None), None)
+    if said == "upright" or said == "stored":
+        return bool(said == "upright")
     width, height = number(entry.get("width")), number(entry.get("height"))
-    annotated = None if width is None or height is None else (round(width), round(height))
+    return False if width is None or height is None else (round(width), round(height))
+
+
+def _open(candidates: Sequence[Path], upright: Upright, white_level: int) -> Image.Image | None:
+    """Open the first candidate that is an image, in the orientation of its boxes."""
     for path in candidates:
         try:
-            return read_rgb(path, annotated)
+            return read_rgb(path, upright, white_level=white_level)
         except DataError as error:
             logger.warning("not shown in the report: %s", error)
     return None

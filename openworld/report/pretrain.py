@@ -182,6 +182,6 @@ def _neighbours(queries: Sequence[Any], notes: list[str]) -> list[dict[str, Any]
 def _thumb(path: Any) -> str | None:
     """Encode a square picture as a ``data:`` address; None if the file cannot be read as an image."""
     try:
-        return data_uri(ImageOps.fit(read_rgb(Path(str(path))), (THUMB_PX, THUMB_PX)))
+        return data_uri(ImageOps.fit(read_rgb(Path(str(path)), upright=True), (THUMB_PX, THUMB_PX)))
     except DataError:
         return None

@@ -50,11 +50,14 @@ def detect_prepared(
     ]
 
 
-def write_detections(path: Path, detector: Detector, images: Iterable[PredictedImage]) -> None:
+def write_detections(path: Path, detector: Detector, images: Iterable[PredictedImage], *, upright: bool | None) -> None:
     """Write predictions.json of a detector. The file says whether labels of unknown objects were used to decide.
+
+    Args:
+        upright: as for :func:`openworld.predictions.file.write_predictions`.
 
     Raises:
         DataError: as :func:`openworld.predictions.file.write_predictions`.
     """
     told = detector.method.uses_unknown_labels
-    write_predictions(path, detector.space, images, uses_unknown_labels=told)
+    write_predictions(path, detector.space, images, uses_unknown_labels=told, upright=upright)

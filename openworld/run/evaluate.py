@@ -108,7 +108,7 @@ def score_task(run: Run, task: int, detector: Detector, detections: Sequence[Det
         PredictedImage(record.image_id, _as_seen_from(run.folder, record.path), record.width, record.height, found)
         for record, found in zip(test, detections, strict=True)
     ]
-    write_detections(path, detector, images)
+    write_detections(path, detector, images, upright=test.upright)
     return evaluate_predictions(read_predictions(path), test)
 
 

@@ -10,14 +10,15 @@ import numpy as np
 from PIL import Image
 
 from openworld.configfile import read_config_of_run
-from openworld.errors import DataError
+from openworld.errors import ConfigError, DataError
 from openworld.labels import LabelSpace
 from openworld.predictions.file import PredictedImage
 from openworld.report.draw import draw_detections
 from openworld.run.checkpoints import load_task
 from openworld.run.detect import detect_images, write_detections
 from openworld.runtime.environment import device_of_finished_run
-from openworld.runtime.images import find_images, load_image
+from openworld.runtime.image_depth import warn_of_depth
+from openworld.runtime.images import find_images, load_image, warn_of_other_files
 from openworld.runtime.runlog import progress_bar
 from openworld.structures import Detections
 
@@ -25,7 +26,14 @@ logger = logging.getLogger(__name__)
 
 
 def predict_folder(
-    run: Path, task: int | None, images: Path, output: Path, *, score: float, device: str | None = None
+    run: Path,
+    task: int | None,
+    images: Path,
+    output: Path,
+    *,
+    score: float,
+    upright: bool = True,
+    device: str | None = None,
 ) -> tuple[int, list[str]]:
     """Detect on one image or on all images below a folder.
 
@@ -37,21 +45,29 @@ def predict_folder(
         task: task of the detector; None for the newest finished one.
         images: a file or a folder.
         output: folder to write to.
-        score: smallest score to draw.
+        score: smallest score to draw, from 0 to 1.
+        upright: photographs are turned as their EXIF tags say, as viewers show them; boxes and drawings are of these
+            pictures.
         device: see :func:`openworld.runtime.environment.device_of_finished_run`.
 
     Returns:
         The number of drawn images, and the messages of those that could not be read.
 
     Raises:
-        ConfigError: the folder does not hold a run.
+        ConfigError: the folder does not hold a run, or the score is not from 0 to 1.
         DataError: there are no images, or none can be read.
         CheckpointError: the run has not finished this task.
         EnvironmentProblem: the requested GPU is not available.
     """
+    if not 0 <= score <= 1:
+        raise ConfigError(
+            f"score is {score:g}, and scores are fractions", remedy="give a number from 0 to 1, such as 0.3 for 30 %"
+        )
     config = read_config_of_run(run)
     config = replace(config, model=replace(config.model, device=device_of_finished_run(config.model.device, device)))
-    paths = find_images(images)
+    paths, white_level = find_images(images), config.data.loader.white_level
+    warn_of_other_files(images)
+    warn_of_depth(paths, white_level, str(images), remedy="Scale them as the images that the run was trained on.")
     detector = load_task(run, config, task)
     space = detector.space
     root = images if images.is_dir() else images.parent
@@ -61,7 +77,7 @@ def predict_folder(
         for path in paths:
             bar.advance()
             try:
-                pixels = load_image(path)
+                pixels = load_image(path, upright, white_level=white_level)
             except DataError as error:
                 logger.warning("image left out: %s", error)
                 broken.append(str(error))
@@ -79,7 +95,7 @@ def predict_folder(
             where=str(images),
             remedy="check the files",
         )
-    write_detections(output / "predictions.json", detector, entries)
+    write_detections(output / "predictions.json", detector, entries, upright=upright)
     return len(entries), broken
 
 

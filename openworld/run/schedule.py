@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from openworld.run.train import Phase, train_phase
 from openworld.runtime import distributed
 from openworld.runtime.checkpoint import Checkpoint, newest_valid
 from openworld.runtime.environment import select_device
+from openworld.runtime.images import WHITE_LEVEL
 from openworld.runtime.profiling import Profile
 from openworld.runtime.runlog import RunLog
 from openworld.runtime.seeding import seed_everything
@@ -85,6 +86,8 @@ def pretrain_backbone(run: Run, *, resume: bool) -> None:
     """Pretrain on the images of the schedule's training set, without their labels, unless task 1 is trained already."""
     options, folder = run.config.pretrain, run.folder / "backbone"
     assert options is not None
+    if options.white_level is None and run.config.data.loader.white_level != WHITE_LEVEL:
+        options = replace(options, white_level=run.config.data.loader.white_level)
     if distributed.on_first(
         lambda: (folder / "card.json").exists() or newest_valid(run.checkpoints(1), []) is not None
     ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,16 @@ from openworld.data.benchmarks.reader import read_test, read_training, read_vali
 from openworld.data.formats.coco import coco_category_names
 from openworld.data.formats.read import read_dataset
 from openworld.data.loader import load_record
-from openworld.data.options import DataOptions, SourceOptions
+from openworld.data.options import DataOptions, Orientation, SourceOptions
+from openworld.data.orientation import warn_of_orientation
 from openworld.data.schedules import Schedule, read_schedule
 from openworld.data.splits import check_schedule, hold_out
 from openworld.data.synthetic import make_world, pretrain_folder, world_sources
 from openworld.data.transforms import as_float, resize
 from openworld.errors import ConfigError, DataError
 from openworld.records import Dataset, check_files, renamed
+from openworld.runtime import distributed
+from openworld.runtime.image_depth import warn_of_depth
 from openworld.runtime.images import find_images
 from ssl_backbones.options import PretrainOptions
 
@@ -102,19 +105,33 @@ def open_sources(config: RunConfig, folder: Path) -> Sources:
         for role, dataset in _annotated_sets(options).items()
     }
     check_schedule(options.tasks, sets["train"], sets["test"])
+    _warn_of_pictures(sets)
     if "val" not in sets:
         sets["train"], sets["val"] = hold_out(sets["train"], options.held_out_fraction)
     return Sources(sets["train"], sets["val"], sets["test"], pretraining)
+
+
+def _warn_of_pictures(sets: Mapping[str, Dataset]) -> None:
+    """Log what samples of the images leave in doubt: their orientation, their brightness."""
+    if distributed.is_first():
+        for name, dataset in sets.items():
+            warn_of_orientation(dataset, name)
+            warn_of_depth([Path(str(path)) for path in dataset.paths], dataset.white_level, name)
 
 
 def _annotated_sets(options: DataOptions) -> dict[str, Dataset]:
     """The sets that have annotations, by role, with the class names of the schedule."""
     sources = {"train": options.train, "val": options.val, "test": options.test}
     return {
-        role: renamed(read_dataset(source, role), options.rename)
+        role: _named(read_dataset(source, role), options)
         for role, source in sources.items()
         if source.annotations is not None
     }
+
+
+def _named(dataset: Dataset, options: DataOptions) -> Dataset:
+    """A data set as read, with the class names of the schedule, to be decoded as the options say."""
+    return renamed(replace(dataset, white_level=options.loader.white_level), options.rename)
 
 
 def open_test(config: RunConfig, folder: Path) -> Dataset:
@@ -131,10 +148,10 @@ def open_test(config: RunConfig, folder: Path) -> Dataset:
     """
     options = config.data
     if options.benchmark is not None:
-        return renamed(read_test(options.benchmark), options.rename)
+        return _named(read_test(options.benchmark), options)
     if options.synthetic is not None:
         return open_sources(config, folder).test
-    return renamed(read_dataset(options.test, "test"), options.rename)
+    return _named(read_dataset(options.test, "test"), options)
 
 
 def _open_benchmark(options: DataOptions, last_task: int) -> Sources:
@@ -143,6 +160,7 @@ def _open_benchmark(options: DataOptions, last_task: int) -> Sources:
     for dataset in sets.values():
         check_files(dataset, options.benchmark.root if options.benchmark is not None else "")
     check_schedule(options.tasks[:last_task], sets["train"], sets["test"])
+    _warn_of_pictures(sets)
     if "val" not in sets:
         sets["train"], sets["val"] = hold_out(sets["train"], options.held_out_fraction)
     return Sources(sets["train"], sets["val"], sets["test"], None)
@@ -155,7 +173,7 @@ def _benchmark_sets(options: DataOptions, last_task: int) -> dict[str, Dataset]:
     sets = {"train": read_training(benchmark, last_task), "test": read_test(benchmark)}
     if benchmark.val_list == "published":
         sets["val"] = read_validation(benchmark)
-    return {role: renamed(dataset, options.rename) for role, dataset in sets.items()}
+    return {role: _named(dataset, options) for role, dataset in sets.items()}
 
 
 def pretraining_world(folder: Path, options: PretrainOptions) -> tuple[list[Path], tuple[list[Tensor], list[int]]]:
@@ -169,6 +187,7 @@ def open_ground_truth(
     annotations: str | None,
     *,
     image_set: str | None = None,
+    orientation: Orientation = "auto",
     schedule: str | None = None,
 ) -> tuple[Dataset, Schedule | None, dict[int, str] | None]:
     """The annotations that predictions are scored on; image files are not needed (a synthetic world is drawn again).
@@ -177,6 +196,7 @@ def open_ground_truth(
         predictions: where the predictions lie. The first run's folder among them gives what is not named otherwise.
         annotations: as ``data.test.annotations``; None takes the test set of the run.
         image_set: as ``data.test.image_set``.
+        orientation: as ``data.test.orientation``.
         schedule: see :func:`openworld.data.schedules.read_schedule`; None takes the run's.
 
     Returns:
@@ -203,7 +223,7 @@ def open_ground_truth(
                 remedy="bring the data back to where the run had them, or name their annotations with --ground-truth",
             ) from error
     rename = {} if found is None else found.rename
-    source = SourceOptions(annotations=annotations, image_set=image_set)
+    source = SourceOptions(annotations=annotations, image_set=image_set, orientation=orientation)
     dataset = renamed(read_dataset(source, "test"), rename)
     if found is not None:
         check_schedule(found.tasks, dataset)
@@ -235,9 +255,10 @@ def open_split(
     """
     given = {name: source for name, source in named.items() if source.annotations is not None}
     if config is not None:
-        if given or schedule is not None:
+        if given or schedule is not None or any(source.orientation != "auto" for source in named.values()):
             raise ConfigError(
-                "a configuration and single sets or a schedule are given", remedy="give either --config or the others"
+                "a configuration and single sets, a schedule or an orientation are given",
+                remedy="give either --config or the others",
             )
         options = read_config(Path(config)).data
         if options.synthetic is not None:

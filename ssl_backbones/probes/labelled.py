@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from openworld.errors import DataError
-from openworld.runtime.images import find_images
+from openworld.runtime.images import WHITE_LEVEL, find_images
 from ssl_backbones.images import ImagePool, labels_of
 from ssl_backbones.probes.features import spread_evenly
 
@@ -88,7 +88,7 @@ def from_crops(crops: LabelledCrops) -> LabelledSet | None:
     return LabelledSet(tensors.__getitem__, labels, *hold_out(labels), leave_one_out=True, source="crops of objects")
 
 
-def from_folder(folder: Path, *, side: int, cache_megabytes: int) -> LabelledSet:
+def from_folder(folder: Path, *, side: int, cache_megabytes: int, white_level: int = WHITE_LEVEL) -> LabelledSet:
     """Read a folder with one folder per class, or with ``train`` and ``val`` below it, each with one folder per class.
 
     Raises:
@@ -97,7 +97,9 @@ def from_folder(folder: Path, *, side: int, cache_megabytes: int) -> LabelledSet
     parts = [folder / part for part in ("train", "val")]
     found = [find_images(part) for part in (parts if all(part.is_dir() for part in parts) else [folder])]
     paths = [path for part in found for path in part]
-    pool = ImagePool(paths, side=side, cache_megabytes=cache_megabytes, labels=labels_of(paths))
+    pool = ImagePool(
+        paths, side=side, cache_megabytes=cache_megabytes, labels=labels_of(paths), white_level=white_level
+    )
     return from_pool(pool, str(folder), test=set(found[1]) if len(found) > 1 else None)
 
 

@@ -25,12 +25,14 @@ class Place:
         images: folder of the images, or None for where the format has them.
         image_set: which part of the data set; None: all of it, or what the format takes without one.
         cache: folder for parsed annotations, or None to parse them each time.
+        upright: whether the pictures were annotated as their EXIF tags turn them; None: as the format has it.
     """
 
     annotations: Path
     images: Path | None = None
     image_set: str | None = None
     cache: Path | None = None
+    upright: bool | None = None
 
 
 def _no_set(place: Place, role: str) -> str | None:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from openworld import __version__
-from openworld.data.formats.sizes import FROM_BOXES, FROM_FILE
+from openworld.data.formats.sizes import FROM_BOXES, FROM_FILE, FROM_TAGGED_FILE
 from openworld.records import Dataset, Names, Repairs
 from openworld.runtime.files import write_atomic
 
@@ -86,7 +86,7 @@ def cached(
     if found is not None:
         return found
     dataset = parse()
-    from_images = {FROM_BOXES, FROM_FILE} & dataset.repairs.counts.keys()
+    from_images = {FROM_BOXES, FROM_FILE, FROM_TAGGED_FILE} & dataset.repairs.counts.keys()
     if len(dataset) >= MIN_IMAGES and not from_images and state_of(files) == state:
         try:
             write_atomic(path, _packed(dataset, key))

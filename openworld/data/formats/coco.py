@@ -28,6 +28,9 @@ a key given twice in one record                        read; the last counts, as
 iscrowd, area or annotation id missing                 read; area is not used, ids become the position
 width or height missing or not positive                read from the image file or, without it, the extent of the
                                                        boxes; counted
+the same, and the image file has an EXIF tag           the stored size, unless ``orientation`` is ``upright``; counted
+                                                       on its own
+photographs with an EXIF orientation tag               turned where width and height are those of the turned picture
 image_id or category_id of another type ("7" for 7)    matched, counted
 image_id or category_id that nothing has               annotation dropped, counted
 category name that is a number, true or false          read as the text that stands in the file, counted
@@ -83,6 +86,7 @@ def read_coco(
     *,
     whole_pixels: bool = False,
     cache: Path | None = None,
+    upright: bool | None = None,
 ) -> Dataset:
     """Read a COCO detection file.
 
@@ -93,6 +97,7 @@ def read_coco(
         image_set: ``field=value`` takes the images that have this value, for files that hold several sets.
         whole_pixels: widen boxes as :func:`widen_to_pixels` does, before those that are too thin are dropped.
         cache: folder for parsed annotations. None: parse them.
+        upright: whether the pictures were annotated as their EXIF tags turn them; None: the annotated sizes tell.
 
     Raises:
         AnnotationError: see the table above.
@@ -102,18 +107,20 @@ def read_coco(
 
     def parse() -> Dataset:
         with _without_collections():
-            return _parse(path, images, image_set, whole_pixels)
+            return _parse(path, images, image_set, whole_pixels, upright)
 
     settings = {"format": "coco", "set": image_set, "whole pixels": whole_pixels}
     dataset = cached(cache, path, settings, {str(path): 1}, parse)
     # Where the files lie is no part of what is kept.
     located = locate_images(path, images, [str(name) for name in dataset.paths], dataset.repairs)
-    return replace(dataset, paths=Names(located.paths), searched=located.searched)
+    return replace(dataset, paths=Names(located.paths), searched=located.searched, upright=upright)
 
 
 READER = Reader(
     detects=lambda path: path.is_file() and path.suffix.lower() == ".json",
-    read=lambda place: read_coco(place.annotations, place.images, place.image_set, cache=place.cache),
+    read=lambda place: read_coco(
+        place.annotations, place.images, place.image_set, cache=place.cache, upright=place.upright
+    ),
 )
 
 
@@ -128,7 +135,7 @@ class _Annotation(NamedTuple):
     identifier: ImageId
 
 
-def _parse(path: Path, images: Path | None, image_set: str | None, whole_pixels: bool) -> Dataset:
+def _parse(path: Path, images: Path | None, image_set: str | None, whole_pixels: bool, upright: bool | None) -> Dataset:
     """The data set of a file; its paths are the file names as they are written there."""
     root = decode_file(path)
     if image_set is not None:
@@ -158,6 +165,7 @@ def _parse(path: Path, images: Path | None, image_set: str | None, whole_pixels:
             boxes[bounds[number] : bounds[number + 1]],
             f"{Where(path, 'images', number, entry)} declares {entry.get('width')!r} x {entry.get('height')!r}",
             repairs,
+            upright=upright,
         )
 
     # The policy for boxes, and the columns of those that stay.

@@ -35,7 +35,8 @@ def read_dataset(source: SourceOptions, role: str | None = None) -> Dataset:
         raise DataError("no such file or folder", where=str(path), remedy="check the path of the annotations")
     reader = FORMATS[_detected(path) if source.format == "auto" else source.format].reader
     images = None if source.images is None else Path(source.images)
-    place = Place(path, images, source.image_set, cache_folder() if source.cache else None)
+    upright = None if source.orientation == "auto" else source.orientation == "upright"
+    place = Place(path, images, source.image_set, cache_folder() if source.cache else None, upright)
     if role is not None and place.image_set is None:
         place = replace(place, image_set=reader.set_for_role(place, role))
     return reader.read(place)

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from openworld.data.boxes import MAX_COORDINATE, size_of_boxes
 from openworld.records import Repairs, file_exists
-from openworld.runtime.images import image_size
+from openworld.runtime.image_headers import read_header
 
 FROM_FILE = "size read from the image file"
+FROM_TAGGED_FILE = "size read from an image file with an EXIF tag, as stored"
 FROM_BOXES = "size taken from the boxes"
 """Kinds of repair."""
 
@@ -23,7 +24,9 @@ def usable_size(width: float, height: float) -> tuple[int, int] | None:
     return None
 
 
-def found_size(file: Path, boxes: NDArray[np.float64], message: str, repairs: Repairs) -> tuple[int, int]:
+def found_size(
+    file: Path, boxes: NDArray[np.float64], message: str, repairs: Repairs, *, upright: bool | None
+) -> tuple[int, int]:
     """Return (width, height) in pixels from the image file or, if there is none, from the extent of the boxes.
 
     Args:
@@ -31,6 +34,7 @@ def found_size(file: Path, boxes: NDArray[np.float64], message: str, repairs: Re
         boxes: (K, 4) float64, those of the image.
         message: names the record and what it declares.
         repairs: counts it.
+        upright: whether the upright picture was annotated; None: nothing says so, and it is the stored one.
 
     Raises:
         DataError: the image file cannot be read.
@@ -38,5 +42,6 @@ def found_size(file: Path, boxes: NDArray[np.float64], message: str, repairs: Re
     if not file_exists(file):
         repairs.add(FROM_BOXES, message)
         return size_of_boxes(boxes)
-    repairs.add(FROM_FILE, message)
-    return image_size(file)
+    header = read_header(file)
+    repairs.add(FROM_TAGGED_FILE if upright is None and header.orientation > 1 else FROM_FILE, message)
+    return header.upright if upright else header.stored

@@ -42,7 +42,12 @@ from openworld.runtime.images import SUFFIXES
 
 
 def read_voc(
-    root: Path, images: Path | None = None, image_set: str | None = None, *, cache: Path | None = None
+    root: Path,
+    images: Path | None = None,
+    image_set: str | None = None,
+    *,
+    cache: Path | None = None,
+    upright: bool | None = None,
 ) -> Dataset:
     """Read a VOC folder.
 
@@ -51,6 +56,7 @@ def read_voc(
         images: folder of the images. Default: ``JPEGImages/`` in ``root``.
         image_set: a list in ``ImageSets/Main`` without its suffix, or the path of a .txt file. None: every XML file.
         cache: folder for parsed annotations. None: parse them.
+        upright: whether the pictures were annotated as their EXIF tags turn them; None: the annotated sizes tell.
 
     Returns:
         categories sorted by name; images in the order of the list, each id the name in the list: the file's stem.
@@ -67,16 +73,18 @@ def read_voc(
 
     def parse() -> Dataset:
         _check_present(file_of, root / "Annotations")
-        return _parse(counts, where, file_of, image_of)
+        return _parse(counts, where, file_of, image_of, upright)
 
     listed = {file_of[stem]: times for stem, times in counts.items()}
     dataset = cached(cache, root, {"format": "voc", "list": str(where)}, listed, parse)
-    return replace(dataset, paths=Names(image_of[str(stem)] for stem in dataset.paths))
+    return replace(dataset, paths=Names(image_of[str(stem)] for stem in dataset.paths), upright=upright)
 
 
 READER = Reader(
     detects=lambda path: (path / "Annotations").is_dir(),
-    read=lambda place: read_voc(place.annotations, place.images, place.image_set, cache=place.cache),
+    read=lambda place: read_voc(
+        place.annotations, place.images, place.image_set, cache=place.cache, upright=place.upright
+    ),
 )
 
 
@@ -90,7 +98,13 @@ class _Object(NamedTuple):
     difficult: bool
 
 
-def _parse(counts: Counter[str], where: Path, file_of: Mapping[str, str], image_of: Mapping[str, str]) -> Dataset:
+def _parse(
+    counts: Counter[str],
+    where: Path,
+    file_of: Mapping[str, str],
+    image_of: Mapping[str, str],
+    upright: bool | None,
+) -> Dataset:
     """The data set of the listed XML files; its paths are the stems."""
     repairs = Repairs()
     stems = list(counts)
@@ -113,6 +127,7 @@ def _parse(counts: Counter[str], where: Path, file_of: Mapping[str, str], image_
             np.array([one.box for one in objects], dtype=np.float64).reshape(-1, 4),
             f"{stem}.xml declares {declared[0]!r} x {declared[1]!r}",
             repairs,
+            upright=upright,
         )
 
     # The policy for boxes, and the columns of those that stay.

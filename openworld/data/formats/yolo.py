@@ -45,6 +45,7 @@ image without a label file                             no objects, counted
 label file without an image                            left out, counted
 image whose file is missing or whose size cannot be    image dropped, counted; missing ones are in
 read                                                   ``Dataset.dropped_files``
+photographs with an EXIF orientation tag               the tag is applied, unless ``orientation`` is ``stored``
 boxes                                                  :func:`openworld.data.boxes.clean_boxes`
 =====================================================  ===========================================================
 """
@@ -74,7 +75,7 @@ def set_for_role(place: Place, role: str) -> str | None:
     return find_layout(place.annotations, place.images, Repairs()).set_for_role(role)
 
 
-def read_yolo(path: Path, images: Path | None = None, image_set: str | None = None) -> Dataset:
+def read_yolo(path: Path, images: Path | None = None, image_set: str | None = None, *, upright: bool = True) -> Dataset:
     """Read a YOLO data set.
 
     Args:
@@ -82,6 +83,7 @@ def read_yolo(path: Path, images: Path | None = None, image_set: str | None = No
         images: folder of the images, only where no file describes the sets. Default: ``images/`` in ``path``.
         image_set: with data.yaml or obj.data its key, such as ``train``; may be left out where it names one set only.
             Otherwise a folder below ``images``, or the path of a .txt list; None: all images below ``images``.
+        upright: the labels are of the pictures as their EXIF tags turn them, as Ultralytics takes them.
 
     Returns:
         categories in the order of the class numbers; images sorted by path, or in the order of the list. An id is the
@@ -111,7 +113,7 @@ def read_yolo(path: Path, images: Path | None = None, image_set: str | None = No
     missing: list[str] = []
     for file in labels:
         identifier = file.stem if unique else below(file, layout.root).with_suffix("").as_posix()
-        record = _record(identifier, file, lines[file], pose, category_of, repairs)
+        record = _record(identifier, file, lines[file], pose, category_of, repairs, upright=upright)
         if record is not None:
             records.append(replace(record, listed=counts[file]))
         elif not file_exists(file):
@@ -127,7 +129,7 @@ def read_yolo(path: Path, images: Path | None = None, image_set: str | None = No
 
 READER = Reader(
     detects=is_yolo,
-    read=lambda place: read_yolo(place.annotations, place.images, place.image_set),
+    read=lambda place: read_yolo(place.annotations, place.images, place.image_set, upright=place.upright is not False),
     set_for_role=set_for_role,
 )
 
@@ -207,6 +209,8 @@ def _record(
     pose: bool,
     category_of: Sequence[int],
     repairs: Repairs,
+    *,
+    upright: bool,
 ) -> Record | None:
     """One image's record, or None if its size is not known.
 
@@ -217,7 +221,7 @@ def _record(
     """
     rows = _usable_rows(lines, pose, len(category_of), repairs)
     try:
-        width, height = image_size(file)
+        width, height = image_size(file, upright=upright)
     except DataError as error:
         repairs.add("dropped: image whose size cannot be read", str(error).splitlines()[0])
         return None
@@ -234,6 +238,7 @@ def _record(
         categories=np.array([category_of[lines.classes[rows[place]]] for place in kept], dtype=np.int64),
         ignore=np.zeros(len(kept), dtype=np.bool_),
         annotation_ids=tuple(f"{identifier}/{numbers[place]}" for place in kept),
+        upright=upright,
     )
 
 

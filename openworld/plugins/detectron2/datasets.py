@@ -25,6 +25,7 @@ from openworld.config import RunConfig
 from openworld.configfile import read_config
 from openworld.data.benchmarks import BENCHMARKS, read_list
 from openworld.data.options import BenchmarkOptions, DataOptions
+from openworld.data.orientation import as_upright
 from openworld.data.splits import View, held_out_view, replay_view, test_view, training_view
 from openworld.errors import ConfigError
 from openworld.labels import LabelSpace
@@ -88,7 +89,7 @@ def register_schedule(
     names = []
     for task in range(1, len(config.schedule) + 1):
         labels = LabelSpace.of(config.schedule, task, layout)
-        sources = cache(partial(open_sources, replace(config, tasks=task), folder / schedule_name(schedule)))
+        sources = cache(partial(_upright_sources, replace(config, tasks=task), folder / schedule_name(schedule)))
         for kind in KINDS:
             if kind == "replay" and task == 1:
                 continue
@@ -102,6 +103,13 @@ def register_schedule(
             MetadataCatalog.get(name).set(thing_classes=classes, evaluator_type="openworld", task=task)
             names.append(name)
     return names
+
+
+def _upright_sources(config: RunConfig, folder: Path) -> Sources:
+    """Open the sources of a run for detectron2, whose mapper applies the EXIF tag of every image."""
+    found = open_sources(config, folder)
+    train, held_out, test = (as_upright(dataset) for dataset in (found.train, found.held_out, found.test))
+    return replace(found, train=train, held_out=held_out, test=test)
 
 
 def schedule_name(schedule: str) -> str:

@@ -90,7 +90,8 @@ class OpenWorldEvaluator(DatasetEvaluator):
         images = {image.image_id: image for part in parts for image in part}
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "predictions.json"
-        write_predictions(path, self.entry.labels, images.values(), uses_unknown_labels=self.uses_unknown_labels)
+        told = self.uses_unknown_labels
+        write_predictions(path, self.entry.labels, images.values(), uses_unknown_labels=told, upright=True)
         results = evaluate_protocols(read_predictions(path), self.entry.truth, self.protocols)
         write_json(self.folder / "metrics.json", results)
         logger.info("%s: protocol %s", path, results[0]["protocol"])

@@ -73,6 +73,7 @@ def test_the_file_is_what_the_format_says(tmp_path: Path) -> None:
         "tasks": [["cat"], ["dog"], ["cow"]],
         "task": 2,
         "uses_unknown_labels": False,
+        "orientation": "size",
         "images": [
             {
                 "id": 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from openworld.errors import DataError
 from openworld.report.pictures import Objects, Shown, choose, image_evidence, pictures, sample_sheet, shown_detections
 from openworld.report.run_folder import read_run
+from tests.photographs import BOX, STORED, object_in, upright_picture, write_photograph
 
 
 def _found(label: str, score: float) -> dict[str, object]:
@@ -85,3 +87,20 @@ def test_sample_sheet(make_run: Callable[..., tuple[Path, object]], tmp_path: Pa
         (run / f"task{task}" / "predictions.json").unlink()
     with pytest.raises(DataError, match="evaluate"):
         sample_sheet(run, None, tmp_path / "none.png")
+
+
+@pytest.mark.parametrize(
+    ("orientation", "tag"), [("upright", 3), ("upright", 6), ("stored", 3), ("size", 3), (None, 8)]
+)
+def test_photographs_are_shown_as_they_were_detected_on(tmp_path: Path, orientation: str | None, tag: int) -> None:
+    write_photograph(tmp_path / "x.png", tag)
+    upright = orientation == "upright" or tag == 8  # of 8 the size below tells
+    pixels = upright_picture() if upright else STORED[tag](upright_picture())
+    image = {"id": 1, "file": "x.png", "width": pixels.shape[1], "height": pixels.shape[0], "detections": []}
+    content = {"tasks": [["mug"]], "task": 1, "orientation": orientation, "images": [image]}
+    (tmp_path / "task1").mkdir()
+    (tmp_path / "task1" / "predictions.json").write_text(json.dumps(content))
+    (tmp_path / "config.yaml").write_text("data: {loader: {white_level: 4095}}")
+    ((picture,), notes) = pictures(read_run(tmp_path), None, size=64)
+    shown = np.asarray(picture.panels[0].found).transpose(2, 0, 1)[:, : pixels.shape[0], : pixels.shape[1]]
+    assert notes == [] and object_in(shown) == (BOX if upright else object_in(pixels.transpose(2, 0, 1)))

@@ -16,7 +16,7 @@ from openworld.configfile import dump_config
 from openworld.data.options import DataOptions, LoaderOptions
 from openworld.detector import build_detector
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
-from openworld.errors import CheckpointError, EnvironmentProblem
+from openworld.errors import CheckpointError, ConfigError, DataError, EnvironmentProblem
 from openworld.labels import LabelSpace
 from openworld.methods.ore.options import EnergyOptions, OreOptions
 from openworld.run.checkpoints import Progress, checkpoints_of, save_progress
@@ -24,6 +24,7 @@ from openworld.run.predict import predict_folder
 from openworld.runtime.environment import device_of_finished_run, select_device
 from openworld.runtime.runlog import RunLog
 from ssl_backbones.backbones import ResNetOptions
+from tests.photographs import upright_picture, write_photograph
 
 TASKS = [["ball", "cube"]]
 
@@ -120,3 +121,69 @@ def test_a_task_that_does_not_exist_is_answered_with_those_that_do(picture: Path
     with pytest.raises(CheckpointError, match=r"no finished task 9") as caught:
         predict_folder(run, 9, picture, tmp_path / "out", score=0.5)
     assert caught.value.remedy == "choose from 1"
+
+
+@pytest.mark.parametrize("tag", [1, 3, 6, 7])
+def test_photographs_are_seen_and_drawn_as_viewers_show_them(tmp_path: Path, tag: int) -> None:
+    """The same detections as on a file without a tag that holds the upright pixels."""
+    run = finished_run(tmp_path / "run")
+    (tmp_path / "tagged").mkdir()
+    (tmp_path / "plain").mkdir()
+    write_photograph(tmp_path / "tagged" / "x.png", tag)
+    Image.fromarray(upright_picture()).save(tmp_path / "plain" / "x.png")
+    found = {}
+    for name in ("tagged", "plain"):
+        predict_folder(run, None, tmp_path / name, tmp_path / f"of {name}", score=1.0)
+        found[name] = json.loads((tmp_path / f"of {name}" / "predictions.json").read_text())
+    assert found["tagged"]["orientation"] == "upright"
+    (tagged,), (plain,) = (content["images"] for content in found.values())
+    assert (tagged["width"], tagged["height"]) == (48, 64) and tagged["detections"] == plain["detections"] != []
+    drawn = [np.asarray(Image.open(tmp_path / f"of {name}" / "drawings" / "x.png")) for name in found]
+    np.testing.assert_array_equal(*drawn)
+
+
+def test_photographs_as_they_are_stored(tmp_path: Path) -> None:
+    path = write_photograph(tmp_path / "x.png", 6)
+    predict_folder(finished_run(tmp_path / "run"), None, path, tmp_path / "found", score=1.0, upright=False)
+    content = json.loads((tmp_path / "found" / "predictions.json").read_text())
+    assert content["orientation"] == "stored" and content["images"][0]["width"] == 64
+
+
+@pytest.mark.parametrize("score", [30.0, -0.1, 1.01, float("nan")])
+def test_a_score_that_is_not_a_fraction_is_refused(tmp_path: Path, picture: Path, score: float) -> None:
+    with pytest.raises(ConfigError, match=r"scores are fractions(.|\n)*0\.3 for 30 %"):
+        predict_folder(finished_run(tmp_path / "run"), None, picture, tmp_path / "found", score=score)
+    assert not (tmp_path / "found").exists()
+
+
+def test_files_of_other_kinds_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for name in ("a.jpg", "b.jfif", "c.jpe", "d.gif", "e.ppm", "f.jp2", "g.PNG"):
+        Image.fromarray(upright_picture()).save(folder / name, None if name != "b.jfif" else "JPEG")
+    for name in ("h.heic", "i.HEIC", "j.dng", "labels.txt", "._a.jpg.bak", "k"):
+        (folder / name).write_bytes(b"\0\0\0\x18ftypheic")
+    count, broken = predict_folder(finished_run(tmp_path / "run"), None, folder, tmp_path / "found", score=1.0)
+    assert (count, broken) == (7, [])
+    assert "because they are of other kinds: 1 x .dng, 2 x .heic, 1 x no suffix" in caplog.text
+    for path in folder.glob("[a-g].*"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"holds no images of a kind that can be read; there are 1 x \.dng, 2 x \.heic"):
+        predict_folder(tmp_path / "run", None, folder, tmp_path / "again", score=1.0)
+
+
+def test_the_white_level_of_a_run_holds_for_its_predictions(tmp_path: Path) -> None:
+    """12 bits in a 16-bit file, read with their white level, are found as the same picture in 8 bits."""
+    run = finished_run(tmp_path / "run")
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("white_level: 65535", "white_level: 4095"))
+    values = np.random.default_rng(0).integers(0, 4096, (64, 64)).astype(np.uint16)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "eight").mkdir()
+    Image.fromarray(values).save(tmp_path / "deep" / "x.png")
+    Image.fromarray((values >> 4).astype(np.uint8)).save(tmp_path / "eight" / "x.png")
+    seen = []
+    for name in ("deep", "eight"):
+        predict_folder(run, None, tmp_path / name, tmp_path / f"of {name}", score=1.0)
+        seen.append(json.loads((tmp_path / f"of {name}" / "predictions.json").read_text())["images"][0]["detections"])
+    assert seen[0] == seen[1] != []

@@ -201,6 +201,21 @@ def test_a_backbone_is_not_pretrained_again_once_a_task_is_trained(
     assert len(pretrained) == 1
 
 
+@pytest.mark.parametrize(
+    ("own", "of_the_loader", "used"), [(None, 4095, 4095), (1023, 4095, 1023), (None, 65535, None)]
+)
+def test_a_backbone_is_pretrained_with_the_white_level_of_the_detector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: int | None, of_the_loader: int, used: int | None
+) -> None:
+    chosen = replace(config(), pretrain=PretrainOptions(white_level=own))
+    chosen.data.loader.white_level = of_the_loader
+    run, seen = open_run(tmp_path, chosen), list[int | None]()
+    monkeypatch.setattr(schedule, "pretrain", lambda options, images, folder, **_: seen.append(options.white_level))
+    sources = SimpleNamespace(pretraining_images=lambda options: [], labelled_crops=lambda side: ([], []))
+    schedule.pretrain_backbone(replace(run, sources=sources), resume=True)
+    assert seen == [used]
+
+
 def test_an_interrupted_stage_goes_on_from_its_own_checkpoint(tmp_path: Path) -> None:
     run = open_run(tmp_path)
     save(run, 1, "train", 1, done=False, seed=1)

@@ -219,3 +219,37 @@ def test_a_split_of_nothing_and_of_the_drawn_world(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(dump_config(RunConfig(data=DataOptions(synthetic=small_world(0)))))
     with pytest.raises(ConfigError, match="the data are the synthetic world"):
         open_split({}, schedule=None, config=str(tmp_path / "config.yaml"))
+
+
+def test_how_pictures_are_decoded_is_in_the_sets_and_doubts_are_said(
+    config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One training image has a tag that its size cannot tell, one test image 12 bits in 16."""
+    images = tmp_path / "data" / "images"
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(images / "train2.png").save(images / "train2.png", exif=exif)
+    Image.fromarray(np.full((50, 60), 4095, dtype=np.uint16)).save(images / "test1.png")
+    open_sources(config, tmp_path)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert messages[0].startswith("1 of 12 images of train has an EXIF tag") and "(e.g. train2)" in messages[0]
+    assert messages[1].startswith("16-bit images of test have no value above 4,095")
+    caplog.clear()
+    config.data.train.orientation = "upright"
+    config.data.loader.white_level = 4095
+    sources = open_sources(config, tmp_path)
+    assert caplog.records == []
+    assert [part.upright for part in (sources.train, sources.held_out, sources.test)] == [True, True, None]
+    assert {part.white_level for part in (sources.train, sources.held_out, sources.test)} == {4095}
+    assert open_test(config, tmp_path).white_level == 4095
+    assert sources.test.find("test1").white_level == 4095
+
+
+def test_one_orientation_for_named_sets(run: Path, tmp_path: Path) -> None:
+    path = str(tmp_path / "data" / "test.json")
+    sets, _ = open_split({"test": (path, None)}, schedule=None, config=None, orientation="stored", complete=False)
+    assert sets["test"].upright is False
+    assert open_ground_truth([], path, orientation="upright")[0].upright is True
+    with pytest.raises(ConfigError, match="a configuration and single sets, a schedule or an orientation"):
+        open_split({}, schedule=None, config=str(run / "config.yaml"), orientation="upright")
