@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from openworld.errors import DataError
+from openworld.runtime.files import visible_files
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded."""
@@ -40,7 +41,7 @@ _REMEDY = "replace the file or remove it from the data set"
 
 
 def find_images(place: Path) -> list[Path]:
-    """Return an image file, or all image files below a folder, sorted by path.
+    """Return an image file, or all image files below a folder that are not hidden, sorted by path.
 
     Raises:
         DataError: ``place`` does not exist, or is a folder without images.
@@ -49,7 +50,7 @@ def find_images(place: Path) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise DataError("does not exist", where=str(place), remedy="give an image, or the folder that holds the images")
-    found = sorted(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    found = sorted(file for file in visible_files(place, SUFFIXES) if file.is_file())
     if not found:
         raise DataError("holds no images", where=str(place), remedy=f"put images there ({', '.join(SUFFIXES)})")
     return found

@@ -53,7 +53,7 @@ from openworld.data.formats import Place, Reader
 from openworld.data.formats.file_names import check_inside
 from openworld.errors import DataError
 from openworld.records import Dataset, Record, Repairs, file_exists
-from openworld.runtime.files import read_yaml
+from openworld.runtime.files import read_yaml, visible_files
 from openworld.runtime.images import find_images, image_size
 
 SETS = ("train", "val", "test")
@@ -330,7 +330,7 @@ def _label_files(files: Sequence[Path], where: Path, repairs: Repairs) -> dict[P
         if label not in present:
             repairs.add("image without a label file", f"{label} does not exist")
     for folder in sorted({label.parent for label in present}):
-        for label in sorted(folder.glob("*.txt")):
+        for label in visible_files(folder, (".txt",), deep=False):
             if label not in owners and label.name != "classes.txt" and not _belongs_to_another_set(label, files):
                 repairs.add("label file without an image", str(label))
     return {file: label if label in present else None for label, file in owners.items()}

@@ -1,0 +1,160 @@
+"""Image lists of VOC, one image per line, and the XML files that they name.
+
+A line is the name of an XML file without its suffix, or, in the lists of one class, this name and a number. Tools also
+write quotes around names with blanks, suffixes, folders in front, backslashes, and pairs of image and XML file
+(PaddleX). Each is read where an XML file of that name exists.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from openworld.data.formats.file_names import check_inside
+from openworld.data.formats.voc_layout import FOLDERS, Layout, main_folder
+from openworld.errors import AnnotationError
+from openworld.records import file_exists
+from openworld.runtime.files import visible_files
+from openworld.runtime.images import SUFFIXES
+
+_NUMBERS = re.compile(r"(\s+[+-]?\d+)+$")
+"""The columns of the lists of one class: present (1), absent (-1), difficult (0); of persons: number of the object."""
+_PAIR = re.compile(rf".*({'|'.join(map(re.escape, SUFFIXES))})['\"]?\s+(?P<xml>\S.*\.xml['\"]?)", re.IGNORECASE)
+_QUOTED = re.compile(r"(['\"])(.+)\1")
+
+
+def xml_files(folder: Path) -> dict[str, str]:
+    """Return the path of each XML file below a folder by its name: the path below the folder, without its suffix.
+
+    Raises:
+        AnnotationError: two files of one name, ``a.xml`` and ``a.XML``.
+    """
+    found: dict[str, str] = {}
+    start = len(f"{folder}/") if str(folder) != "." else 0
+    for file in sorted(map(str, visible_files(folder, (".xml",)))):
+        name = file[start : -len(".xml")]
+        if name in found:
+            raise AnnotationError(
+                f"{Path(found[name]).name} and {Path(file).name} are annotations of one image",
+                where=str(folder),
+                remedy="remove one of them",
+            )
+        found[name] = file
+    return found
+
+
+def listed_files(where: Path, layout: Layout, files: Mapping[str, str]) -> tuple[Counter[str], dict[str, str]]:
+    """Return how often a list names each XML file, in the order of the list, and the path of each.
+
+    Args:
+        where: the list.
+        layout: of the data set.
+        files: XML files by name. A hidden one is not among them, and may be named all the same.
+
+    Raises:
+        AnnotationError: the list is not text or is empty; XML files that do not exist; a name that leaves the folder or
+            may mean two files.
+    """
+    lines = _lines(where)
+    numbered = all(_NUMBERS.search(line) for line in lines.values())
+    counts, file_of, absent = Counter[str](), dict[str, str](), dict[str, None]()
+    for number, line in lines.items():
+        bare = _NUMBERS.sub("", line)
+        name = next((name for name in _meanings(line, layout) if name in files), None)
+        if bare != line:
+            without = next((name for name in _meanings(bare, layout) if name in files), None)
+            if numbered and name is not None and without is not None:
+                raise AnnotationError(
+                    f"{line!r} may mean {name}.xml, or {without}.xml and a number",
+                    where=f"{where}, line {number}",
+                    remedy="put quotes around the names in the list",
+                )
+            name = without if name is None else name
+        if name is None:
+            name = _unlisted(line, layout) or _unlisted(bare, layout)
+            if name is not None:
+                file_of[name] = f"{layout.annotations}/{name}.xml"
+        if name is None:
+            name = _unquoted(bare)
+            check_inside(name, where)
+            absent[name] = None
+        counts[name] += 1
+    if absent:
+        shown = ", ".join(f"{name}.xml" for name in list(absent)[:3]) + (", …" if len(absent) > 3 else "")
+        raise AnnotationError(
+            f"{len(absent)} of {len(counts)} annotation files do not exist: {shown}",
+            where=str(layout.annotations),
+            remedy=f"fetch the annotations or correct the image list {where}",
+        )
+    return counts, {name: file_of.get(name) or files[name] for name in counts}
+
+
+def missing_list(image_set: str, layout: Layout) -> AnnotationError:
+    """The error for an image list that does not exist."""
+    lists = [file.stem for file in visible_files(main_folder(layout), (".txt",), deep=False)]
+    available = ", ".join([*layout.sets, *lists][:12])
+    return AnnotationError(
+        f"the image list {image_set!r} does not exist",
+        where=image_set if image_set.endswith(".txt") else str(main_folder(layout) / f"{image_set}.txt"),
+        remedy=f"choose one of: {available}" if available else "give the path of a .txt file",
+    )
+
+
+def _lines(where: Path) -> dict[int, str]:
+    """The lines that are not blank, by number."""
+    try:
+        text = where.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise AnnotationError(
+            f"cannot be read as text ({error})", where=str(where), remedy="save it as UTF-8, with one name per line"
+        ) from None
+    lines = {number: line.strip() for number, line in enumerate(text.split("\n"), start=1) if line.strip()}
+    if not lines:
+        raise AnnotationError("names no image", where=str(where), remedy="give a list with at least one image")
+    return lines
+
+
+def _unlisted(text: str, layout: Layout) -> str | None:
+    """The name of an XML file that is hidden or behind a link, which the index leaves out, or None."""
+    return next(
+        (
+            name
+            for name in _meanings(text, layout)
+            if _is_inside(name) and file_exists(f"{layout.annotations}/{name}.xml")
+        ),
+        None,
+    )
+
+
+def _meanings(text: str, layout: Layout) -> Iterator[str]:
+    """Names of XML files that a text may mean, the most literal first."""
+    yield text
+    folders = FOLDERS | {folder.name.lower() for folder in (layout.root, layout.annotations, *layout.images)}
+    pair = _PAIR.fullmatch(text)
+    for given in (text, _unquoted(text), *([_unquoted(pair["xml"])] if pair is not None else [])):
+        yield from _with_and_without_suffix(given)
+        parts = given.replace("\\", "/").removeprefix("./").split("/")
+        yield from _with_and_without_suffix("/".join(parts))
+        for place in range(1, len(parts)):
+            if parts[place - 1].lower() in folders:
+                yield from _with_and_without_suffix("/".join(parts[place:]))
+
+
+def _with_and_without_suffix(name: str) -> tuple[str, ...]:
+    stem, dot, suffix = name.rpartition(".")
+    return (name, stem) if stem and dot + suffix.lower() in (".xml", *SUFFIXES) else (name,)
+
+
+def _unquoted(text: str) -> str:
+    quoted = _QUOTED.fullmatch(text)
+    return quoted[2] if quoted is not None else text
+
+
+def _is_inside(name: str) -> bool:
+    try:
+        check_inside(name, "")
+    except AnnotationError:
+        return False
+    return True
