@@ -39,7 +39,7 @@ other boxes                                            :func:`openworld.data.box
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,10 +78,9 @@ def read_voc(
         DataError: an image file whose size is needed cannot be read.
     """
     root = Path(root)
-    layout = find_layout(root) or default_layout(root)
+    where, layout = _set(find_layout(root) or default_layout(root), image_set)
     if images is not None:
         layout = layout.with_images(Path(images))
-    where, layout = _set(layout, image_set)
     names = xml_files(layout.annotations)
     if where == layout.annotations:
         counts, file_of = Counter(dict.fromkeys(names, 1)), names
@@ -101,7 +100,7 @@ def read_voc(
     if layout.root != layout.annotations:
         for stray in visible_files(layout.root, (".xml",), deep=False):
             dataset.repairs.add("XML file outside the folder of the annotations left out", str(stray))
-    return replace(dataset, paths=Names(_image_paths(dataset, finder)))
+    return replace(dataset, paths=Names(_image_paths(counts, dataset, finder)))
 
 
 def _set_for_role(place: Place, role: str) -> str | None:
@@ -187,10 +186,10 @@ def _parse(counts: Counter[str], where: Path, file_of: Mapping[str, str], finder
     )
 
 
-def _image_paths(dataset: Dataset, finder: ImageFiles) -> list[str]:
+def _image_paths(names: Iterable[str], dataset: Dataset, finder: ImageFiles) -> list[str]:
     """The image of each XML file, or where it should be."""
     owners: dict[str, str] = {}
-    for name, filename in zip(map(str, dataset.image_ids), map(str, dataset.paths), strict=True):
+    for name, filename in zip(names, map(str, dataset.paths), strict=True):
         path = finder.find(name, filename)
         doubt = None if path is None else finder.doubt(path, filename)
         if path is not None and doubt is not None:

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from openworld.runtime.files import visible_files, visible_folders
+from openworld.runtime.files import is_hidden, visible_files, visible_folders
 from openworld.runtime.images import SUFFIXES
 
 _ANNOTATIONS = ("annotations", "annotation", "xmls", "xml", "labels")
@@ -68,8 +68,9 @@ class Layout:
         return replace(self, annotations=folder, images=(*of_set, *self.images), sets=())
 
     def with_images(self, images: Path) -> Layout:
-        """The layout with the images in a folder that the user names, or in folders of the sets below it."""
-        return replace(self, images=(images,))
+        """The layout with the images in a folder that the user names, or in a folder of the set's name below it."""
+        of_set = images / self.annotations.name
+        return replace(self, images=(of_set, images) if of_set.is_dir() else (images,))
 
 
 def find_layout(place: Path) -> Layout | None:
@@ -93,12 +94,13 @@ def find_layout(place: Path) -> Layout | None:
     below = [folder for folder in visible_folders(place) if _has_xml(folder)]
     if not below:
         return None
-    whole = [folder for folder in below if _annotation_folder(folder) is not None]
     if len(below) == 1 and not _names_a_set(below[0]):
-        if whole:
-            return find_layout(below[0])
+        inner = find_layout(below[0])
+        if inner is not None and (inner.annotations != below[0] or inner.sets):
+            return inner
         if below[0].name.lower() in _IMAGES:
             return _layout(place, below[0])
+    whole = [folder for folder in below if _annotation_folder(folder) is not None]
     layout = _layout(place, place)
     return replace(layout, sets=tuple(folder.name for folder in below)) if whole else layout
 
@@ -163,7 +165,15 @@ def _is_yolo(place: Path) -> bool:
 
 
 def _has_xml(folder: Path, *, deep: bool = True) -> bool:
-    return any(True for _ in visible_files(folder, (".xml",), deep=deep))
+    """Whether a folder holds an XML file that is not hidden; stops at the first one."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name[-4:].lower() == ".xml" and not is_hidden(entry.name) and not entry.is_dir():
+                    return True
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return False
+    return deep and any(_has_xml(below) for below in visible_folders(folder) if not below.is_symlink())
 
 
 class ImageFiles:
@@ -188,13 +198,13 @@ class ImageFiles:
             filename: what its ``<filename>`` holds.
         """
         below, _, stem = name.rpartition("/")
-        folder_given, _, given = filename.strip().replace("\\", "/").rpartition("/")
-        for folder in self._places(below):
+        folder_given, _, given = filename.replace("\\", "/").rpartition("/")
+        for folder in self._places(below) if below else self._folders:
             candidates = self._listed(folder).get(stem)
             if candidates:
                 return f"{folder}/{given if given in candidates else candidates[0]}"
         in_given = [] if ".." in folder_given.split("/") or folder_given.startswith("/") else [folder_given]
-        for folder in self._places(below, *in_given):
+        for folder in self._places(*in_given, below):
             for wanted in filter(None, (given, stem)):  # a stem may be a whole file name: a.jpg.xml
                 candidates = self._listed(folder).get(os.path.splitext(wanted)[0])  # noqa: PTH122
                 if candidates:
@@ -206,13 +216,12 @@ class ImageFiles:
 
         None: nothing.
         """
+        given = filename.replace("\\", "/").rpartition("/")[2]
         folder, _, found = path.rpartition("/")
-        stem = os.path.splitext(found)[0]  # noqa: PTH122
-        given = filename.strip().replace("\\", "/").rpartition("/")[2]
         if given == found:
             return None
         others = self._listed(folder)
-        of_stem = others.get(stem, ())
+        of_stem = others.get(os.path.splitext(found)[0], ())  # noqa: PTH122
         if len(of_stem) > 1:
             return "the likeliest of several images of one stem taken", ", ".join(of_stem)
         stem_given = os.path.splitext(given)[0]  # noqa: PTH122
@@ -220,7 +229,7 @@ class ImageFiles:
 
     def expected(self, name: str, filename: str) -> str:
         """Where the image of an XML file should be, for messages."""
-        suffix = os.path.splitext(filename.strip())[1]  # noqa: PTH122
+        suffix = os.path.splitext(filename)[1]  # noqa: PTH122
         return f"{self._folders[0]}/{name}{suffix if suffix.lower() in SUFFIXES else '.jpg'}"
 
     def _places(self, *below: str) -> list[str]:

@@ -22,6 +22,8 @@ from openworld.runtime.images import SUFFIXES
 _NUMBERS = re.compile(r"(\s+[+-]?\d+)+$")
 """The columns of the lists of one class: present (1), absent (-1), difficult (0); of persons: number of the object."""
 _PAIR = re.compile(rf".*({'|'.join(map(re.escape, SUFFIXES))})['\"]?\s+(?P<xml>\S.*\.xml['\"]?)", re.IGNORECASE)
+_ONLY_A_NAME = re.compile(r"[^/\\.'\"]*")
+"""Neither folder nor suffix nor quotes: a text that has one meaning. Long lists hold nothing else."""
 _QUOTED = re.compile(r"(['\"])(.+)\1")
 
 
@@ -58,26 +60,17 @@ def listed_files(where: Path, layout: Layout, files: Mapping[str, str]) -> tuple
             may mean two files.
     """
     lines = _lines(where)
-    numbered = all(_NUMBERS.search(line) for line in lines.values())
+    columns = _columns(where, lines, layout, files)
     counts, file_of, absent = Counter[str](), dict[str, str](), dict[str, None]()
-    for number, line in lines.items():
-        bare = _NUMBERS.sub("", line)
-        name = next((name for name in _meanings(line, layout) if name in files), None)
-        if bare != line:
-            without = next((name for name in _meanings(bare, layout) if name in files), None)
-            if numbered and name is not None and without is not None:
-                raise AnnotationError(
-                    f"{line!r} may mean {name}.xml, or {without}.xml and a number",
-                    where=f"{where}, line {number}",
-                    remedy="put quotes around the names in the list",
-                )
-            name = without if name is None else name
+    for line in lines.values():
+        texts = [_without(line, columns)] if columns is not None else _readings(line)
+        name = next((name for text in texts for name in _meanings(text, layout) if name in files), None)
         if name is None:
-            name = _unlisted(line, layout) or _unlisted(bare, layout)
+            name = next((name for text in texts for name in _meanings(text, layout) if _is_there(name, layout)), None)
             if name is not None:
                 file_of[name] = f"{layout.annotations}/{name}.xml"
         if name is None:
-            name = _unquoted(bare)
+            name = _unquoted(texts[-1])
             check_inside(name, where)
             absent[name] = None
         counts[name] += 1
@@ -116,21 +109,57 @@ def _lines(where: Path) -> dict[int, str]:
     return lines
 
 
-def _unlisted(text: str, layout: Layout) -> str | None:
-    """The name of an XML file that is hidden or behind a link, which the index leaves out, or None."""
-    return next(
-        (
-            name
-            for name in _meanings(text, layout)
-            if _is_inside(name) and file_exists(f"{layout.annotations}/{name}.xml")
-        ),
-        None,
-    )
+def _columns(where: Path, lines: Mapping[int, str], layout: Layout, files: Mapping[str, str]) -> int | None:
+    """How many columns of numbers follow the names of a list, so that each line names a file.
+
+    None: no number of columns does, and each line is read for itself.
+
+    Raises:
+        AnnotationError: names end with numbers, and may be meant with or without.
+    """
+    possible = []
+    for columns in range(min(map(_numbers_at_end, lines.values())) + 1):
+        texts = [_without(line, columns) for line in lines.values()]
+        of_one_class = all(line.rsplit(None, 1)[-1] in ("-1", "0", "1") for line in lines.values())
+        named = (any(name in files for name in _meanings(text, layout)) for text in texts)
+        if (columns == 0 or of_one_class) and all(named):
+            possible.append(columns)
+    if len(possible) > 1:
+        number, line = next(iter(lines.items()))
+        first, second = (_without(line, columns) for columns in possible[:2])
+        raise AnnotationError(
+            f"{line!r} may mean {first!r}, or {second!r} and a number",
+            where=f"{where}, line {number}",
+            remedy="put quotes around the names in the list",
+        )
+    return possible[0] if possible else None
+
+
+def _numbers_at_end(line: str) -> int:
+    numbers = _NUMBERS.search(line)
+    return 0 if numbers is None else len(numbers[0].split())
+
+
+def _without(line: str, columns: int) -> str:
+    """A line without its last columns."""
+    return line.rsplit(None, columns)[0] if columns else line
+
+
+def _readings(line: str) -> list[str]:
+    """A line with all of the numbers at its end, with all but one, and so on."""
+    return [_without(line, columns) for columns in range(_numbers_at_end(line) + 1)]
+
+
+def _is_there(name: str, layout: Layout) -> bool:
+    """Whether there is such an XML file, hidden or behind a link, which the index leaves out."""
+    return _is_inside(name) and file_exists(f"{layout.annotations}/{name}.xml")
 
 
 def _meanings(text: str, layout: Layout) -> Iterator[str]:
     """Names of XML files that a text may mean, the most literal first."""
     yield text
+    if _ONLY_A_NAME.fullmatch(text):
+        return
     folders = FOLDERS | {folder.name.lower() for folder in (layout.root, layout.annotations, *layout.images)}
     pair = _PAIR.fullmatch(text)
     for given in (text, _unquoted(text), *([_unquoted(pair["xml"])] if pair is not None else [])):
