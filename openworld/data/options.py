@@ -40,18 +40,20 @@ class SourceOptions:
     """One annotated set of images."""
 
     annotations: str | None = None
-    """COCO: the .json file. VOC: the folder that holds Annotations/, such as VOCdevkit/VOC2007. YOLO: data.yaml, or the
-    folder that holds it or images/, labels/ and classes.txt."""
+    """COCO: the .json file. VOC: the folder that holds Annotations/, such as VOCdevkit/VOC2007, or the XML files. YOLO:
+    data.yaml, or the folder that holds it or images/, labels/ and classes.txt."""
     images: str | None = None
     """Folder of the images. Default for COCO: images/ beside the .json file, or else the file's folder; for VOC:
-    JPEGImages/; for YOLO: as data.yaml says, or images/."""
+    JPEGImages/, images/ or beside the XML files; for YOLO: as data.yaml says, or images/."""
     format: Annotated[str, KnownFormat()] = "auto"
     """Format of the annotations: a name in :data:`openworld.data.formats.FORMATS` (coco, voc, yolo). ``auto``: a .json
-    file is COCO, a folder with Annotations/ is VOC, a .yaml file or a folder with data.yaml or labels/ is YOLO."""
+    file is COCO, a folder with Annotations/ or XML files is VOC, a .yaml file or a folder with data.yaml or labels/ is
+    YOLO."""
     image_set: str | None = None
     """COCO: ``field=value`` takes the images that have it, as in ``fold=train``. VOC: a list in ImageSets/Main such as
     ``trainval``, or the path of a .txt file. Default of both: every image. YOLO: a key of data.yaml or a folder below
-    images/. Default: the one of the same name as ``train``, ``val`` or ``test``."""
+    images/. Default: the one of the same name as ``train``, ``val`` or ``test``. A VOC folder whose XML files lie in
+    train/, val/ and test/ has these sets, too."""
     cache: bool = True
     """COCO and VOC: keep the parsed annotations of 1,000 images or more in the user's cache folder, for the next time.
     The environment variable OPENWORLD_CACHE names another folder, or switches this off for all with ``off``."""

@@ -119,8 +119,11 @@ def _set(layout: Layout, image_set: str | None) -> tuple[Path, Layout]:
     """The list, or the folder of which all XML files are read, and the layout of that part."""
     if image_set is None:
         if layout.sets:
+            problem = "which of its sets is meant is not said"
+            if layout.mixed:
+                problem += ", and XML files lie beside their folders"
             raise AnnotationError(
-                "which of its sets is meant is not said",
+                problem,
                 where=str(layout.annotations),
                 remedy=f"set image_set to one of: {', '.join(layout.sets)}; or give the folder of the set",
             )

@@ -9,8 +9,8 @@ where only one meaning is possible:
 ``images/``, ``image/``, ``imgs/``, ``img/``,          folders of the images; images may lie beside the XML files, or
 ``data/``                                              in the root, too
 no such folder, XML files in the root                  the root is the folder of the XML files
-folders called train, val, test and alike that hold    sets, which ``image_set`` names: they are never read as one
-the XML files; or several VOC folders side by side
+folders called train, val, test and alike that hold    sets, which ``image_set`` names; they are not read as one,
+the XML files; or several VOC folders side by side     nor with XML files that lie beside them
 one VOC folder in an otherwise empty folder            that one
 =====================================================  ===========================================================
 
@@ -48,15 +48,19 @@ class Layout:
         annotations: folder of the XML files.
         images: folders of the images, in the order in which they are looked through.
         sets: names of the folders in ``annotations`` that are sets of their own; empty: all XML files are one set.
+        mixed: whether XML files lie beside the folders of sets, so that they belong to none.
     """
 
     root: Path
     annotations: Path
     images: tuple[Path, ...]
     sets: tuple[str, ...] = ()
+    mixed: bool = False
 
     def set_for_role(self, role: str) -> str | None:
         """The set that a role means, or None."""
+        if self.mixed:
+            return None
         return next((name for name in self.sets if name.lower() in _ROLES[role]), None)
 
     def only(self, name: str) -> Layout:
@@ -65,7 +69,7 @@ class Layout:
         if self.annotations == self.root:
             return find_layout(folder) or _layout(folder, folder)
         of_set = [place / name for place in self.images if (place / name).is_dir()]
-        return replace(self, annotations=folder, images=(*of_set, *self.images), sets=())
+        return replace(self, annotations=folder, images=(*of_set, *self.images), sets=(), mixed=False)
 
     def with_images(self, images: Path) -> Layout:
         """The layout with the images in a folder that the user names, or in a folder of the set's name below it."""
@@ -130,9 +134,9 @@ def _layout(root: Path, annotations: Path) -> Layout:
     if not images and annotations != root:
         images = [root / "JPEGImages"]
     places = tuple(dict.fromkeys([*images, annotations, root]))
-    below = [] if _has_xml(annotations, deep=False) else [one for one in visible_folders(annotations) if _has_xml(one)]
+    below = [folder for folder in visible_folders(annotations) if _has_xml(folder)]
     sets = tuple(folder.name for folder in below) if any(_names_a_set(folder) for folder in below) else ()
-    return Layout(root, annotations, places, sets)
+    return Layout(root, annotations, places, sets, bool(sets) and _has_xml(annotations, deep=False))
 
 
 def _annotation_folder(place: Path) -> Path | None:

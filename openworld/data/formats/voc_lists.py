@@ -61,19 +61,26 @@ def listed_files(where: Path, layout: Layout, files: Mapping[str, str]) -> tuple
     """
     lines = _lines(where)
     columns = _columns(where, lines, layout, files)
+    guess = -1 if _is_of_one_class(lines) else 0
+    stems: dict[str, list[str]] = {}
+    for name in files:
+        stems.setdefault(name.rpartition("/")[2], []).append(name)
     counts, file_of, absent = Counter[str](), dict[str, str](), dict[str, None]()
     for line in lines.values():
         texts = [_without(line, columns)] if columns is not None else _readings(line)
-        name = next((name for text in texts for name in _meanings(text, layout) if name in files), None)
-        if name is None:
-            name = next((name for text in texts for name in _meanings(text, layout) if _is_there(name, layout)), None)
-            if name is not None:
-                file_of[name] = f"{layout.annotations}/{name}.xml"
-        if name is None:
-            name = _unquoted(texts[-1])
-            check_inside(name, where)
-            absent[name] = None
-        counts[name] += 1
+        found = next((name for text in texts for name in _meanings(text, layout) if name in files), None)
+        if found is None:  # a name without its folder
+            alone = (stems.get(name, ()) for text in texts for name in _meanings(text, layout))
+            found = next((names[0] for names in alone if len(names) == 1), None)
+        if found is None:
+            found = next((name for text in texts for name in _meanings(text, layout) if _is_there(name, layout)), None)
+            if found is not None:
+                file_of[found] = f"{layout.annotations}/{found}.xml"
+        if found is None:
+            found = _unquoted(texts[guess])
+            check_inside(found, where)
+            absent[found] = None
+        counts[found] += 1
     if absent:
         shown = ", ".join(f"{name}.xml" for name in list(absent)[:3]) + (", …" if len(absent) > 3 else "")
         raise AnnotationError(
@@ -120,9 +127,8 @@ def _columns(where: Path, lines: Mapping[int, str], layout: Layout, files: Mappi
     possible = []
     for columns in range(min(map(_numbers_at_end, lines.values())) + 1):
         texts = [_without(line, columns) for line in lines.values()]
-        of_one_class = all(line.rsplit(None, 1)[-1] in ("-1", "0", "1") for line in lines.values())
         named = (any(name in files for name in _meanings(text, layout)) for text in texts)
-        if (columns == 0 or of_one_class) and all(named):
+        if (columns == 0 or _is_of_one_class(lines)) and all(named):
             possible.append(columns)
     if len(possible) > 1:
         number, line = next(iter(lines.items()))
@@ -133,6 +139,11 @@ def _columns(where: Path, lines: Mapping[int, str], layout: Layout, files: Mappi
             remedy="put quotes around the names in the list",
         )
     return possible[0] if possible else None
+
+
+def _is_of_one_class(lines: Mapping[int, str]) -> bool:
+    """Whether each line ends as in the list of a class: absent, difficult or present."""
+    return all(_numbers_at_end(line) and line.rsplit(None, 1)[-1] in ("-1", "0", "1") for line in lines.values())
 
 
 def _numbers_at_end(line: str) -> int:

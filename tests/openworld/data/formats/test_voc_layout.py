@@ -122,6 +122,14 @@ def test_a_set_is_not_the_only_one_of_another_role(tmp_path: Path) -> None:
         read_dataset(SourceOptions(annotations=str(tmp_path)), "test")
 
 
+def test_sets_beside_xml_files_of_none(tmp_path: Path) -> None:
+    make(tmp_path, "Annotations/a.xml Annotations/test/b.xml JPEGImages/a.jpg JPEGImages/b.jpg")
+    with pytest.raises(AnnotationError, match="which of its sets is meant is not said, and XML files lie beside"):
+        read_dataset(SourceOptions(annotations=str(tmp_path)), "test")
+    dataset = read_dataset(SourceOptions(annotations=str(tmp_path), image_set="test"))
+    assert images(dataset, tmp_path) == {"b": "JPEGImages/b.jpg"}
+
+
 def test_several_voc_folders_side_by_side(tmp_path: Path) -> None:
     make(
         tmp_path,

@@ -127,6 +127,26 @@ def test_a_file_of_another_folder_is_not_taken(folder: Path, tmp_path: Path) -> 
         read_voc(folder, image_set=str(listed))
 
 
+def test_a_name_without_its_folder(tmp_path: Path) -> None:
+    for name in ("d1/a", "d2/a", "d2/b"):
+        (tmp_path / f"Annotations/{name}.xml").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"Annotations/{name}.xml").write_text(XML.format("x.png", 1))
+    listed = tmp_path / "list.txt"
+    listed.write_text("b 1\nd1/a 1\n")
+    assert list(read_voc(tmp_path, image_set=str(listed)).image_ids) == ["d2/b", "d1/a"]
+    listed.write_text("b\na\n")
+    with pytest.raises(AnnotationError, match=r"1 of 2 annotation files do not exist: a\.xml"):
+        read_voc(tmp_path, image_set=str(listed))
+
+
+def test_names_of_missing_files_keep_their_blanks(folder: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "list.txt"
+    for content, words in (("back gate 1\nback gate 2\n", r"2 of 2 .*: back gate 1\.xml"), ("back -1", r": back\.xml")):
+        listed.write_text(content)
+        with pytest.raises(AnnotationError, match=words):
+            read_voc(folder, image_set=str(listed))
+
+
 @pytest.mark.parametrize("place", ["ImageSets/Main/my.txt", "ImageSets/my.txt", "my.txt"])
 @pytest.mark.parametrize("name", ["my", "my.txt"])
 def test_where_lists_lie(tmp_path: Path, place: str, name: str) -> None:
