@@ -60,26 +60,33 @@ def listed_files(where: Path, layout: Layout, files: Mapping[str, str]) -> tuple
             may mean two files.
     """
     lines = _lines(where)
-    columns = _columns(where, lines, layout, files)
-    guess = -1 if _is_of_one_class(lines) else 0
+    names = _in_columns(where, lines, layout, files)
+    if names is not None:
+        counts = Counter(names)
+        return counts, {name: files[name] for name in counts}
+
+    # Each line for itself.
     stems: dict[str, list[str]] = {}
     for name in files:
         stems.setdefault(name.rpartition("/")[2], []).append(name)
-    counts, file_of, absent = Counter[str](), dict[str, str](), dict[str, None]()
+    guess = -1 if _is_of_one_class(lines) else 0
+    counts, file_of, absent = Counter(), dict[str, str](), dict[str, None]()
     for line in lines.values():
-        texts = [_without(line, columns)] if columns is not None else _readings(line)
-        found = next((name for text in texts for name in _meanings(text, layout) if name in files), None)
+        texts = [_without(line, columns) for columns in range(_numbers_at_end(line) + 1)]
+        meanings = [name for text in texts for name in _meanings(text, layout)]
+        found = next((name for name in meanings if name in files), None)
         if found is None:  # a name without its folder
-            alone = (stems.get(name, ()) for text in texts for name in _meanings(text, layout))
+            alone = (stems.get(name, ()) for name in meanings)
             found = next((names[0] for names in alone if len(names) == 1), None)
-        if found is None:
-            found = next((name for text in texts for name in _meanings(text, layout) if _is_there(name, layout)), None)
-            if found is not None:
-                file_of[found] = f"{layout.annotations}/{found}.xml"
-        if found is None:
-            found = _unquoted(texts[guess])
-            check_inside(found, where)
-            absent[found] = None
+        if found is not None:
+            file_of[found] = files[found]
+        else:
+            found = next((name for name in meanings if _is_there(name, layout)), None)
+            if found is None:
+                found = _unquoted(texts[guess])
+                check_inside(found, where)
+                absent[found] = None
+            file_of[found] = f"{layout.annotations}/{found}.xml"
         counts[found] += 1
     if absent:
         shown = ", ".join(f"{name}.xml" for name in list(absent)[:3]) + (", …" if len(absent) > 3 else "")
@@ -88,7 +95,7 @@ def listed_files(where: Path, layout: Layout, files: Mapping[str, str]) -> tuple
             where=str(layout.annotations),
             remedy=f"fetch the annotations or correct the image list {where}",
         )
-    return counts, {name: file_of.get(name) or files[name] for name in counts}
+    return counts, file_of
 
 
 def missing_list(image_set: str, layout: Layout) -> AnnotationError:
@@ -116,29 +123,34 @@ def _lines(where: Path) -> dict[int, str]:
     return lines
 
 
-def _columns(where: Path, lines: Mapping[int, str], layout: Layout, files: Mapping[str, str]) -> int | None:
-    """How many columns of numbers follow the names of a list, so that each line names a file.
+def _in_columns(where: Path, lines: Mapping[int, str], layout: Layout, files: Mapping[str, str]) -> list[str] | None:
+    """The XML file of each line, where one number of columns with numbers follows all names.
 
-    None: no number of columns does, and each line is read for itself.
+    None: no number of columns does.
 
     Raises:
         AnnotationError: names end with numbers, and may be meant with or without.
     """
-    possible = []
-    for columns in range(min(map(_numbers_at_end, lines.values())) + 1):
-        texts = [_without(line, columns) for line in lines.values()]
-        named = (any(name in files for name in _meanings(text, layout)) for text in texts)
-        if (columns == 0 or _is_of_one_class(lines)) and all(named):
-            possible.append(columns)
+    possible: dict[int, list[str]] = {}
+    most = min(map(_numbers_at_end, lines.values())) if _is_of_one_class(lines) else 0
+    for columns in range(most + 1):
+        names = []
+        for line in lines.values():
+            name = next((name for name in _meanings(_without(line, columns), layout) if name in files), None)
+            if name is None:
+                break
+            names.append(name)
+        else:
+            possible[columns] = names
     if len(possible) > 1:
         number, line = next(iter(lines.items()))
-        first, second = (_without(line, columns) for columns in possible[:2])
+        first, second = (_without(line, columns) for columns in list(possible)[:2])
         raise AnnotationError(
             f"{line!r} may mean {first!r}, or {second!r} and a number",
             where=f"{where}, line {number}",
             remedy="put quotes around the names in the list",
         )
-    return possible[0] if possible else None
+    return next(iter(possible.values()), None)
 
 
 def _is_of_one_class(lines: Mapping[int, str]) -> bool:
@@ -154,11 +166,6 @@ def _numbers_at_end(line: str) -> int:
 def _without(line: str, columns: int) -> str:
     """A line without its last columns."""
     return line.rsplit(None, columns)[0] if columns else line
-
-
-def _readings(line: str) -> list[str]:
-    """A line with all of the numbers at its end, with all but one, and so on."""
-    return [_without(line, columns) for columns in range(_numbers_at_end(line) + 1)]
 
 
 def _is_there(name: str, layout: Layout) -> bool:
