@@ -43,20 +43,21 @@ class SourceOptions:
     """One annotated set of images."""
 
     annotations: str | None = None
-    """COCO: the .json file. VOC: the folder that holds Annotations/, such as VOCdevkit/VOC2007. YOLO: data.yaml or
-    Darknet's obj.data, or the folder that holds it or images/, labels/ and classes.txt."""
+    """COCO: the .json file. VOC: the folder that holds Annotations/, such as VOCdevkit/VOC2007, or the XML files. YOLO:
+    data.yaml or Darknet's obj.data, or the folder that holds it or images/, labels/ and classes.txt."""
     images: str | None = None
     """Folder of the images. Default for COCO: the folder in which tools put them and that holds them, such as images/
-    beside the .json file, the file's own folder, data/, ../train2017/ or ../images/default/; for VOC: JPEGImages/; for
-    YOLO: as data.yaml says, or images/."""
+    beside the .json file, the file's own folder, data/, ../train2017/ or ../images/default/; for VOC: JPEGImages/,
+    images/ or beside the XML files; for YOLO: as data.yaml says, or images/."""
     format: Annotated[str, KnownFormat()] = "auto"
     """Format of the annotations: a name in :data:`openworld.data.formats.FORMATS` (coco, voc, yolo). ``auto``: a .json
-    file is COCO, a folder with Annotations/ is VOC, a .yaml or .data file is YOLO, and so is a folder with one, with
-    labels/ or with a list of class names."""
+    file is COCO, a folder with Annotations/ or XML files is VOC, a .yaml or .data file is YOLO, and so is a folder with
+    one, with labels/ or with a list of class names."""
     image_set: str | None = None
     """COCO: ``field=value`` takes the images that have it, as in ``fold=train``. VOC: a list in ImageSets/Main such as
     ``trainval``, or the path of a .txt file. Default of both: every image. YOLO: a key of data.yaml or a folder below
-    images/. Default: the one of the same name as ``train``, ``val`` or ``test``."""
+    images/. Default: the one of the same name as ``train``, ``val`` or ``test``. A VOC folder whose XML files lie in
+    train/, val/ and test/ has these sets, too."""
     orientation: Orientation = "auto"
     """Which picture was annotated, where photographs have an EXIF orientation tag. ``upright``: as viewers show it, the
     tag applied. ``stored``: as it is stored. ``auto``: YOLO is upright, as Ultralytics takes it; for COCO and VOC the

@@ -14,6 +14,7 @@ from openworld.predictions.foreign.coco_results import read_coco_results
 from openworld.predictions.foreign.match import Unseen
 from openworld.predictions.foreign.voc_text import read_voc_detections
 from openworld.records import Dataset, Repairs
+from openworld.runtime.files import visible_files
 
 
 def open_predictions(
@@ -60,7 +61,7 @@ def open_predictions(
                     remedy=f"choose one of the tasks {', '.join(map(str, numbered))}",
                 )
             return [_own(file, schedule, number) for number, file in numbered.items() if task is None or number == task]
-        if not any(path.glob("*.txt")):
+        if not any(visible_files(path, (".txt",), deep=False)):
             raise DataError(
                 "has neither task<number>/predictions.json nor .txt files",
                 where=str(path),

@@ -28,7 +28,7 @@ from openworld.run.sources import Sources, open_sources
 from openworld.runtime import distributed
 from openworld.runtime.dotted import leaves
 from openworld.runtime.environment import describe
-from openworld.runtime.files import write_atomic, write_json
+from openworld.runtime.files import is_hidden, write_atomic, write_json
 from openworld.runtime.runlog import RunLog
 from ssl_backbones.backbones import BackboneOptions, ResNetOptions
 from ssl_backbones.handover import load_backbone_file
@@ -167,7 +167,7 @@ def has_begun(folder: Path) -> bool:
     if log.exists() and log.stat().st_size > 0:
         return True
     left = (path for pattern in ("backbone/*", "task*/*") for path in folder.glob(pattern))
-    return any(path.name != "exemplars.json" for path in left)
+    return any(path.name != "exemplars.json" and not is_hidden(path.name) for path in left)
 
 
 def _same_run(config: RunConfig, path: Path) -> RunConfig:

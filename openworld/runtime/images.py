@@ -29,6 +29,7 @@ from PIL import Image
 from torch import Tensor
 
 from openworld.errors import DataError
+from openworld.runtime.files import visible_files
 from openworld.runtime.image_headers import REMEDY, TURNS, Size, Upright, header_of, open_image, read_header
 
 log = logging.getLogger("openworld.data")
@@ -48,7 +49,7 @@ _BITS_PER_SAMPLE = 258
 
 
 def find_images(place: Path) -> list[Path]:
-    """Return an image file, or all image files below a folder, sorted by path.
+    """Return an image file, or all image files below a folder that are not hidden, sorted by path.
 
     Raises:
         DataError: ``place`` does not exist, or is a folder without images.
@@ -57,7 +58,7 @@ def find_images(place: Path) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise DataError("does not exist", where=str(place), remedy="give an image, or the folder that holds the images")
-    found = sorted(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    found = sorted(file for file in visible_files(place, SUFFIXES) if file.is_file())
     if not found:
         kinds = _other_kinds(place)
         raise DataError(
@@ -79,10 +80,8 @@ def _other_kinds(place: Path) -> str:
     """Number of files of each suffix below a folder that are neither images nor texts; empty where there are none."""
     counts = Counter(
         file.suffix.lower() or "no suffix"
-        for file in place.rglob("*")
-        if file.suffix.lower() not in (*SUFFIXES, *_TEXTS)
-        and not any(part.startswith(".") for part in file.relative_to(place).parts)
-        and file.is_file()
+        for file in visible_files(place)
+        if file.suffix.lower() not in (*SUFFIXES, *_TEXTS) and file.is_file()
     )
     return ", ".join(f"{number:,} x {kind}" for kind, number in sorted(counts.items()))
 

@@ -10,6 +10,7 @@ from openworld.data.formats.cache import cache_folder
 from openworld.data.options import SourceOptions
 from openworld.errors import DataError
 from openworld.records import Dataset
+from openworld.runtime.files import visible_files, visible_folders
 
 
 def read_dataset(source: SourceOptions, role: str | None = None) -> Dataset:
@@ -47,7 +48,7 @@ def _detected(path: Path) -> str:
     for name, form in FORMATS.items():
         if form.reader.detects(path):
             return name
-    files = [file for pattern in ("*.json", "*/*.json") for file in sorted(path.glob(pattern)) if file.name[0] != "."]
+    files = [file for place in (path, *visible_folders(path)) for file in visible_files(place, (".json",), deep=False)]
     raise DataError(
         f"is not a {annotations_help()}",
         where=str(path),

@@ -1,16 +1,33 @@
-"""Pascal VOC folders: ``Annotations/*.xml``, ``ImageSets/Main/*.txt``, ``JPEGImages/``.
+"""Pascal VOC folders: ``Annotations/*.xml``, ``ImageSets/Main/*.txt``, ``JPEGImages/``, and the layouts of other tools.
 
 VOC counts pixels from 1 and its boxes include both corners, so ``xmin`` and ``ymin`` become one less and ``xmax`` and
 ``ymax`` stay. ``difficult`` objects are marked ``ignore``: evaluation does not ask for them, training uses them.
 
-What the reader does with defects:
+:mod:`openworld.data.formats.voc_layout` says which layouts are read, :mod:`openworld.data.formats.voc_lists` which
+image lists. What the reader does with defects:
 
 =====================================================  ===========================================================
 list or XML file that is missing or not text           AnnotationError
-XML that cannot be parsed, or that declares entities   AnnotationError
-object without name or bndbox, a value that is not a   AnnotationError naming file, object and element
-number
-name of the list that leaves the folder                AnnotationError
+XML that cannot be parsed, that declares entities, or  AnnotationError
+that is not of VOC; bytes that are not in the
+encoding that it declares, or UTF-8
+object without name, without bndbox and polygon;       AnnotationError naming file, object and element
+a coordinate that is not a number
+several sets, of which none is named                   AnnotationError
+two XML files of one image                             AnnotationError
+name of the list that leaves the folder, or that may   AnnotationError
+mean two files
+hidden files and folders                               left out, unless a list names them
+XML files in folders below                             read; names keep the folder
+suffix of the image                                    any; ``<filename>`` decides between images of one stem, or
+                                                       else the likeliest suffix, counted
+``<filename>`` of another image that is there          the stem counts, counted
+XML file in the root beside ``Annotations/``           left out, counted
+encodings UTF-8, UTF-16, UTF-32, of one byte per       read
+character, and of Chinese, Japanese and Korean
+``difficult`` in words                                 read; neither yes nor no: taken for no, counted
+polygon without bndbox                                 becomes its box, counted
+object that LabelMe marks as deleted                   dropped, counted
 width or height missing or not positive                read from the image file or, without it, the extent of the
                                                        boxes; counted
 image that the list repeats                            read once, counted; ``Record.listed`` keeps the number
@@ -21,24 +38,23 @@ other boxes                                            :func:`openworld.data.box
 
 from __future__ import annotations
 
-import os
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from openworld.data.boxes import clean_boxes
-from openworld.data.formats import Reader
+from openworld.data.formats import Place, Reader
 from openworld.data.formats.cache import cached
-from openworld.data.formats.file_names import check_inside
-from openworld.data.formats.sizes import found_size, usable_size
+from openworld.data.formats.sizes import found_size
+from openworld.data.formats.voc_layout import ImageFiles, Layout, default_layout, find_layout, list_file
+from openworld.data.formats.voc_lists import listed_files, missing_list, xml_files
+from openworld.data.formats.voc_xml import VocObject, read_voc_image
 from openworld.errors import AnnotationError
-from openworld.records import Dataset, Names, Repairs, file_exists
-from openworld.runtime.images import SUFFIXES
+from openworld.records import Dataset, Names, Repairs
+from openworld.runtime.files import visible_files
 
 
 def read_voc(
@@ -52,90 +68,117 @@ def read_voc(
     """Read a VOC folder.
 
     Args:
-        root: holds ``Annotations/``.
-        images: folder of the images. Default: ``JPEGImages/`` in ``root``.
-        image_set: a list in ``ImageSets/Main`` without its suffix, or the path of a .txt file. None: every XML file.
+        root: holds ``Annotations/``, or the XML files themselves, or folders of sets.
+        images: folder of the images. Default: ``JPEGImages/`` in ``root``, or where else the layout has them.
+        image_set: a list in ``ImageSets/Main`` without its suffix, or the path of a .txt file, or the folder of a set.
+            None: every XML file.
         cache: folder for parsed annotations. None: parse them.
         upright: whether the pictures were annotated as their EXIF tags turn them; None: the annotated sizes tell.
 
     Returns:
-        categories sorted by name; images in the order of the list, each id the name in the list: the file's stem.
+        categories sorted by name; images in the order of the list. An id is the path of the XML file below the folder
+        of the annotations without its suffix: without folders in it, the file's stem.
 
     Raises:
         AnnotationError: see the table above.
         DataError: an image file whose size is needed cannot be read.
     """
     root = Path(root)
-    folder = root / "JPEGImages" if images is None else Path(images)
-    where, counts = _listed(root, image_set)
-    file_of = {stem: f"{root}/Annotations/{stem}.xml" for stem in counts}
-    image_of = _image_files(folder, counts)
+    where, layout = _set(find_layout(root) or default_layout(root), image_set)
+    if images is not None:
+        layout = layout.with_images(Path(images))
+    names = xml_files(layout.annotations)
+    if where == layout.annotations:
+        counts, file_of = Counter(dict.fromkeys(names, 1)), names
+        if not counts:
+            raise AnnotationError(
+                "names no image", where=str(where), remedy="give a list or folder with at least one image"
+            )
+    else:
+        counts, file_of = listed_files(where, layout, names)
+    finder = ImageFiles(layout.images)
 
     def parse() -> Dataset:
-        _check_present(file_of, root / "Annotations")
-        return _parse(counts, where, file_of, image_of, upright)
+        return _parse(counts, where, file_of, finder, upright)
 
-    listed = {file_of[stem]: times for stem, times in counts.items()}
+    listed = {file_of[name]: times for name, times in counts.items()}
     dataset = cached(cache, root, {"format": "voc", "list": str(where)}, listed, parse)
-    return replace(dataset, paths=Names(image_of[str(stem)] for stem in dataset.paths), upright=upright)
+    if layout.root != layout.annotations:
+        for stray in visible_files(layout.root, (".xml",), deep=False):
+            dataset.repairs.add("XML file outside the folder of the annotations left out", str(stray))
+    return replace(dataset, paths=Names(_image_paths(counts, dataset, finder)), upright=upright)
+
+
+def _set_for_role(place: Place, role: str) -> str | None:
+    layout = find_layout(place.annotations)
+    return None if layout is None else layout.set_for_role(role)
 
 
 READER = Reader(
-    detects=lambda path: (path / "Annotations").is_dir(),
+    detects=lambda path: find_layout(path) is not None,
     read=lambda place: read_voc(
         place.annotations, place.images, place.image_set, cache=place.cache, upright=place.upright
     ),
+    set_for_role=_set_for_role,
 )
 
 
-class _Object(NamedTuple):
-    """One object: positions of its image and in its file, name, corners x1 y1 x2 y2, difficult."""
-
-    image: int
-    position: int
-    name: str
-    box: tuple[float, float, float, float]
-    difficult: bool
+def _set(layout: Layout, image_set: str | None) -> tuple[Path, Layout]:
+    """The list, or the folder of which all XML files are read, and the layout of that part."""
+    if image_set is None:
+        if layout.sets:
+            problem = "which of its sets is meant is not said"
+            if layout.mixed:
+                problem += ", and XML files lie beside their folders"
+            raise AnnotationError(
+                problem,
+                where=str(layout.annotations),
+                remedy=f"set image_set to one of: {', '.join(layout.sets)}; or give the folder of the set",
+            )
+        return layout.annotations, layout
+    where = list_file(layout, image_set)
+    if where is not None:
+        return where, layout
+    if image_set in layout.sets:
+        layout = layout.only(image_set)
+        return _set(layout, None)
+    raise missing_list(image_set, layout)
 
 
 def _parse(
-    counts: Counter[str],
-    where: Path,
-    file_of: Mapping[str, str],
-    image_of: Mapping[str, str],
-    upright: bool | None,
+    counts: Counter[str], where: Path, file_of: Mapping[str, str], finder: ImageFiles, upright: bool | None
 ) -> Dataset:
-    """The data set of the listed XML files; its paths are the stems."""
+    """The data set of the listed XML files; its paths are their file names of the images."""
     repairs = Repairs()
-    stems = list(counts)
-    for stem, times in counts.items():
+    names = list(counts)
+    for name, times in counts.items():
         for _ in range(times - 1):
-            repairs.add("image listed again", f"{where.name} names {stem} {times} times")
+            repairs.add("image listed again", f"{where.name} names {name} {times} times")
 
     # All objects, image after image, and the size of each image.
-    found: list[_Object] = []
-    sizes = np.ones((len(stems), 2), dtype=np.int64)
-    for image, stem in enumerate(stems):
-        tree = _parse_xml(file_of[stem])
-        objects = [
-            _object(element, image, position, file_of[stem]) for position, element in enumerate(tree.iterfind("object"))
-        ]
-        found += objects
-        declared = [tree.findtext(f"size/{key}") for key in ("width", "height")]
-        sizes[image] = _declared_size(declared) or found_size(
-            Path(image_of[stem]),
-            np.array([one.box for one in objects], dtype=np.float64).reshape(-1, 4),
-            f"{stem}.xml declares {declared[0]!r} x {declared[1]!r}",
+    found: list[VocObject] = []
+    image_of: list[int] = []
+    filenames: list[str] = []
+    sizes = np.ones((len(names), 2), dtype=np.int64)
+    for image, name in enumerate(names):
+        content = read_voc_image(file_of[name], name, repairs)
+        found += content.objects
+        image_of += [image] * len(content.objects)
+        filenames.append(content.filename)
+        sizes[image] = content.size or found_size(
+            Path(finder.find(name, content.filename) or finder.expected(name, content.filename)),
+            np.array([one.box for one in content.objects], dtype=np.float64).reshape(-1, 4),
+            f"{name}.xml declares {content.declared[0]!r} x {content.declared[1]!r}",
             repairs,
             upright=upright,
         )
 
     # The policy for boxes, and the columns of those that stay.
-    image_index = np.array([one.image for one in found], dtype=np.int64)
+    image_index = np.array(image_of, dtype=np.int64)
     given = np.array([one.box for one in found], dtype=np.float64).reshape(-1, 4)
 
     def describe(number: int) -> str:
-        return f"{stems[found[number].image]}.xml, object {found[number].position}"
+        return f"{names[image_of[number]]}.xml, object {found[number].position}"
 
     boxes, kept = clean_boxes(given, sizes[image_index, 0], sizes[image_index, 1], repairs, describe)
     chosen = [found[number] for number in kept.tolist()]
@@ -143,127 +186,35 @@ def _parse(
     position_of = {name: position for position, name in enumerate(categories)}
     return Dataset(
         categories=tuple(categories),
-        image_ids=Names(stems),
-        paths=Names(stems),
+        image_ids=Names(names),
+        paths=Names(filenames),
         sizes=sizes,
         listed=np.array(list(counts.values()), dtype=np.int64),
-        offsets=np.searchsorted(image_index[kept], np.arange(len(stems) + 1)).astype(np.int64),
+        offsets=np.searchsorted(image_index[kept], np.arange(len(names) + 1)).astype(np.int64),
         boxes=boxes,
         box_categories=np.array([position_of[one.name] for one in chosen], dtype=np.int64),
         ignore=np.array([one.difficult for one in chosen], dtype=np.bool_),
         crowd=np.zeros(len(chosen), dtype=np.bool_),
-        annotation_ids=Names(f"{stems[one.image]}/{one.position}" for one in chosen),
+        annotation_ids=Names(f"{names[image_of[number]]}/{found[number].position}" for number in kept.tolist()),
         repairs=repairs,
     )
 
 
-def _check_present(file_of: Mapping[str, str], folder: Path) -> None:
-    absent = [f"{stem}.xml" for stem, file in file_of.items() if not file_exists(file)]
-    if absent:
-        shown = ", ".join(absent[:3]) + (", …" if len(absent) > 3 else "")
-        raise AnnotationError(
-            f"{len(absent)} of {len(file_of)} annotation files do not exist: {shown}",
-            where=str(folder),
-            remedy="fetch the annotations or correct the image list",
-        )
-
-
-def _listed(root: Path, image_set: str | None) -> tuple[Path, Counter[str]]:
-    """The list's file or folder, and stems in its order, with the number of times that it names each."""
-    if image_set is None:
-        where = root / "Annotations"
-        stems = sorted(file.stem for file in where.glob("*.xml"))
-    else:
-        where = Path(image_set) if image_set.endswith(".txt") else root / "ImageSets" / "Main" / f"{image_set}.txt"
-        if not where.is_file():
-            available = ", ".join(sorted(file.stem for file in (root / "ImageSets" / "Main").glob("*.txt"))[:12])
+def _image_paths(names: Iterable[str], dataset: Dataset, finder: ImageFiles) -> list[str]:
+    """The image of each XML file, or where it should be."""
+    owners: dict[str, str] = {}
+    for name, filename in zip(names, map(str, dataset.paths), strict=True):
+        path = finder.find(name, filename)
+        doubt = None if path is None else finder.doubt(path, filename)
+        if path is not None and doubt is not None:
+            kind, other = doubt
+            dataset.repairs.add(kind, f"{name}.xml: {path} is taken, and there is {other}")
+        path = path or finder.expected(name, filename)
+        if path in owners:
             raise AnnotationError(
-                f"the image list {image_set!r} does not exist",
-                where=str(where),
-                remedy=f"choose one of: {available}" if available else "give the path of a .txt file",
+                f"{owners[path]}.xml and {name}.xml are annotations of one image",
+                where=path,
+                remedy="remove one of them, or correct their <filename>",
             )
-        try:
-            lines = where.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, ValueError) as error:
-            raise AnnotationError(
-                f"cannot be read as text ({error})", where=str(where), remedy="give a list with one name per line"
-            ) from None
-        stems = [line.split()[0] for line in lines if line.strip()]
-    if not stems:
-        raise AnnotationError(
-            "names no image", where=str(where), remedy="give a list or folder with at least one image"
-        )
-    counts = Counter(stems)
-    for stem in counts:
-        check_inside(stem, where)
-    return where, counts
-
-
-def _image_files(images: Path, stems: Iterable[str]) -> dict[str, str]:
-    """The image file of each stem: of those with a known suffix the likeliest, or STEM.jpg where there is none."""
-    found: dict[str, dict[str, str]] = {}
-    paths = {}
-    for stem in stems:
-        folder, _, name = f"{images}/{stem}".rpartition("/")
-        if folder not in found:
-            found[folder] = _images_in(folder)
-        paths[stem] = found[folder].get(name, f"{folder}/{name}.jpg")
-    return paths
-
-
-def _images_in(folder: str) -> dict[str, str]:
-    """Stem to path of the image files of a folder; it is listed once, which is faster than asking for each file."""
-    chosen: dict[str, tuple[int, bool, str]] = {}
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122
-                if suffix.lower() in SUFFIXES and entry.is_file():
-                    candidate = (SUFFIXES.index(suffix.lower()), suffix != suffix.lower(), entry.path)
-                    chosen[stem] = min(chosen.get(stem, candidate), candidate)
-    except (OSError, ValueError):  # missing, or a name that no folder can have
-        return {}
-    return {stem: path for stem, (*_, path) in chosen.items()}
-
-
-def _parse_xml(file: str) -> ElementTree.Element:
-    try:
-        data = Path(file).read_bytes()
-        if b"<!ENTITY" in data.replace(b"\0", b""):  # in any encoding of Unicode
-            raise ValueError("it declares entities, which an annotation has no need of")
-        return ElementTree.fromstring(data)
-    except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
-        raise AnnotationError(f"cannot be parsed ({error})", where=file, remedy="export the file again") from None
-    except OSError as error:
-        raise AnnotationError(f"cannot be read ({error.strerror})", where=file, remedy="check the file") from None
-
-
-def _object(element: ElementTree.Element, image: int, position: int, file: str) -> _Object:
-    where = f"{file}, object {position}"
-    name = (element.findtext("name") or "").strip()
-    box = element.find("bndbox")
-    if not name or box is None:
-        missing = "bndbox" if name else "name"
-        raise AnnotationError(f"has no <{missing}>", where=where, remedy="complete or remove the object")
-    x1, y1, x2, y2 = (_number(box, key, where) for key in ("xmin", "ymin", "xmax", "ymax"))
-    difficult = element.find("difficult") is not None and _number(element, "difficult", where) != 0
-    return _Object(image, position, name, (x1 - 1, y1 - 1, x2, y2), difficult)
-
-
-def _declared_size(texts: list[str | None]) -> tuple[int, int] | None:
-    """Width and height in pixels as the file says, or None if it does not say or cannot be right."""
-    try:
-        width, height = (float(text or 0) for text in texts)
-    except ValueError:
-        return None
-    return usable_size(width, height)
-
-
-def _number(element: ElementTree.Element, key: str, where: str) -> float:
-    text = element.findtext(key)
-    try:
-        return float(text or "")
-    except ValueError:
-        raise AnnotationError(
-            f"<{key}> holds {text!r}, which is not a number", where=where, remedy="correct or remove the object"
-        ) from None
+        owners[path] = name
+    return list(owners)

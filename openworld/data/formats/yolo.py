@@ -67,6 +67,7 @@ from openworld.data.formats.yolo_lines import Lines, read_lines
 from openworld.data.formats.yolo_paths import below, text_of
 from openworld.errors import DataError
 from openworld.records import Dataset, Record, Repairs, file_exists
+from openworld.runtime.files import visible_files
 from openworld.runtime.images import image_size
 
 
@@ -174,8 +175,8 @@ def _label_files(files: Sequence[Path], where: Path, repairs: Repairs) -> dict[P
         owners[label] = file
     present: dict[Path, Path] = {}
     for folder in sorted({label.parent for label in owners}):
-        for label in sorted(folder.glob("*")):  # the suffix may be in upper case, which sorts first and is replaced
-            if label.suffix.lower() == ".txt" and label.is_file():
+        for label in visible_files(folder, (".txt",), deep=False):  # .TXT sorts first, and is replaced
+            if label.is_file():
                 present[label.with_suffix(".txt")] = label
     if present.keys().isdisjoint(owners):
         raise DataError(

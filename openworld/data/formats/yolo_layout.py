@@ -28,7 +28,7 @@ from openworld.data.formats.yolo_names import check_count, listed_names, names_o
 from openworld.data.formats.yolo_paths import listed_images, located, text_of
 from openworld.errors import DataError
 from openworld.records import Repairs
-from openworld.runtime.files import read_yaml
+from openworld.runtime.files import read_yaml, visible_files
 from openworld.runtime.images import find_images
 
 SETS = ("train", "val", "valid", "validation", "test")
@@ -115,8 +115,7 @@ def is_yolo(path: Path) -> bool:
         return path.suffix.lower() in (*_YAML, ".data")
     return (
         any(_yaml_files(path))
-        or any(path.glob("*.data"))
-        or any(path.glob("*.names"))
+        or any(visible_files(path, (".data", ".names"), deep=False))
         or (path / "labels").is_dir()
         or any((path / name).is_file() or any(path.glob(f"*/{name}")) for name in CLASS_LISTS)
         or _above(path) is not None
@@ -144,7 +143,11 @@ def find_layout(path: Path, images: Path | None, repairs: Repairs) -> Layout:
             remedy=f"name the folders in {description.name}, or give the folder with labels/ instead",
         )
     if description.suffix == ".names":
-        lists = {file.stem: [file.name] for file in sorted(path.glob("*.txt")) if file.stem in (*SETS, "images")}
+        lists = {
+            file.stem: [file.name]
+            for file in visible_files(path, (".txt",), deep=False)
+            if file.stem in (*SETS, "images")
+        }
         return Layout(description, path, listed_names(description), lists)
     return (_of_darknet if description.suffix.lower() == ".data" else _of_yaml)(description, repairs)
 
@@ -156,8 +159,8 @@ def _yaml_files(folder: Path) -> Iterator[Path]:
     """data.yaml and dataset.yaml by their name, then all others that have ``names``."""
     named = [folder / f"{stem}{suffix}" for stem in ("data", "dataset") for suffix in _YAML]
     yield from (file for file in named if file.is_file())
-    for file in sorted(folder.glob("*")):
-        if file.suffix.lower() in _YAML and file not in named and not file.name.startswith("."):
+    for file in visible_files(folder, _YAML, deep=False):
+        if file not in named:
             try:
                 content = read_yaml(file, remedy=_REMEDY, kind=DataError)
             except DataError:
@@ -168,9 +171,9 @@ def _yaml_files(folder: Path) -> Iterator[Path]:
 
 def _description_in(folder: Path) -> Path | None:
     """The file that describes the sets of a folder."""
-    found = list(_yaml_files(folder)) or _visible(folder, "*.data")
+    found = list(_yaml_files(folder)) or _described(folder, ".data")
     if not found and any((folder / f"{name}.txt").is_file() for name in (*SETS, "images")):
-        found = _visible(folder, "*.names")
+        found = _described(folder, ".names")
     if len(found) > 1 and found[0].stem not in ("data", "dataset", "obj"):
         raise DataError(
             f"{', '.join(file.name for file in found[:5])} describe data sets",
@@ -180,9 +183,9 @@ def _description_in(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _visible(folder: Path, pattern: str) -> list[Path]:
-    """Files that match, ``obj.*`` first."""
-    return sorted((file for file in folder.glob(pattern) if file.name[0] != "."), key=lambda file: file.stem != "obj")
+def _described(folder: Path, suffix: str) -> list[Path]:
+    """Files with a suffix, ``obj`` first."""
+    return sorted(visible_files(folder, (suffix,), deep=False), key=lambda file: file.stem != "obj")
 
 
 def _of_yaml(description: Path, repairs: Repairs) -> Layout:
@@ -288,7 +291,7 @@ def _folder(path: Path, images: Path | None, repairs: Repairs) -> Layout:
             if folder != root:
                 repairs.add("classes named one folder above", f"{root} has its classes from {description}")
             return Layout(layout.where, root, layout.names, None, images, layout.keypoints)
-        lists = [file for name in CLASS_LISTS if (file := folder / name).is_file()] or _visible(folder, "*.names")
+        lists = [file for name in CLASS_LISTS if (file := folder / name).is_file()] or _described(folder, ".names")
         if lists and folder != root.parent:
             return Layout(path, root, listed_names(lists[0]), None, images)
     beside = sorted(file.parent.name for name in CLASS_LISTS for file in root.glob(f"*/{name}"))

@@ -26,6 +26,7 @@ from openworld.predictions.foreign.match import (
     nearest_class,
 )
 from openworld.records import Dataset, Repairs
+from openworld.runtime.files import visible_files
 
 FIELDS = ("image_id", "score", "xmin", "ymin", "xmax", "ymax")
 _LINE = f"a line is: {' '.join(FIELDS)}"
@@ -95,7 +96,7 @@ def read_voc_detections(
 
 def _files_by_class(folder: Path, known: Sequence[str], rename: Mapping[str, str]) -> dict[str, Path]:
     """The detection file of each class, by its name in the schedule."""
-    paths = sorted(folder.glob("*.txt"))
+    paths = list(visible_files(folder, (".txt",), deep=False))
     if not paths:
         raise DataError(
             "is not a folder with .txt files",

@@ -248,8 +248,9 @@ def test_how_pictures_are_decoded_is_in_the_sets_and_doubts_are_said(
 
 def test_one_orientation_for_named_sets(run: Path, tmp_path: Path) -> None:
     path = str(tmp_path / "data" / "test.json")
-    sets, _ = open_split({"test": (path, None)}, schedule=None, config=None, orientation="stored", complete=False)
+    stored = SourceOptions(annotations=path, orientation="stored")
+    sets, _ = open_split({"test": stored}, schedule=None, config=None, complete=False)
     assert sets["test"].upright is False
     assert open_ground_truth([], path, orientation="upright")[0].upright is True
     with pytest.raises(ConfigError, match="a configuration and single sets, a schedule or an orientation"):
-        open_split({}, schedule=None, config=str(run / "config.yaml"), orientation="upright")
+        open_split({"test": SourceOptions(orientation="upright")}, schedule=None, config=str(run / "config.yaml"))
