@@ -74,8 +74,8 @@ def check_data(
     Returns:
         ready for JSON: ``tasks``; ``thresholds``; ``sets`` by name, each with ``images``, ``objects``,
         ``without_objects``, ``unreadable``, ``other_size``, ``turned``, ``image_sizes``, ``box_sides`` and
-        ``box_aspects`` (counts in the bins of ``thresholds``), ``suspicious`` by kind, ``repairs`` and
-        ``repair_examples``; ``classes``
+        ``box_aspects`` (counts in the bins of ``thresholds``), ``suspicious`` by kind, ``repairs``,
+        ``harmful_repairs`` (kinds that cost records) and ``repair_examples`` by kind; ``classes``
         [{"class", "task", set: objects, …}, …]; ``task_objects`` by task; ``files``, equal ones; ``similar``,
         look-alikes; ``findings`` as an audit's. Each list of cases ends after :data:`LISTED`.
 
@@ -176,7 +176,10 @@ def _facts(dataset: Dataset, seen: Mapping[Path, Seen], problems: Mapping[Path, 
         "box_aspects": np.histogram(sides[:, 0] / sides[:, 1], ASPECT_EDGES)[0].tolist(),
         "suspicious": _suspicious(dataset),
         "repairs": dict(sorted(dataset.repairs.counts.items())),
-        "repair_examples": list(dataset.repairs.examples),
+        "harmful_repairs": sorted(dataset.repairs.harmful),
+        "repair_examples": {
+            kind: messages[: dataset.repairs.SHOWN] for kind, messages in sorted(dataset.repairs.cases.items())
+        },
     }
 
 

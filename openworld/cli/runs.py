@@ -150,11 +150,14 @@ def pretrain(arguments: Namespace, options: PretrainOptions) -> None:
     from openworld.runtime.environment import select_device
     from openworld.runtime.images import find_images
     from openworld.runtime.runlog import RunLog
+    from ssl_backbones.card import refuse_taken
     from ssl_backbones.pretrain import pretrain as run_pretraining
 
     output = Path(arguments.output)
     device, crops = select_device(arguments.device), None
     with session(device):
+        if not arguments.resume and is_first():
+            refuse_taken(output)  # before the synthetic world is drawn there
         if options.images is None:
             with first_goes_ahead():
                 paths, crops = pretraining_world(output, options)

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from openworld.errors import DataError, OpenWorldError
 from openworld.labels import UNKNOWN_NAME, LabelSpace
+from openworld.records import Repairs
 from openworld.runtime.files import write_atomic
 from openworld.structures import Detections
 
@@ -201,6 +202,22 @@ def _check_size(width: Any, height: Any, where: str) -> None:
         )
 
 
+ROUNDING = 2.0**-10
+"""A score may lie this far outside [0, 1]: the step below 1 of half precision, in which many detectors compute."""
+BEYOND = "scores brought back to the range from 0 to 1, from which rounding had taken them"
+"""Kind of repair."""
+
+
+def within_rounding(scores: Reals) -> tuple[Reals, Whole]:
+    """Bring scores back to [0, 1] that lie outside by no more than :data:`ROUNDING`.
+
+    Returns:
+        the scores, (N,), and the positions of those that changed.
+    """
+    outside = ((scores > 1) & (scores <= 1 + ROUNDING)) | ((scores < 0) & (scores >= -ROUNDING))
+    return np.where(outside, np.clip(scores, 0, 1), scores), np.flatnonzero(outside)
+
+
 def wrong_numbers(boxes: Reals, scores: Reals) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which scores (N,) are not from 0 to 1, and which xyxy boxes (N, 4) are not finite or not ordered; both (N,)."""
     wrong_score = ~((scores >= 0) & (scores <= 1))
@@ -225,8 +242,12 @@ def _check_numbers(boxes: Reals, scores: Reals, owner: Whole, wheres: list[str])
     )
 
 
-def read_predictions(path: Path) -> Predictions:
+def read_predictions(path: Path, repairs: Repairs | None = None) -> Predictions:
     """Read and validate predictions.json.
+
+    Args:
+        path: the file.
+        repairs: counts scores that rounding brought out of [0, 1], and that are brought back.
 
     Raises:
         DataError: a file that cannot be read or is of another format, an image id that comes twice, a class name that
@@ -290,7 +311,10 @@ def read_predictions(path: Path) -> Predictions:
     extras = {name: [detection.get(name) for detection in flat] for name in present}
     boxes = np.array([detection["bbox"] for detection in flat], dtype=np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    scores = np.array([detection["score"] for detection in flat], dtype=np.float64)
+    scores, rounded = within_rounding(np.array([detection["score"] for detection in flat], dtype=np.float64))
+    if repairs is not None:
+        for row in rounded.tolist():
+            repairs.add(BEYOND, f"{wheres[image_index[row]]} has the score {flat[row]['score']!r}")
     _check_numbers(boxes, scores, image_index, wheres)
     return Predictions(
         tasks=space.tasks,

@@ -17,6 +17,7 @@ from openworld.configfile import read_config
 from openworld.data.benchmarks.reader import read_test, read_training, read_validation
 from openworld.data.formats.coco import coco_category_names
 from openworld.data.formats.read import read_dataset
+from openworld.data.identity import identity_of
 from openworld.data.loader import load_record
 from openworld.data.options import DataOptions, SourceOptions
 from openworld.data.schedules import Schedule, read_schedule
@@ -42,8 +43,9 @@ class Sources:
     pretraining_folder: Path | None
 
     def summary(self) -> dict[str, Any]:
-        """Counts and repairs of each set, for data.json."""
-        return {"train": self.train.as_json(), "held_out": self.held_out.as_json(), "test": self.test.as_json()}
+        """Counts, repairs and identity of each set, for data.json."""
+        sets = {"train": self.train, "held_out": self.held_out, "test": self.test}
+        return {name: {**dataset.as_json(), **identity_of(dataset)} for name, dataset in sets.items()}
 
     def pretraining_images(self, options: PretrainOptions) -> list[Path]:
         """Images without labels: the folder that the options name, or else the world's, or else the training images."""
