@@ -181,6 +181,8 @@ def open_pretraining(
     plan = BatchPlan(
         len(pool), options.batch_size, seed, accumulate=options.accumulate, rank=rank(), ranks=world_size()
     )
+    if is_first():
+        _warn_of_few_images(options, len(pool))
     seed_everything(seed, "pretrain")
     method = options.method.implementation()(options)
     method.allocate(len(pool))
@@ -319,6 +321,26 @@ def write_results(run: Pretraining, neighbours_of: int) -> PretrainResult:
     )
     shutil.rmtree(run.output / "checkpoints", ignore_errors=True)
     return result
+
+
+def _warn_of_few_images(options: PretrainOptions, images: int) -> None:
+    """Warn where a batch is smaller than asked for, or where an image is told apart from itself."""
+    if options.batch_size > images:
+        logger.warning(
+            "batch_size is %d and there are %d images: every step takes all of them, once each",
+            options.batch_size,
+            images,
+        )
+    stored = options.method.stored_negatives
+    if stored >= images:
+        name = "queue_size" if hasattr(options.method, "queue_size") else "negatives"
+        logger.warning(
+            "method.%s is %d and there are %d images: the negatives of an image are earlier views of the same images, "
+            "itself among them; set it to less than the number of images, or choose simclr or byol",
+            name,
+            stored,
+            images,
+        )
 
 
 def _recipes(options: PretrainOptions) -> tuple[ViewRecipe, ...]:

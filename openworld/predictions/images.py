@@ -46,7 +46,7 @@ class AnnotatedImages:
         self.by_stem: dict[str, list[int]] = {}
         for position, record in enumerate(self.records):
             self.by_text.setdefault(str(record.image_id), []).append(position)
-            self.by_stem.setdefault(record.path.stem, []).append(position)
+            self.by_stem.setdefault(PurePosixPath(self._parts[position][0]).stem, []).append(position)
 
     def matches(self, name: ImageId) -> list[int]:
         """Positions of the images that an id may mean."""

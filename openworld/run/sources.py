@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +27,11 @@ from openworld.data.synthetic import make_world, pretrain_folder, world_sources
 from openworld.data.transforms import as_float, resize
 from openworld.errors import ConfigError, DataError
 from openworld.records import Dataset, check_files, renamed
+from openworld.run.same_data import test_set_difference
 from openworld.runtime.images import find_images
 from ssl_backbones.options import PretrainOptions
+
+logger = logging.getLogger("openworld.run")
 
 PROBE_CROPS = 600
 """Most object crops that the kNN probe of a backbone looks at."""
@@ -197,13 +201,16 @@ def open_ground_truth(
                 remedy="name the annotations with --ground-truth, or give the folder of a run, which has its own",
             )
         try:
-            return open_test(read_config(run / "config.yaml"), run), found, None
+            test = open_test(read_config(run / "config.yaml"), run)
         except DataError as error:
             raise DataError(
                 f"the annotations of the run's test set cannot be opened ({error.problem}: {error.where})",
                 where=str(run),
                 remedy="bring the data back to where the run had them, or name their annotations with --ground-truth",
             ) from error
+        if difference := test_set_difference(run, test):
+            logger.warning("%s: %s; its predictions are scored on the set of now", run, difference)
+        return test, found, None
     rename = {} if found is None else found.rename
     source = SourceOptions(annotations=annotations, image_set=image_set)
     dataset = renamed(read_dataset(source, "test"), rename)
