@@ -196,16 +196,15 @@ def _check_sizes(predictions: Predictions, images: AnnotatedImages, where: Path)
     records = [images.records[images.exact[predictions.image_ids[number]]] for number in numbers]
     annotated = np.array([(record.width, record.height) for record in records], dtype=np.int64).reshape(-1, 2)
     predicted = np.stack([predictions.widths, predictions.heights], axis=1)[numbers]
-    wrong = np.flatnonzero((annotated != predicted).any(axis=1))
+    # Exchanged sides are a question of how photographs are turned, which is another one than that of the file.
+    exchanged = (annotated == predicted[:, ::-1]).all(axis=1)
+    wrong = np.flatnonzero((annotated != predicted).any(axis=1) & ~exchanged)
     if not wrong.size:
         return
     record, (width, height) = records[wrong[0]], predicted[wrong[0]].tolist()
-    remedy = "score with the annotations of the files that were predicted, not of copies in another size"
-    if (record.height, record.width) == (width, height):
-        remedy = "one of the two turned the photographs by their EXIF tag: predict the files as they were annotated"
     raise DataError(
         f"{wrong.size} of {len(numbers)} images were predicted in another size than they are annotated in: "
         f"{record.image_id!r} ({record.path}) at {width}x{height}, annotated at {record.width}x{record.height}",
         where=str(where),
-        remedy=remedy,
+        remedy="score with the annotations of the files that were predicted, not of copies in another size",
     )

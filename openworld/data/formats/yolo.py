@@ -26,6 +26,7 @@ byte order mark, empty lines, upper case suffixes      read
 ``../`` in front of a set that is in the root          read without it, counted
 polygon (three or more points)                         becomes its box, counted
 class number that nothing has                          object dropped, counted
+class numbers from 1 to the number of names            the same, and said to be one too large
 two classes of one name                                merged, counted
 image that a list repeats                              read once, counted; ``Record.listed`` keeps the count
 image without a label file                             no objects, counted
@@ -50,6 +51,7 @@ from numpy.typing import NDArray
 
 from openworld.data.boxes import clean_boxes
 from openworld.data.formats import Place, Reader
+from openworld.data.formats.class_numbers import note_numbers_from_one
 from openworld.data.formats.file_names import check_inside
 from openworld.errors import DataError
 from openworld.records import Dataset, Record, Repairs, file_exists
@@ -123,13 +125,15 @@ def read_yolo(path: Path, images: Path | None = None, image_set: str | None = No
     unique = max(stems.values(), default=1) == 1
     records: list[Record] = []
     missing: list[str] = []
+    numbers: set[int] = set()
     for file, label in labels.items():
         identifier = file.stem if unique else _below(file, root).with_suffix("").as_posix()
-        record = _record(identifier, file, label, len(names), category_of, repairs)
+        record = _record(identifier, file, label, len(names), category_of, numbers, repairs)
         if record is not None:
             records.append(replace(record, listed=counts[file]))
         elif not file_exists(file):
             missing.append(str(file))
+    note_numbers_from_one(numbers, len(names), path, repairs)
     if not records:
         raise DataError(
             f"none of its {len(labels)} images can be read, such as {next(iter(labels))}",
@@ -352,10 +356,11 @@ def _record(
     label: Path | None,
     count: int,
     category_of: Sequence[int],
+    numbers: set[int],
     repairs: Repairs,
 ) -> Record | None:
-    """One image's record, or None if its size is not known. ``count``: of the class numbers."""
-    rows = [] if label is None else _read_lines(label, count, repairs)
+    """One image's record, or None if its size is not known. ``count``: of the class numbers; ``numbers``: those met."""
+    rows = [] if label is None else _read_lines(label, count, numbers, repairs)
     try:
         width, height = image_size(file)
     except DataError as error:
@@ -376,7 +381,7 @@ def _record(
     )
 
 
-def _read_lines(path: Path, count: int, repairs: Repairs) -> list[tuple[int, int, list[float]]]:
+def _read_lines(path: Path, count: int, numbers: set[int], repairs: Repairs) -> list[tuple[int, int, list[float]]]:
     """Line number, class number and corners ``x1 y1 x2 y2`` in fractions of the image, for each object."""
     rows = []
     for number, line in enumerate(_text(path).splitlines(), start=1):
@@ -400,6 +405,7 @@ def _read_lines(path: Path, count: int, repairs: Repairs) -> list[tuple[int, int
                 remedy="divide x and width by the width of the image, y and height by its height",
             )
         category = _class_number(fields[0], where)
+        numbers.add(category)
         if not 0 <= category < count:
             repairs.add("dropped: class number that nothing has", f"{where} has class {category} of {count}")
             continue

@@ -134,14 +134,12 @@ def test_annotations_that_number_the_images_otherwise_are_refused(tmp_path: Path
         score(path, annotated({2: "t/1.jpg", 1: "t/2.jpg"}))
 
 
-@pytest.mark.parametrize(("size", "words"), [((60, 200), "EXIF tag"), ((400, 120), "copies in another size")])
-def test_another_size_than_the_annotated_one_is_refused(tmp_path: Path, size: tuple[int, int], words: str) -> None:
-    path = predicted(tmp_path, {"1.jpg": ("/t/1.jpg", 0)}, size)
+def test_another_size_than_the_annotated_one_is_refused(tmp_path: Path) -> None:
+    path = predicted(tmp_path, {"1.jpg": ("/t/1.jpg", 0)}, (400, 120))
     with pytest.raises(
-        DataError, match=f"1 of 1 images were predicted in another size .* at {size[0]}x{size[1]}"
-    ) as error:
+        DataError, match=r"1 of 1 images were predicted in another size .* at 400x120, annotated at 200"
+    ):
         score(path, annotated({5: "t/1.jpg"}))
-    assert words in str(error.value)
     guessed = Repairs()
     guessed.add(FROM_BOXES, "t/1.jpg")
     assert score(path, annotated({5: "t/1.jpg"}, repairs=guessed))[0] == 1.0
