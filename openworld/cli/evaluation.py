@@ -76,6 +76,7 @@ def evaluate(arguments: Namespace) -> None:
     from openworld.records import Repairs
     from openworld.report.evaluation import write_results
     from openworld.report.terminal import print_details, print_table
+    from openworld.run.notices import say_repairs
     from openworld.run.sources import open_ground_truth
 
     chosen = list(PROTOCOLS) if arguments.protocol == "all" else [arguments.protocol]
@@ -86,6 +87,7 @@ def evaluate(arguments: Namespace) -> None:
         image_set=arguments.image_set,
         schedule=arguments.schedule,
     )
+    say_repairs({"ground truth": dataset})
     repairs = Repairs()
     results = [
         result

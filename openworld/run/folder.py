@@ -105,8 +105,9 @@ def described_data(run: Run) -> dict[str, Any]:
         if options.benchmark is not None:
             places = dict.fromkeys(places, options.benchmark.root)
         check_same_data(run.folder, data, {**places, LISTS: str(pattern)})
-    say_repairs(run.sources)
-    say_absent_classes(run.sources, [run.space(task) for task in range(1, run.config.last_task + 1)])
+    sources = run.sources
+    say_repairs({"train": sources.train, "held_out": sources.held_out, "test": sources.test})
+    say_absent_classes(sources, [run.space(task) for task in range(1, run.config.last_task + 1)])
     return data
 
 

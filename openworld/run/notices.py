@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping, Sequence
 
 from openworld.data.splits import check_training
 from openworld.labels import LabelSpace
-from openworld.records import Repairs
+from openworld.records import Dataset, Repairs
 from openworld.run.sources import Sources
 
 logger = logging.getLogger("openworld.run")
 
 
-def say_repairs(sources: Sources) -> None:
-    """Warn of every kind of record that was dropped, with its first cases; name harmless repairs in one line a set."""
+def say_repairs(sets: Mapping[str, Dataset]) -> None:
+    """Warn of every kind of record that was dropped, with its first cases; name harmless repairs in one line a set.
+
+    Args:
+        sets: by name. One that was split off another has the repairs of the whole, which are said once.
+    """
     said: list[Repairs] = []
-    for name, dataset in (("train", sources.train), ("held_out", sources.held_out), ("test", sources.test)):
+    for name, dataset in sets.items():
         repairs = dataset.repairs
-        if any(repairs is other for other in said):  # images held out of training were read with the rest
+        if any(repairs is other for other in said):
             continue
         said.append(repairs)
         for kind, count in repairs.harmful.items():
-            logger.warning("%s: %s (%s), for instance %s", name, kind, f"{count:,}", _first(repairs, kind))
+            cases = "; ".join(repairs.cases[kind][: repairs.SHOWN])
+            logger.warning("%s: %s (%s), for instance %s", name, kind, f"{count:,}", cases)
         harmless = [f"{kind} ({count:,})" for kind, count in repairs.counts.items() if kind not in repairs.harmful]
         if harmless:
-            print(f"note: {name}: repaired while reading: {', '.join(harmless)}; see data.json", file=sys.stderr)
+            print(f"note: {name}: repaired while reading: {', '.join(harmless)}", file=sys.stderr)
 
 
-def say_absent_classes(sources: Sources, spaces: list[LabelSpace]) -> None:
+def say_absent_classes(sources: Sources, spaces: Sequence[LabelSpace]) -> None:
     """Warn of each class that no training image shows.
 
     Raises:
@@ -36,7 +42,3 @@ def say_absent_classes(sources: Sources, spaces: list[LabelSpace]) -> None:
     """
     for absent in check_training(sources.train, sources.held_out, spaces):
         logger.warning("%s", absent)
-
-
-def _first(repairs: Repairs, kind: str) -> str:
-    return "; ".join(repairs.cases[kind][: repairs.SHOWN])

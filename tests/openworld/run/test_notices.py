@@ -17,7 +17,6 @@ from openworld.records import Dataset, Record, Repairs
 from openworld.run import schedule
 from openworld.run.notices import say_repairs
 from openworld.run.schedule import run_schedule
-from openworld.run.sources import Sources
 from ssl_backbones.backbones import ResNetOptions
 
 from .test_same_data import change, write_set
@@ -135,15 +134,14 @@ def test_dropped_records_are_said_before_training(
 ) -> None:
     """Each kind with its own first cases, and once for images that were read with those of training."""
     read = with_repairs(*["polygon turned into its box"] * 30, "dropped: inverted", *["dropped: without area"] * 4)
-    sources = Sources(read, read.select([]), with_repairs("clipped to the image"), None)
-    say_repairs(sources)
+    say_repairs({"train": read, "held_out": read.select([]), "test": with_repairs("clipped to the image")})
     assert caplog.messages == [
         "train: dropped: inverted (1), for instance case 30",
         "train: dropped: without area (4), for instance case 31; case 32; case 33",
     ]
     assert capsys.readouterr().err == (
-        "note: train: repaired while reading: polygon turned into its box (30); see data.json\n"
-        "note: test: repaired while reading: clipped to the image (1); see data.json\n"
+        "note: train: repaired while reading: polygon turned into its box (30)\n"
+        "note: test: repaired while reading: clipped to the image (1)\n"
     )
 
 

@@ -19,14 +19,15 @@ from openworld.data.formats.coco import read_coco
 from openworld.data.identity import identity_of
 from openworld.data.options import DataOptions, ExemplarOptions, SourceOptions
 from openworld.engines.options import ModelOptions
-from openworld.errors import ConfigError, DataError
+from openworld.errors import CheckpointError, ConfigError, DataError
 from openworld.records import renamed
 from openworld.run import schedule
 from openworld.run.folder import Run
 from openworld.run.same_data import recorded, test_set_difference
-from openworld.run.schedule import run_schedule
+from openworld.run.schedule import run_backbone, run_schedule
 from openworld.run.sources import open_ground_truth
 from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.options import PretrainOptions
 
 CLASSES = ("cat", "dog")
 
@@ -246,6 +247,28 @@ def test_scoring_says_that_the_test_set_is_another_one(
     assert "which box has which" in str(test_set_difference(run, test))
     (run / "data.json").unlink()
     assert test_set_difference(run, test) is None
+
+
+# -- the backbone of a run ---------------------------------------------------------------------------------------------
+
+
+def test_a_backbone_in_the_folder_is_not_taken_for_other_images_or_options(data: Path, tmp_path: Path) -> None:
+    """As an ablation finds it there. The images of a finished backbone may be gone."""
+
+    def config(**options: Any) -> RunConfig:
+        tiny = {"arch": ResNetOptions(width=0.125), "view_size": 16, "steps": 1, "batch_size": 4, **options}
+        found = configured(data)
+        return RunConfig(data=found.data, pretrain=PretrainOptions(**tiny), model=ModelOptions(device="cpu"))
+
+    folder = tmp_path / "seed0"
+    written = run_backbone(config(), folder).stat().st_mtime_ns
+    assert run_backbone(config(), folder).stat().st_mtime_ns == written
+    with pytest.raises(CheckpointError, match="was made with steps 1, now it is 2"):
+        run_backbone(config(steps=2), folder)
+    change(data / "train.json", first_five)
+    with pytest.raises(CheckpointError, match="was made of other images: 12 files then, 5 now"):
+        run_backbone(config(), folder)
+    assert run_backbone(config(images=str(tmp_path / "gone")), folder).stat().st_mtime_ns == written
 
 
 # -- the digests themselves -------------------------------------------------------------------------------------------
