@@ -110,7 +110,7 @@ def refuse_taken(output: Path) -> None:
     Raises:
         ConfigError: it holds a backbone, a pretraining that has begun, or a run.
     """
-    if (output / "config.yaml").exists():
+    if (output / "config.yaml").exists() and (output / "data.json").exists():
         raise ConfigError("holds a run", where=str(output), remedy="choose another --output")
     begun = newest_valid(output / "checkpoints", [])
     if any((output / name).exists() for name in ("card.json", "backbone.safetensors")):

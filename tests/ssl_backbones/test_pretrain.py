@@ -193,7 +193,8 @@ def test_a_backbone_is_not_overwritten(paths: list[Path], tmp_path: Path, monkey
     with pytest.raises(ConfigError, match="holds a pretraining of 2 steps already"):
         pretrain(options(), paths, tmp_path / "begun", seed=0)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").write_text("name: a run")
+    for name in ("config.yaml", "data.json"):
+        (tmp_path / "run" / name).write_text("{}")
     with pytest.raises(ConfigError, match="holds a run"):
         pretrain(options(), paths, tmp_path / "run", seed=0)
     kill_in_the_first_step(monkeypatch, paths, tmp_path / "failed", options(lr=9.0))
