@@ -1,4 +1,4 @@
-"""The image files of a pretraining, as what tells them from others: a pretraining goes on with the same ones only."""
+"""The image files of a pretraining: which they are, as it goes on with the same ones only; and whether they are few."""
 
 from __future__ import annotations
 
@@ -76,3 +76,23 @@ class ImageFiles:
                 f"{there['bytes']:,}",
                 f"{self.bytes:,}",
             )
+
+
+def warn_of_few_images(options: PretrainOptions, images: int) -> None:
+    """Warn where a batch is smaller than asked for, or where an image is told apart from itself."""
+    if options.batch_size > images:
+        logger.warning(
+            "batch_size is %d and there are %d images: every step takes all of them, once each",
+            options.batch_size,
+            images,
+        )
+    stored = options.method.stored_negatives
+    if stored >= images:
+        name = "queue_size" if hasattr(options.method, "queue_size") else "negatives"
+        logger.warning(
+            "method.%s is %d and there are %d images: the negatives of an image are earlier views of the same images, "
+            "itself among them; set it to less than the number of images, or choose simclr or byol",
+            name,
+            stored,
+            images,
+        )

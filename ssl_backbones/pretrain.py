@@ -9,7 +9,6 @@ as one process.
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import shutil
 import sys
@@ -34,7 +33,7 @@ from ssl_backbones.backbones.base import Backbone
 from ssl_backbones.captions import Captions, captions_of
 from ssl_backbones.card import PretrainResult, finished, refuse_taken, write_backbone
 from ssl_backbones.checkpoints import Checkpoints
-from ssl_backbones.image_files import ImageFiles
+from ssl_backbones.image_files import ImageFiles, warn_of_few_images
 from ssl_backbones.images import BatchPlan, ImagePool, eval_batches, labels_of, view_batches
 from ssl_backbones.meters import CollapseMeter, watched
 from ssl_backbones.method import Batch, Method
@@ -45,8 +44,6 @@ from ssl_backbones.probes.labelled import LabelledCrops, LabelledSet, classes_of
 from ssl_backbones.probes.table import Probes
 from ssl_backbones.ranks import mean_numbers, share_buffers
 from ssl_backbones.views import ViewRecipe, view_recipes
-
-logger = logging.getLogger(__name__)
 
 NEIGHBOURS = 5
 """Number of nearest images per query in neighbours.json."""
@@ -182,7 +179,7 @@ def open_pretraining(
         len(pool), options.batch_size, seed, accumulate=options.accumulate, rank=rank(), ranks=world_size()
     )
     if is_first():
-        _warn_of_few_images(options, len(pool))
+        warn_of_few_images(options, len(pool))
     seed_everything(seed, "pretrain")
     method = options.method.implementation()(options)
     method.allocate(len(pool))
@@ -321,26 +318,6 @@ def write_results(run: Pretraining, neighbours_of: int) -> PretrainResult:
     )
     shutil.rmtree(run.output / "checkpoints", ignore_errors=True)
     return result
-
-
-def _warn_of_few_images(options: PretrainOptions, images: int) -> None:
-    """Warn where a batch is smaller than asked for, or where an image is told apart from itself."""
-    if options.batch_size > images:
-        logger.warning(
-            "batch_size is %d and there are %d images: every step takes all of them, once each",
-            options.batch_size,
-            images,
-        )
-    stored = options.method.stored_negatives
-    if stored >= images:
-        name = "queue_size" if hasattr(options.method, "queue_size") else "negatives"
-        logger.warning(
-            "method.%s is %d and there are %d images: the negatives of an image are earlier views of the same images, "
-            "itself among them; set it to less than the number of images, or choose simclr or byol",
-            name,
-            stored,
-            images,
-        )
 
 
 def _recipes(options: PretrainOptions) -> tuple[ViewRecipe, ...]:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from openworld.errors import DataError, OpenWorldError
 from openworld.labels import UNKNOWN_NAME, LabelSpace
+from openworld.predictions.rounding import BEYOND, within_rounding
 from openworld.records import Repairs
 from openworld.runtime.files import write_atomic
 from openworld.structures import Detections
@@ -200,22 +201,6 @@ def _check_size(width: Any, height: Any, where: str) -> None:
         raise DataError(
             f"width {width!r} and height {height!r}", where=where, remedy="give the image's size in whole pixels"
         )
-
-
-ROUNDING = 2.0**-10
-"""A score may lie this far outside [0, 1]: the step below 1 of half precision, in which many detectors compute."""
-BEYOND = "scores brought back to the range from 0 to 1, from which rounding had taken them"
-"""Kind of repair."""
-
-
-def within_rounding(scores: Reals) -> tuple[Reals, Whole]:
-    """Bring scores back to [0, 1] that lie outside by no more than :data:`ROUNDING`.
-
-    Returns:
-        the scores, (N,), and the positions of those that changed.
-    """
-    outside = ((scores > 1) & (scores <= 1 + ROUNDING)) | ((scores < 0) & (scores >= -ROUNDING))
-    return np.where(outside, np.clip(scores, 0, 1), scores), np.flatnonzero(outside)
 
 
 def wrong_numbers(boxes: Reals, scores: Reals) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -21,8 +21,9 @@ import numpy as np
 
 from openworld.errors import ConfigError, DataError
 from openworld.labels import UNKNOWN_NAME, LabelSpace
-from openworld.predictions.file import BEYOND, Predictions, Reals, Whole, within_rounding, wrong_numbers
+from openworld.predictions.file import Predictions, Reals, Whole, wrong_numbers
 from openworld.predictions.images import BY_FILE, AnnotatedImages
+from openworld.predictions.rounding import BEYOND, within_rounding
 from openworld.records import Dataset, ImageId, Repairs
 
 Value = TypeVar("Value", bound=Hashable)

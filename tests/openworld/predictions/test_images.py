@@ -14,9 +14,10 @@ from openworld.data.formats.sizes import FROM_BOXES
 from openworld.data.schedules import Schedule
 from openworld.errors import DataError
 from openworld.labels import LabelSpace
-from openworld.predictions.file import BEYOND, PredictedImage, write_predictions
+from openworld.predictions.file import PredictedImage, write_predictions
 from openworld.predictions.images import BY_FILE, AnnotatedImages
 from openworld.predictions.open import open_predictions
+from openworld.predictions.rounding import BEYOND
 from openworld.predictions.score import evaluate_predictions
 from openworld.records import Dataset, Record, Repairs
 from openworld.structures import Detections
