@@ -31,21 +31,50 @@ BoolArray = NDArray[np.bool_]
 
 @dataclass
 class Repairs:
-    """Repairs made while reading: how often each kind occurred, and the first cases in words."""
+    """Repairs made while reading: how often each kind occurred, and its first cases in words.
 
-    MAX_EXAMPLES = 20
+    Each kind keeps its own cases, so that a frequent one does not crowd out a rare one.
+    """
+
+    MAX_CASES = 10_000
+    """Most cases that are kept of one kind; about a megabyte."""
+    SHOWN = 3
+    """Cases of each kind among the examples."""
+    HARMFUL = ("dropped", "class numbers begin at 1")
+    """How the kinds are called that cost records or leave them wrong."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    examples: list[str] = field(default_factory=list)
+    cases: dict[str, list[str]] = field(default_factory=dict)
 
-    def add(self, kind: str, message: str) -> None:
-        """Count one repair; the message names file, record and value."""
-        self.counts[kind] += 1
-        if len(self.examples) < self.MAX_EXAMPLES:
-            self.examples.append(f"{kind}: {message}")
+    def add(self, kind: str, message: str, times: int = 1) -> None:
+        """Count a repair, or several that one message names; the message names file, record and value."""
+        self.counts[kind] += times
+        kept = self.cases.setdefault(kind, [])
+        if len(kept) < self.MAX_CASES:
+            kept.append(message)
+
+    def extend(self, other: Repairs) -> None:
+        """Add the repairs of another part of the set."""
+        self.counts += other.counts
+        for kind, messages in other.cases.items():
+            kept = self.cases.setdefault(kind, [])
+            kept += messages[: self.MAX_CASES - len(kept)]
+
+    @property
+    def harmful(self) -> dict[str, int]:
+        """The kinds that took records out of the set or leave them wrong, by their names, and how often each occurred.
+
+        All others brought a record into the form that was meant.
+        """
+        return {kind: count for kind, count in self.counts.items() if kind.startswith(self.HARMFUL)}
+
+    @property
+    def examples(self) -> list[str]:
+        """The first cases of every kind, each with its kind."""
+        return [f"{kind}: {message}" for kind, messages in self.cases.items() for message in messages[: self.SHOWN]]
 
     def as_json(self) -> dict[str, Any]:
-        return {"repairs": dict(sorted(self.counts.items())), "examples": list(self.examples)}
+        return {"repairs": dict(sorted(self.counts.items())), "examples": self.examples}
 
 
 class Names(Sequence[ImageId]):
@@ -400,8 +429,7 @@ def merged(parts: Sequence[Dataset]) -> Dataset:
     unified = [renamed(part, {}, categories) for part in parts]
     repairs = Repairs()
     for part in parts:
-        repairs.counts += part.repairs.counts
-        repairs.examples += part.repairs.examples[: Repairs.MAX_EXAMPLES - len(repairs.examples)]
+        repairs.extend(part.repairs)
     columns: dict[str, Any] = {}
     for column in ("image_ids", "paths", "annotation_ids"):
         columns[column] = Names.joined([getattr(part, column) for part in unified])

@@ -18,6 +18,7 @@ from openworld.runtime.dotted import leaves
 from openworld.runtime.runlog import RunLog
 from openworld.runtime.seeding import rng_state, set_rng_state
 from ssl_backbones.handover.projector import PROJECTOR_FILE
+from ssl_backbones.image_files import ImageFiles
 from ssl_backbones.meters import CollapseMeter
 from ssl_backbones.method import Method
 from ssl_backbones.options import PretrainOptions
@@ -43,12 +44,14 @@ class Checkpoints:
         options: PretrainOptions,
         seed: int,
         images: int,
+        files: ImageFiles,
         method: Method,
         optimizer: Optimizer,
         meter: CollapseMeter,
         log: RunLog | None,
     ) -> None:
         self.folder, self.method, self.optimizer, self.meter, self.log = folder, method, optimizer, meter, log
+        self.files = files
         self.identity = {**identity(options), "seed": seed, "number of images": images}
 
     def save(self, step: int) -> None:
@@ -58,6 +61,7 @@ class Checkpoints:
             return
         state = {
             "identity": json.dumps(self.identity),
+            "files": self.files.as_json(),
             "optimizer": self.optimizer.state_dict(),
             "rng": rng,
             "meter": self.meter.state(),
@@ -70,12 +74,14 @@ class Checkpoints:
         """Restore the newest checkpoint, or begin without one; return the number of finished steps.
 
         Raises:
-            CheckpointError: the checkpoint was made with other options, or does not hold the state of this method.
+            CheckpointError: the checkpoint was made with other options or of other images, or does not hold the state
+                of this method.
         """
         found = newest_valid(self.folder)
         if found is None:
             return self.clear()
         try:
+            self.files.must_be(found.state.get("files"), found.path)
             must_agree(json.loads(found.state["identity"]), self.identity, found.path)
             self._take(found)
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:

@@ -9,9 +9,9 @@ as one process.
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -33,8 +33,9 @@ from openworld.runtime.runlog import RunLog, progress_bar
 from openworld.runtime.seeding import seed_everything
 from ssl_backbones.backbones.base import Backbone
 from ssl_backbones.captions import Captions, captions_of
-from ssl_backbones.card import PretrainResult, finished, write_backbone
+from ssl_backbones.card import PretrainResult, finished, refuse_taken, write_backbone
 from ssl_backbones.checkpoints import Checkpoints
+from ssl_backbones.image_files import ImageFiles, warn_of_few_images
 from ssl_backbones.images import BatchPlan, ImagePool, eval_batches, labels_of, view_batches
 from ssl_backbones.meters import CollapseMeter, watched
 from ssl_backbones.method import Batch, Method
@@ -45,8 +46,6 @@ from ssl_backbones.probes.labelled import LabelledCrops, LabelledSet, classes_of
 from ssl_backbones.probes.table import Probes
 from ssl_backbones.ranks import mean_numbers, share_buffers
 from ssl_backbones.views import ViewRecipe, view_recipes
-
-logger = logging.getLogger(__name__)
 
 NEIGHBOURS = 5
 """Number of nearest images per query in neighbours.json."""
@@ -67,7 +66,8 @@ def pretrain(
     """Pretrain a backbone, without labels unless the method needs them: then they are the names of the folders.
 
     On the CPU and with the same number of processes, a killed and resumed run gives the same weights bit for bit.
-    A finished ``output`` of the same options and seed is returned as it is. Collective: every process calls it.
+    With ``resume``, a finished ``output`` of the same options, seed and images is returned as it is. Collective: every
+    process calls it.
 
     Args:
         options: method, views, architecture and schedule.
@@ -75,7 +75,7 @@ def pretrain(
         output: folder for the backbone.
         seed: of weights, order and views.
         device: where to train.
-        resume: continue from the newest checkpoint in ``output``; otherwise the content of ``output`` is replaced.
+        resume: continue from the newest checkpoint in ``output``; otherwise nothing may have begun there.
         log: receives a ``step`` event every ``log_every`` steps, a ``probe`` event every ``probe_every``, and a
             ``collapse`` event when the features collapse.
         labelled_crops: for the probes of the card, if the options name no labelled folder; never trained on.
@@ -83,17 +83,31 @@ def pretrain(
 
     Raises:
         DataError: fewer than two images are usable, crops are not images, or a method that needs labels has none.
-        ConfigError: the method needs labels and ``images`` is not set; it does not take all the views; there are more
+        ConfigError: ``output`` holds a backbone, or a pretraining or run that has begun, and ``resume`` is not set; the
+            method needs labels and ``images`` is not set; it does not take all the views; there are more
             clusters than images; or processes and micro-batches do not divide the batch.
-        CheckpointError: ``output`` was made with other options, or holds only damaged checkpoints.
+        CheckpointError: ``output`` was made with other options or of other images, or holds only damaged checkpoints.
         NumericsError: the loss is not finite; the weights are those before the step.
     """
     output, device = Path(output), torch.device(device)
-    done = on_first(lambda: finished(output, options, seed, resume=resume))
+    if not resume:
+        on_first(lambda: refuse_taken(output))
+    files = on_first(lambda: ImageFiles.of(options, image_paths))
+    done = on_first(lambda: finished(output, options, seed, files)) if resume else None
     if done is not None:
+        if is_first():
+            print(f"note: {done.path} is finished already", file=sys.stderr)
         return done
     run = open_pretraining(
-        options, image_paths, output, seed=seed, device=device, resume=resume, log=log, labelled_crops=labelled_crops
+        options,
+        image_paths,
+        output,
+        files=files,
+        seed=seed,
+        device=device,
+        resume=resume,
+        log=log,
+        labelled_crops=labelled_crops,
     )
     train(run)
     return on_first(lambda: write_results(run, neighbours_of))
@@ -146,6 +160,7 @@ def open_pretraining(
     image_paths: Sequence[Path],
     output: Path,
     *,
+    files: ImageFiles,
     seed: int,
     device: torch.device,
     resume: bool,
@@ -154,7 +169,7 @@ def open_pretraining(
 ) -> Pretraining:
     """Read the images, build the method and its optimiser, and restore the newest checkpoint or write the first one.
 
-    Args and errors as :func:`pretrain`.
+    Args and errors as :func:`pretrain`; ``files`` is the identity of the images.
     """
     recipes = _recipes(options)
     captions = captions_of(options, image_paths) if isinstance(options.method, CaptionOptions) else None
@@ -169,6 +184,8 @@ def open_pretraining(
     plan = BatchPlan(
         len(pool), options.batch_size, seed, accumulate=options.accumulate, rank=rank(), ranks=world_size()
     )
+    if is_first():
+        warn_of_few_images(options, len(pool))
     seed_everything(seed, "pretrain")
     method = options.method.implementation()(options)
     method.allocate(len(pool))
@@ -182,7 +199,7 @@ def open_pretraining(
     log = log if is_first() else None
     labelled = _labelled(options, pool, labelled_crops) if is_first() else None
     probes = Probes(untrained, labelled, pool, options, seed, device) if is_first() else None
-    checkpoints = Checkpoints(output / "checkpoints", options, seed, len(pool), method, optimizer, meter, log)
+    checkpoints = Checkpoints(output / "checkpoints", options, seed, len(pool), files, method, optimizer, meter, log)
     start = checkpoints.restore() if resume else checkpoints.clear()
     return Pretraining(
         options=options,
@@ -302,7 +319,9 @@ def write_results(run: Pretraining, neighbours_of: int) -> PretrainResult:
         queries = run.probes.neighbours(network, neighbours_of, NEIGHBOURS)
         write_json(run.output / "neighbours.json", {"queries": queries})
     images, projection = len(run.pool), run.method.projection()
-    result = write_backbone(run.output, run.options, run.seed, images, network, projection, measured)
+    result = write_backbone(
+        run.output, run.options, run.seed, images, run.checkpoints.files, network, projection, measured
+    )
     shutil.rmtree(run.output / "checkpoints", ignore_errors=True)
     return result
 

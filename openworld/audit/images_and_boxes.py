@@ -84,7 +84,7 @@ def check_data(
         ``without_objects``, ``unreadable``, ``missing`` (those of them that do not exist, and what the reader says of
         such), ``other_size``, ``turned``, ``undecided_orientation``, ``deep`` (images of more than 8 bits),
         ``image_sizes``, ``box_sides`` and ``box_aspects`` (counts in the bins of ``thresholds``), ``suspicious`` by
-        kind, ``repairs`` and ``repair_examples``; ``classes``
+        kind, ``repairs``, ``harmful_repairs`` (kinds that cost records) and ``repair_examples`` by kind; ``classes``
         [{"class", "task", set: objects, …}, …]; ``task_objects`` by task; ``files``, equal ones; ``similar``,
         look-alikes; ``findings`` as an audit's. Each list of cases ends after :data:`LISTED`.
 
@@ -201,7 +201,10 @@ def _facts(name: str, dataset: Dataset, seen: Mapping[Path, Seen], problems: Map
         "box_aspects": np.histogram(sides[:, 0] / sides[:, 1], ASPECT_EDGES)[0].tolist(),
         "suspicious": _suspicious(dataset),
         "repairs": dict(sorted(dataset.repairs.counts.items())),
-        "repair_examples": list(dataset.repairs.examples),
+        "harmful_repairs": sorted(dataset.repairs.harmful),
+        "repair_examples": {
+            kind: messages[: dataset.repairs.SHOWN] for kind, messages in sorted(dataset.repairs.cases.items())
+        },
     }
 
 

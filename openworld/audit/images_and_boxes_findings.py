@@ -8,7 +8,7 @@ from typing import Any
 from openworld.audit.duplicates import HARM, PAIRS
 from openworld.audit.findings import Finding, by_gravity, has_or_have, is_or_are, make_finding, shown
 from openworld.audit.suspicions import SUSPICIONS
-from openworld.report.text import counted, listed
+from openworld.report.text import counted
 
 FEW_OBJECTS = 20
 """A class with fewer objects to learn from gets a warning."""
@@ -120,18 +120,16 @@ def _boxes(name: str, suspicious: Mapping[str, Any]) -> list[Finding]:
 def _annotations(name: str, facts: Mapping[str, Any]) -> list[Finding]:
     """Annotations that were repaired while reading, and images without any."""
     found = []
-    # Polygons become boxes as they should.
-    repairs = {kind: count for kind, count in facts["repairs"].items() if kind != "polygon turned into its box"}
-    if repairs:
-        kinds = listed([f"{kind} ({count:,})" for kind, count in repairs.items()])
-        dropped = any(kind.startswith("dropped") for kind in repairs)
+    for kind, count in facts["repairs"].items():
+        if kind == "polygon turned into its box":  # as it should
+            continue
         found.append(
             make_finding(
-                "warning" if dropped else "note",
+                "warning" if kind in facts["harmful_repairs"] else "note",
                 name,
-                f"Annotations of {name} were repaired while reading: {kinds}. The first: "
-                f"{facts['repair_examples'][0]}.",
-                "Correct them in the files; repair_examples of check.json names the first ones.",
+                f"Annotations of {name} were repaired while reading: {kind} ({count:,}). The first: "
+                f"{'; '.join(facts['repair_examples'][kind])}.",
+                "Correct them in the files; repairs.csv of --output names them all.",
             )
         )
     if number := facts["without_objects"]["images"]:

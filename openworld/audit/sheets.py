@@ -1,12 +1,15 @@
 """A check of data to look at: its numbers as a file, distributions as a figure, samples as drawings.
 
-``check.json`` has every number; ``histograms.png`` the distributions; ``samples/`` contact sheets: whole images by task
-(objects of other classes dashed, as that task's training is not told of them), single objects by class, boxes that look
-like mistakes by kind, and pairs of images that look alike.
+``check.json`` has every number; ``repairs.csv``, if there are any, every record that was repaired while reading;
+``histograms.png`` the distributions; ``samples/`` contact sheets: whole images by task (objects of other classes
+dashed, as that task's training is not told of them), single objects by class, boxes that look like mistakes by kind,
+and pairs of images that look alike.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,12 +50,12 @@ Place = tuple[Record, int]
 def write_check(
     result: Mapping[str, Any], sets: Mapping[str, Dataset], folder: Path, *, num_samples: int = 12
 ) -> list[Path]:
-    """Write check.json, histograms.png and the sheets in ``samples/``.
+    """Write check.json, histograms.png, repairs.csv if there are repairs, and the sheets in ``samples/``.
 
     Args:
         result: of :func:`openworld.audit.images_and_boxes.check_data` on ``sets``.
         sets: data sets by name.
-        folder: is made if it is missing; sheets of an earlier check in it are removed.
+        folder: is made if it is missing; sheets and repairs of an earlier check in it are removed.
         num_samples: maximum number of images, or objects, on a sheet; 0 draws none.
 
     Returns:
@@ -61,6 +64,12 @@ def write_check(
     written = [folder / "check.json", folder / "histograms.png"]
     write_json(written[0], result)
     write_atomic(written[1], histograms(result, sets))
+    listed = folder / "repairs.csv"
+    if any(dataset.repairs.counts for dataset in sets.values()):
+        write_atomic(listed, repairs_csv(sets))
+        written.append(listed)
+    else:
+        listed.unlink(missing_ok=True)
     sheets = folder / "samples"
     if sheets.is_dir():
         for old in sheets.glob("*.png"):
@@ -77,6 +86,23 @@ def write_check(
                     written.append(path)
                 bar.advance()
     return written
+
+
+def repairs_csv(sets: Mapping[str, Dataset]) -> str:
+    """List the repairs of all sets, a line each: set, kind, and the record in words.
+
+    A kind with more than :attr:`openworld.records.Repairs.MAX_CASES` ends with the number of those that are not listed.
+    """
+    stream = io.StringIO(newline="")
+    lines = csv.writer(stream)
+    lines.writerow(("set", "kind", "record"))
+    for name, dataset in sets.items():
+        counts, cases = dataset.repairs.counts, dataset.repairs.cases
+        for kind in sorted(cases):
+            lines.writerows((name, kind, message) for message in cases[kind])
+            if len(cases[kind]) == dataset.repairs.MAX_CASES < counts[kind]:
+                lines.writerow((name, kind, f"and {counts[kind] - len(cases[kind]):,} more"))
+    return stream.getvalue()
 
 
 def histograms(result: Mapping[str, Any], sets: Mapping[str, Dataset]) -> bytes:

@@ -80,7 +80,7 @@ def audit_split(
                 "without_objects": images_without_objects(lines[name]),
                 "most_objects": most_objects(lines[name]),
                 "repairs": dict(sorted(dataset.repairs.counts.items())),
-                "repair_examples": list(dataset.repairs.examples),
+                "repair_examples": dataset.repairs.examples,
                 "searched": dataset.searched,
             }
             for name, dataset in sets.items()

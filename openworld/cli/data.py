@@ -126,7 +126,9 @@ def check(arguments: Namespace) -> None:
     if arguments.output:
         folder = Path(arguments.output)
         written = write_check(result, sets, folder, num_samples=arguments.samples)
-        console.print(f"\nwritten: {folder}/check.json, histograms.png and {len(written) - 2} sheets in samples/")
+        files = ", ".join(path.name for path in written if path.parent == folder)
+        sheets = sum(path.parent != folder for path in written)
+        console.print(f"\nwritten: {folder}/: {files} and {sheets} sheets in samples/")
 
 
 def prepare(arguments: Namespace) -> None:

@@ -82,6 +82,7 @@ def evaluate(arguments: Namespace) -> None:
     from openworld.records import Repairs
     from openworld.report.evaluation import write_results
     from openworld.report.terminal import print_details, print_table
+    from openworld.run.notices import say_repairs
     from openworld.run.sources import open_ground_truth
 
     chosen = list(PROTOCOLS) if arguments.protocol == "all" else [arguments.protocol]
@@ -93,6 +94,7 @@ def evaluate(arguments: Namespace) -> None:
         orientation=arguments.orientation,
         schedule=arguments.schedule,
     )
+    say_repairs({"ground truth": dataset})
     repairs = Repairs()
     results = [
         result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Literal
 
@@ -159,11 +160,14 @@ def pretrain(arguments: Namespace, options: PretrainOptions) -> None:
     from openworld.runtime.environment import select_device
     from openworld.runtime.images import find_images
     from openworld.runtime.runlog import RunLog
+    from ssl_backbones.card import refuse_taken
     from ssl_backbones.pretrain import pretrain as run_pretraining
 
     output = Path(arguments.output)
     device, crops = select_device(arguments.device), None
     with session(device):
+        if not arguments.resume and is_first():
+            refuse_taken(output)  # before the synthetic world is drawn there
         if options.images is None:
             with first_goes_ahead():
                 paths, crops = pretraining_world(output, options)
@@ -240,17 +244,22 @@ def report(arguments: Namespace) -> None:
 
 
 def _report_of_run(folder: Path) -> Path:
-    """Write the report of a run; if its test set no longer exists, the report says so instead of showing it."""
+    """Write the report of a run; if its test set no longer exists or is another one, the report says so."""
     from openworld.errors import DataError
     from openworld.records import check_files
     from openworld.report.build import build_report
+    from openworld.run.same_data import test_set_difference
     from openworld.run.sources import open_test
 
+    changed = None
     try:
         test, gone = check_files(open_test(read_config_of_run(folder), folder), folder), None
+        changed = test_set_difference(folder, test)
     except DataError as error:
         test, gone = None, f"{error.where}: {error.problem}" if error.where else error.problem
-    return build_report(folder, test, gone=gone)
+    if changed is not None:
+        logging.getLogger("openworld.run").warning("%s: %s", folder, changed)
+    return build_report(folder, test, gone=gone, changed=changed)
 
 
 def ablate(arguments: Namespace, config: RunConfig) -> None:

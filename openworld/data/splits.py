@@ -84,6 +84,59 @@ def check_schedule(tasks: Sequence[Sequence[str]], *datasets: Dataset) -> None:
         )
 
 
+def check_training(train: Dataset, held_out: Dataset, spaces: Sequence[LabelSpace]) -> list[str]:
+    """Check that every task has something to learn from.
+
+    Args:
+        train: what is trained on.
+        held_out: what is kept for energy fitting, which may have taken the last objects of a class.
+        spaces: of the tasks that are run.
+
+    Returns:
+        a sentence for each class that no training image shows, of tasks that have others.
+
+    Raises:
+        DataError: no training image shows any class of a task.
+    """
+    warnings = []
+    for space in spaces:
+        view = training_view(train, space)
+        objects = dict(zip(space.known, np.bincount(view.labels, minlength=space.num_known), strict=False))
+        absent = [name for name in space.current if not objects[name]]
+        reasons = {name: _why_absent(name, train, held_out) for name in absent}
+        if len(absent) == len(space.current):
+            named = ", ".join(f"{name!r}: {reason}" for name, reason in reasons.items())
+            fewer = "" if space.task == 1 else f", or run the tasks before it alone (tasks: {space.task - 1})"
+            raise DataError(
+                f"no training image shows a class of task {space.task} ({named})",
+                where="train",
+                remedy=f"add images that show one, correct `tasks` or map the names with `rename`{fewer}",
+            )
+        warnings += [
+            f"no training image shows the class {name!r} of task {space.task} ({reason}), so that it cannot be learned"
+            for name, reason in reasons.items()
+        ]
+    return warnings
+
+
+def _why_absent(name: str, train: Dataset, held_out: Dataset) -> str:
+    """Say where the objects of a class are that a task cannot train on."""
+
+    def boxes(dataset: Dataset, *, crowd: bool) -> int:
+        if name not in dataset.categories:
+            return 0
+        return int((dataset.crowd == crowd)[dataset.box_categories == dataset.categories.index(name)].sum())
+
+    for count, where in (
+        (boxes(train, crowd=False), "on images that are not on the list of the task"),
+        (boxes(held_out, crowd=False), "on held-out images: lower held_out_fraction or name a val set"),
+        (boxes(train, crowd=True), "as crowds, which are not trained on"),
+    ):
+        if count:
+            return f"{count} object{'s' if count > 1 else ''} {where}"
+    return f"0 objects on {len(train)} images"
+
+
 def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     """Split off a share of the images for energy fitting.
 

@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 
 from openworld.errors import DataError, OpenWorldError
 from openworld.labels import UNKNOWN_NAME, LabelSpace
+from openworld.predictions.rounding import BEYOND, within_rounding
+from openworld.records import Repairs
 from openworld.runtime.files import write_atomic
 from openworld.structures import Detections
 
@@ -240,8 +242,12 @@ def _check_numbers(boxes: Reals, scores: Reals, owner: Whole, wheres: list[str])
     )
 
 
-def read_predictions(path: Path) -> Predictions:
+def read_predictions(path: Path, repairs: Repairs | None = None) -> Predictions:
     """Read and validate predictions.json.
+
+    Args:
+        path: the file.
+        repairs: counts scores that rounding brought out of [0, 1], and that are brought back.
 
     Raises:
         DataError: a file that cannot be read or is of another format, an image id that comes twice, a class name that
@@ -305,7 +311,10 @@ def read_predictions(path: Path) -> Predictions:
     extras = {name: [detection.get(name) for detection in flat] for name in present}
     boxes = np.array([detection["bbox"] for detection in flat], dtype=np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    scores = np.array([detection["score"] for detection in flat], dtype=np.float64)
+    scores, rounded = within_rounding(np.array([detection["score"] for detection in flat], dtype=np.float64))
+    if repairs is not None:
+        for row in rounded.tolist():
+            repairs.add(BEYOND, f"{wheres[image_index[row]]} has the score {flat[row]['score']!r}")
     _check_numbers(boxes, scores, image_index, wheres)
     return Predictions(
         tasks=space.tasks,

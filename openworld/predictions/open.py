@@ -13,6 +13,7 @@ from openworld.predictions.file import Predictions, read_predictions
 from openworld.predictions.foreign.coco_results import read_coco_results
 from openworld.predictions.foreign.match import Unseen
 from openworld.predictions.foreign.voc_text import read_voc_detections
+from openworld.predictions.images import matched_by_file
 from openworld.records import Dataset, Repairs
 from openworld.runtime.files import visible_files
 
@@ -41,7 +42,8 @@ def open_predictions(
             :func:`openworld.predictions.foreign.coco_results.read_coco_results`.
         unknown_category: for COCO results.
         unseen: for foreign forms, see :data:`openworld.predictions.foreign.match.Unseen`.
-        repairs: counts the detections of unseen classes.
+        repairs: counts the detections of unseen classes, images that were matched by the names of their files, and
+            scores that rounding brought out of range.
 
     Returns:
         one per task that was read, at least one.
@@ -60,7 +62,8 @@ def open_predictions(
                     where=str(path),
                     remedy=f"choose one of the tasks {', '.join(map(str, numbered))}",
                 )
-            return [_own(file, schedule, number) for number, file in numbered.items() if task is None or number == task]
+            chosen = numbered if task is None else {task: numbered[task]}
+            return [_own(file, dataset, schedule, number, repairs) for number, file in chosen.items()]
         if not any(visible_files(path, (".txt",), deep=False)):
             raise DataError(
                 "has neither task<number>/predictions.json nor .txt files",
@@ -76,7 +79,7 @@ def open_predictions(
             "is one text file", where=str(path), remedy="give the folder that holds one detection file per class"
         )
     if _first_character(path) != "[":
-        return [_own(path, schedule, task)]
+        return [_own(path, dataset, schedule, task, repairs)]
     _, space = _foreign(path, "a COCO results file", schedule, task)
     if category_names is None:
         raise ConfigError(
@@ -127,9 +130,11 @@ def _foreign(path: Path, form: str, schedule: Schedule | None, task: int | None)
     return schedule, schedule.at(task)
 
 
-def _own(path: Path, schedule: Schedule | None, task: int | None) -> Predictions:
-    """Read our own predictions; a given task or schedule must agree with theirs."""
-    predictions = read_predictions(path)
+def _own(
+    path: Path, dataset: Dataset, schedule: Schedule | None, task: int | None, repairs: Repairs | None
+) -> Predictions:
+    """Read our own predictions, with the image ids of the data set; a given task or schedule must agree with theirs."""
+    predictions = read_predictions(path, repairs)
     if task is not None and predictions.task != task:
         raise DataError(
             f"holds predictions of task {predictions.task}, not of task {task}",
@@ -147,4 +152,4 @@ def _own(path: Path, schedule: Schedule | None, task: int | None) -> Predictions
                     where=str(path),
                     remedy="leave the schedule out, the file has its own; or correct it",
                 )
-    return predictions
+    return matched_by_file(predictions, dataset, path, repairs)

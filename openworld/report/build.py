@@ -31,6 +31,7 @@ def build_report(
     test: Dataset | None = None,
     *,
     gone: str | None = None,
+    changed: str | None = None,
     known_threshold: float = 0.3,
     unknowns_per_image: int = 4,
     num_images: int = 6,
@@ -41,6 +42,7 @@ def build_report(
         run: the folder; only config.yaml must be there.
         test: the annotated test images, for the pictures; without them the pictures show detections only.
         gone: reason why the test images cannot be opened, for the page; None if ``test`` is given or not wanted.
+        changed: how ``test`` differs from what the run was scored on, for the page; None if it does not.
         known_threshold: smallest score of a known detection to draw.
         unknowns_per_image: draw at most this many unknown detections per image, best first.
         num_images: maximum number of test images on the page.
@@ -77,7 +79,7 @@ def build_report(
         losses=markup(plots.loss_curves(artefacts.log)),
         run=what_was_run(artefacts),
         commands=commands(artefacts),
-        notes=artefacts.notes,
+        notes=(*artefacts.notes, *([f"{changed[0].upper()}{changed[1:]}."] if changed else [])),
     )
     target = artefacts.path / "report.html"
     write_atomic(target, page)

@@ -224,7 +224,8 @@ def take_over(trained: Path, folder: Path) -> None:
     (folder / "task1" / "checkpoint").mkdir(parents=True)
     for path in (trained / "task1" / "checkpoint").glob("train-*"):
         shutil.copytree(path, folder / "task1" / "checkpoint" / path.name)
-    shutil.copy(trained / "metrics.jsonl", folder / "metrics.jsonl")
+    for name in ("metrics.jsonl", "data.json"):
+        shutil.copy(trained / name, folder / name)
     exemplars = trained / "task1" / "exemplars.json"
     if exemplars.exists():  # a run without replay need not choose any
         shutil.copy(exemplars, folder / "task1" / "exemplars.json")

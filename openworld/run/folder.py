@@ -1,7 +1,7 @@
 """The folder of a run: its lock, its configuration, and the open run that its stages use.
 
 config.yaml                 the configuration, every leaf written out, the architecture resolved
-env.json, data.json         machine and versions; counts and repairs of the data
+env.json, data.json         machine and versions; counts, repairs and identity of the data
 metrics.jsonl               the log
 backbone/                   the pretraining, if the run has one
 task<n>/checkpoint/         see :mod:`openworld.run.checkpoints`
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,12 +23,14 @@ from openworld.configfile import dump_config, read_config
 from openworld.errors import ConfigError
 from openworld.labels import LabelSpace
 from openworld.run.checkpoints import checkpoints_of
-from openworld.run.replay import check_lists
+from openworld.run.notices import say_absent_classes, say_repairs
+from openworld.run.replay import check_lists, list_path
+from openworld.run.same_data import LISTS, check_same_data, names_its_data
 from openworld.run.sources import Sources, open_sources
 from openworld.runtime import distributed
 from openworld.runtime.dotted import leaves
 from openworld.runtime.environment import describe
-from openworld.runtime.files import is_hidden, write_atomic, write_json
+from openworld.runtime.files import is_hidden, sha256_of, write_atomic, write_json
 from openworld.runtime.runlog import RunLog
 from ssl_backbones.backbones import BackboneOptions, ResNetOptions
 from ssl_backbones.handover import load_backbone_file
@@ -68,19 +70,45 @@ class Run:
 
 
 def open_run(config: RunConfig, folder: Path, profile_steps: int = 0) -> Run:
-    """Open the data of a claimed folder; write env.json and data.json.
+    """Open the data of a claimed folder, say what is odd about them, and write env.json and data.json.
 
     Raises:
-        DataError: data or lists of exemplars are missing or cannot be used.
+        DataError: data or lists of exemplars are missing or cannot be used, are not those that the run in the folder
+            began with, or leave a task nothing to train on.
     """
     with distributed.first_goes_ahead():
         sources = open_sources(config, folder)
     run = Run(config, folder, sources, RunLog(folder / "metrics.jsonl"), profile_steps)
-    run.write_json("env.json", {**describe(), "processes": distributed.world_size()})
-    run.write_json("data.json", sources.summary())
+    data = distributed.on_first(lambda: described_data(run))
     if config.exemplars.list is not None:
         check_lists(sources.train, sources.held_out, run.space(1), config.exemplars.list, config.last_task)
+    run.write_json("env.json", {**describe(), "processes": distributed.world_size()})
+    run.write_json("data.json", data)
     return run
+
+
+def described_data(run: Run) -> dict[str, Any]:
+    """Return the content of data.json; say what was repaired and which classes nobody shows.
+
+    Raises:
+        DataError: the run in the folder began with other data; or a task has nothing to train on.
+    """
+    options, data = run.config.data, run.sources.summary()
+    pattern = run.config.exemplars.list
+    if pattern is not None:
+        lists = {task: list_path(pattern, task) for task in range(1, run.config.last_task + 1)}
+        data[LISTS] = {str(task): sha256_of(path) for task, path in lists.items() if path.is_file()}
+    if has_begun(run.folder):
+        named = {role: getattr(options, role).annotations for role in ("train", "val", "test")}
+        held_out = named.pop("val") or named["train"]
+        places = {name: place or str(run.folder / "world") for name, place in {**named, "held_out": held_out}.items()}
+        if options.benchmark is not None:
+            places = dict.fromkeys(places, options.benchmark.root)
+        check_same_data(run.folder, data, {**places, LISTS: str(pattern)})
+    sources = run.sources
+    say_repairs({"train": sources.train, "held_out": sources.held_out, "test": sources.test})
+    say_absent_classes(sources, [run.space(task) for task in range(1, run.config.last_task + 1)])
+    return data
 
 
 @contextmanager
@@ -128,6 +156,13 @@ def check_shares(config: RunConfig) -> None:
 
 # -- ownership of the folder ------------------------------------------------------------------------------------------
 
+PLACES = (
+    *(f"data.{role}.{key}" for role in ("train", "val", "test") for key in ("annotations", "images", "cache")),
+    *(f"data.benchmark.{key}" for key in ("root", "cache")),
+    "pretrain.images",
+)
+"""Options that say where data lie. They may differ when a run is resumed, since the data themselves are compared."""
+
 
 def claim(config: RunConfig, folder: Path, *, resume: bool) -> RunConfig:
     """Write config.yaml into a folder, or check that it holds this run already.
@@ -135,7 +170,8 @@ def claim(config: RunConfig, folder: Path, *, resume: bool) -> RunConfig:
     A folder in which no work has begun is free, even if a failed start left its config.yaml there.
 
     Returns:
-        The configuration with ``model.arch`` resolved, as in config.yaml.
+        The configuration with ``model.arch`` resolved, as in config.yaml; where the data of a run have moved, with
+        their new place, which :func:`note_places` writes there once they are known to be the same.
 
     Raises:
         ConfigError: a run has begun there, and ``resume`` is not set or the run has another configuration.
@@ -180,7 +216,8 @@ def _same_run(config: RunConfig, path: Path) -> RunConfig:
         config = replace(config, model=replace(model, arch=model.arch or there.model.arch, weights_network=network))
     elif model.arch is None:
         config = with_arch(config)
-    difference = config_difference(there, config)
+    may_differ = PLACES if names_its_data(path.parent) else ()
+    difference = config_difference(there, config, may_differ)
     if difference:
         raise ConfigError(
             "the configuration differs from the one that the run began with: " + "; ".join(difference),
@@ -188,6 +225,13 @@ def _same_run(config: RunConfig, path: Path) -> RunConfig:
             remedy="resume with the same configuration, or start a new run in another folder",
         )
     return config
+
+
+def note_places(config: RunConfig, folder: Path) -> None:
+    """Write a claimed configuration to config.yaml if its data have moved since the run began."""
+    path = folder / "config.yaml"
+    if read_config(path) != config:
+        write_atomic(path, dump_config(config))
 
 
 def with_arch(config: RunConfig) -> RunConfig:
@@ -222,11 +266,11 @@ def _network(arch: BackboneOptions) -> BackboneOptions:
     return arch.without_initialisation().in_detector("batch")
 
 
-def config_difference(old: RunConfig, new: RunConfig) -> list[str]:
-    """Return the leaves in which two configurations differ, as ``key: old → new``."""
+def config_difference(old: RunConfig, new: RunConfig, may_differ: Collection[str] = ()) -> list[str]:
+    """Return the leaves in which two configurations differ, as ``key: old → new``, but for some."""
     before, after = dict(leaves(asdict(old))), dict(leaves(asdict(new)))
     return [
         f"{key}: {before.get(key)!r} → {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
+        if key not in may_differ and before.get(key) != after.get(key)
     ]

@@ -28,10 +28,10 @@ from openworld.config import RunConfig, scaled
 from openworld.data.loader import TrainBatches
 from openworld.data.splits import View, replay_view, training_view
 from openworld.detector import Detector, build_detector
-from openworld.errors import CheckpointError
+from openworld.errors import CheckpointError, DataError
 from openworld.run import evaluate
 from openworld.run.checkpoints import Progress, finished_task, restore_detector, save_progress
-from openworld.run.folder import Run, check_shares, claim, locked, open_run
+from openworld.run.folder import Run, check_shares, claim, locked, note_places, open_run
 from openworld.run.profile import profile_phase
 from openworld.run.replay import chosen_exemplars, listed_exemplars, replayed_images
 from openworld.run.sources import open_sources
@@ -44,6 +44,9 @@ from openworld.runtime.profiling import Profile
 from openworld.runtime.runlog import RunLog
 from openworld.runtime.seeding import seed_everything
 from ssl_backbones.backbones import ResNetOptions
+from ssl_backbones.card import finished
+from ssl_backbones.image_files import ImageFiles
+from ssl_backbones.options import PretrainOptions
 from ssl_backbones.pretrain import pretrain
 
 
@@ -69,6 +72,7 @@ def run_schedule(config: RunConfig, folder: Path, *, resume: bool, profile_steps
         config.method.method_class()  # a fault in it is found here, not after the pretraining
         claimed = distributed.on_first(lambda: claim(config, folder, resume=resume))
         run = open_run(scaled(claimed), folder, profile_steps)
+        distributed.on_first(lambda: note_places(claimed, folder))
         if run.config.pretrain is not None:
             pretrain_backbone(run, resume=resume)
         return [run_task(run, task) for task in range(1, run.config.last_task + 1)]
@@ -88,9 +92,7 @@ def pretrain_backbone(run: Run, *, resume: bool) -> None:
     assert options is not None
     if options.white_level is None and run.config.data.loader.white_level != WHITE_LEVEL:
         options = replace(options, white_level=run.config.data.loader.white_level)
-    if distributed.on_first(
-        lambda: (folder / "card.json").exists() or newest_valid(run.checkpoints(1), []) is not None
-    ):
+    if distributed.on_first(lambda: backbone_is_done(run, options, folder)):
         return
     with run.log.phase("pretrain"):
         pretrain(
@@ -104,6 +106,21 @@ def pretrain_backbone(run: Run, *, resume: bool) -> None:
             labelled_crops=run.sources.labelled_crops(options.view_size),
         )
     distributed.barrier()
+
+
+def backbone_is_done(run: Run, options: PretrainOptions, folder: Path) -> bool:
+    """Return whether the run needs no more pretraining.
+
+    Raises:
+        CheckpointError: the backbone in the folder was made with other options or of other images.
+    """
+    if newest_valid(run.checkpoints(1), []) is not None:
+        return True
+    try:
+        files = ImageFiles.of(options, run.sources.pretraining_images(options))
+    except DataError:  # a finished backbone does not need them
+        files = None
+    return finished(folder, options, run.config.seed, files) is not None
 
 
 # -- the stages of a task ---------------------------------------------------------------------------------------------

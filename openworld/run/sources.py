@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from openworld.configfile import read_config
 from openworld.data.benchmarks.reader import read_test, read_training, read_validation
 from openworld.data.formats.coco import coco_category_names
 from openworld.data.formats.read import read_dataset
+from openworld.data.identity import identity_of
 from openworld.data.loader import load_record
 from openworld.data.options import DataOptions, Orientation, SourceOptions
 from openworld.data.orientation import warn_of_orientation
@@ -26,10 +28,13 @@ from openworld.data.synthetic import make_world, pretrain_folder, world_sources
 from openworld.data.transforms import as_float, resize
 from openworld.errors import ConfigError, DataError
 from openworld.records import Dataset, check_files, renamed
+from openworld.run.same_data import test_set_difference
 from openworld.runtime import distributed
 from openworld.runtime.image_depth import warn_of_depth
 from openworld.runtime.images import find_images
 from ssl_backbones.options import PretrainOptions
+
+logger = logging.getLogger("openworld.run")
 
 PROBE_CROPS = 600
 """Most object crops that the kNN probe of a backbone looks at."""
@@ -45,8 +50,9 @@ class Sources:
     pretraining_folder: Path | None
 
     def summary(self) -> dict[str, Any]:
-        """Counts and repairs of each set, for data.json."""
-        return {"train": self.train.as_json(), "held_out": self.held_out.as_json(), "test": self.test.as_json()}
+        """Counts, repairs and identity of each set, for data.json."""
+        sets = {"train": self.train, "held_out": self.held_out, "test": self.test}
+        return {name: {**dataset.as_json(), **identity_of(dataset)} for name, dataset in sets.items()}
 
     def pretraining_images(self, options: PretrainOptions) -> list[Path]:
         """Images without labels: the folder that the options name, or else the world's, or else the training images."""
@@ -215,13 +221,16 @@ def open_ground_truth(
                 remedy="name the annotations with --ground-truth, or give the folder of a run, which has its own",
             )
         try:
-            return open_test(read_config(run / "config.yaml"), run), found, None
+            test = open_test(read_config(run / "config.yaml"), run)
         except DataError as error:
             raise DataError(
                 f"the annotations of the run's test set cannot be opened ({error.problem}: {error.where})",
                 where=str(run),
                 remedy="bring the data back to where the run had them, or name their annotations with --ground-truth",
             ) from error
+        if difference := test_set_difference(run, test):
+            logger.warning("%s: %s; its predictions are scored on the set of now", run, difference)
+        return test, found, None
     rename = {} if found is None else found.rename
     source = SourceOptions(annotations=annotations, image_set=image_set, orientation=orientation)
     dataset = renamed(read_dataset(source, "test"), rename)

@@ -27,6 +27,10 @@ class BankOptions(MethodOptions):
     ``info_nce``: softmax over the own row and the drawn ones (PyContrast). ``softmax``: over the whole bank, nothing is
     drawn (equation 2 of instance discrimination)."""
 
+    @property
+    def stored_negatives(self) -> int:
+        return 0 if self.form == "softmax" else self.negatives
+
 
 @dataclass(kw_only=True)
 class InstDiscOptions(BankOptions):

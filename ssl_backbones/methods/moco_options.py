@@ -27,6 +27,10 @@ class MoCoV1Options(MethodOptions):
     shuffle_groups: Annotated[int, AtLeast(1)] = 1
     """Groups with batch-norm statistics of their own, one per device in the paper (8); 1 turns shuffling off."""
 
+    @property
+    def stored_negatives(self) -> int:
+        return self.queue_size
+
 
 @dataclass(kw_only=True)
 class MoCoV2Options(MoCoV1Options):

@@ -28,6 +28,11 @@ class MethodOptions:
     def __post_init__(self) -> None:
         check(self)
 
+    @property
+    def stored_negatives(self) -> int:
+        """Number of features of earlier steps that each image is told apart from; 0 for methods without any."""
+        return 0
+
     @classmethod
     def named(cls, name: str) -> type[MethodOptions]:
         """The options class of a method.

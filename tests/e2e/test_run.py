@@ -84,6 +84,44 @@ def test_evaluate_scores_the_file_alone(tiny_run: Path, tmp_path: Path) -> None:
     assert json.loads(result.read_text()) == json.loads((tiny_run / "task2" / "metrics.json").read_text())
 
 
+def test_what_predict_writes_scores_like_the_run(tiny_run: Path, tmp_path: Path) -> None:
+    """The images have other ids in the annotations: they are matched by their files, and it is said."""
+    images = {
+        Path(entry["file_name"]).parent for entry in json.loads((tiny_run / "world/test.json").read_text())["images"]
+    }
+    (folder,) = images
+    openworld("predict", tiny_run / "world" / "images" / folder, "--run", tiny_run, "--output", tmp_path / "found")
+    scored = ("--ground-truth", tiny_run / "world" / "test.json", "--output", tmp_path / "m.json")
+    result = openworld("evaluate", "--predictions", tmp_path / "found" / "predictions.json", *scored)
+    assert "images matched by the names of their files: 10" in result.stdout
+    found = json.loads((tmp_path / "m.json").read_text())
+    expected = json.loads((tiny_run / "task2" / "metrics.json").read_text())
+    for name in METRICS:
+        assert found[name] == pytest.approx(expected[name], abs=1e-6), name
+    assert found["counts"]["images"] == expected["counts"]["images"] == 10
+
+
+def test_a_run_does_not_go_on_with_other_annotations(tiny_run: Path, tmp_path: Path) -> None:
+    """Nor does its report keep silent about another test set."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    shutil.copytree(tiny_run / "world", tmp_path / "data")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    sources = {name: {"annotations": str(tmp_path / f"data/{name}.json")} for name in ("train", "val", "test")}
+    config["data"] |= {"synthetic": None, **sources}
+    config["pretrain"] = None
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    openworld("run", "--config", run / "config.yaml", "--output", run, "--resume")
+    annotations = json.loads((tmp_path / "data" / "test.json").read_text())
+    annotations["annotations"].pop()
+    (tmp_path / "data" / "test.json").write_text(json.dumps(annotations))
+    refused = openworld("run", "--config", run / "config.yaml", "--output", run, "--resume", check=False)
+    assert refused.returncode == 2 and "test is not the set that the run began with: 10 images with" in refused.stderr
+    said = openworld("report", run)
+    assert "the test set is not the one that the run was scored on" in said.stderr
+    assert "The test set is not the one that the run was scored on: 10 images" in (run / "report.html").read_text()
+
+
 def test_prototypes_and_memory_are_in_the_checkpoint_and_grow(tiny_run: Path) -> None:
     tensors = final_weights(tiny_run)
     rows = 4 + 1  # known classes of both tasks, and unknown

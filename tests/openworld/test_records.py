@@ -107,7 +107,29 @@ def test_repairs_of_joined_data_sets_add_up() -> None:
             repairs.add("clipped", f"case {case}")
         parts.append(Dataset.from_records(NAMES, [], repairs))
     joined = merged(parts).repairs
-    assert joined.counts == {"clipped": 24} and len(joined.examples) == Repairs.MAX_EXAMPLES
+    assert joined.counts == {"clipped": 24} and joined.cases["clipped"][14:16] == ["case 14", "case 0"]
+    assert len(joined.cases["clipped"]) == 24
+
+
+def test_a_frequent_repair_does_not_crowd_out_a_rare_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where two parts are joined; and the memory is bounded."""
+    monkeypatch.setattr(Repairs, "MAX_CASES", 30)
+    parts = []
+    for number in (0, 1):
+        repairs = Repairs()
+        for case in range(25):
+            repairs.add("clipped", f"case {case}")
+        repairs.add("dropped: inverted", f"file {number}")
+        parts.append(Dataset.from_records(NAMES, [], repairs))
+    found = merged(parts).repairs
+    assert found.counts == {"clipped": 50, "dropped: inverted": 2} and len(found.cases["clipped"]) == 30
+    assert found.cases["dropped: inverted"] == ["file 0", "file 1"] and found.harmful == {"dropped: inverted": 2}
+    assert found.examples == [
+        *(f"clipped: case {case}" for case in range(3)),
+        "dropped: inverted: file 0",
+        "dropped: inverted: file 1",
+    ]
+    assert parts[0].repairs.counts["clipped"] == 25 and len(parts[0].repairs.cases["clipped"]) == 25
 
 
 def test_renamed_and_merged_categories() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -155,32 +156,119 @@ def test_backbone_and_card(paths: list[Path], tmp_path: Path) -> None:
     assert steps[0]["loss"] == pytest.approx(np.log(7), abs=2)
 
 
-def test_a_finished_run_is_returned_at_once(paths: list[Path], tmp_path: Path) -> None:
-    first = pretrain(options(steps=1), paths, tmp_path, seed=0)
-    written = first.path.stat().st_mtime_ns
-    again = pretrain(options(steps=1, log_every=9), [], tmp_path, seed=0, resume=True)
-    assert again == first and first.path.stat().st_mtime_ns == written
-    with pytest.raises(CheckpointError, match="made with steps 1, now it is 2"):
-        pretrain(options(steps=2), paths, tmp_path, seed=0, resume=True)
-    other = pretrain(options(steps=2), paths, tmp_path, seed=0)
-    assert other.card["steps"] == 2
-    assert not (tmp_path / "checkpoints").exists()
-    other.path.write_bytes(b"damaged")
-    assert pretrain(options(steps=2), paths, tmp_path, seed=0, resume=True).card == other.card
-
-
-def test_a_fresh_start_over_a_finished_run_can_be_resumed(
-    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_finished_run_is_returned_at_once(
+    paths: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def kill(self: object, step: int, steps: int) -> None:
-        raise Killed
+    """If it is resumed with the same options and images, wherever these lie; and nothing is written."""
+    first = pretrain(options(steps=1), paths, tmp_path / "b", seed=0)
+    written = first.path.stat().st_mtime_ns
+    shutil.copytree(paths[0].parents[1], tmp_path / "moved")
+    for same in (paths, find_images(tmp_path / "moved")):
+        again = pretrain(options(steps=1, log_every=9), same, tmp_path / "b", seed=0, resume=True)
+        assert again == first and first.path.stat().st_mtime_ns == written
+    assert capsys.readouterr().err.count("is finished already") == 2
+    with pytest.raises(CheckpointError, match="made with steps 1, now it is 2"):
+        pretrain(options(steps=2), paths, tmp_path / "b", seed=0, resume=True)
+    first.path.write_bytes(b"damaged")
+    assert pretrain(options(steps=1), paths, tmp_path / "b", seed=0, resume=True).card == first.card
 
-    pretrain(options(steps=1), paths, tmp_path, seed=0)
+
+def test_a_backbone_is_not_overwritten(paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finished, or with more than its first checkpoint; nor is a run. A start that failed at once leaves it free."""
+    pretrain(options(steps=1), paths, tmp_path / "done", seed=0)
+    before = {path: path.read_bytes() for path in (tmp_path / "done").iterdir()}
+    for steps, images in ((1, paths), (2, paths), (1, paths[1:])):
+        with pytest.raises(ConfigError, match=r"holds a backbone already\n.*--resume"):
+            pretrain(options(steps=steps), images, tmp_path / "done", seed=0)
+    assert {path: path.read_bytes() for path in (tmp_path / "done").iterdir()} == before
+
+    def kill(self: object, step: int, steps: int) -> None:
+        if step == 2:
+            raise Killed
+
     with monkeypatch.context() as patch:
         patch.setattr(SimCLR, "after_step", kill)
         with pytest.raises(Killed):
-            pretrain(options(steps=2), paths, tmp_path, seed=0)
-    assert pretrain(options(steps=2), paths, tmp_path, seed=0, resume=True).card["steps"] == 2
+            pretrain(options(), paths, tmp_path / "begun", seed=0)
+    with pytest.raises(ConfigError, match="holds a pretraining of 2 steps already"):
+        pretrain(options(), paths, tmp_path / "begun", seed=0)
+    (tmp_path / "run").mkdir()
+    for name in ("config.yaml", "data.json"):
+        (tmp_path / "run" / name).write_text("{}")
+    with pytest.raises(ConfigError, match="holds a run"):
+        pretrain(options(), paths, tmp_path / "run", seed=0)
+    kill_in_the_first_step(monkeypatch, paths, tmp_path / "failed", options(lr=9.0))
+    assert pretrain(options(steps=1), paths, tmp_path / "failed", seed=0).card["steps"] == 1
+
+
+def replaced(paths: list[Path], folder: Path, number: int, name: str) -> list[Path]:
+    """A copy of the images, of which one has another name."""
+    shutil.copytree(paths[0].parents[1], folder)
+    old = find_images(folder)[number]
+    old.rename(old.with_name(name))
+    return find_images(folder)
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_the_backbone_of_other_images_is_not_returned(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Finished or not: fewer images, as many with another name, or in another order. Other pixels are said."""
+    if steps == 1:
+        pretrain(options(steps=1), paths, tmp_path / "b", seed=0)
+    else:
+        kill_in_the_first_step(monkeypatch, paths, tmp_path / "b", options(steps=5))
+    others = {
+        "9 files then, 8 now": paths[1:],
+        "9 files as then, with other names": replaced(paths, tmp_path / "named", 3, "z.png"),
+        "or in another order": paths[::-1],
+    }
+    for says, images in others.items():
+        with pytest.raises(CheckpointError, match=f"was made of other images: .*{says}"):
+            pretrain(options(steps=steps), images, tmp_path / "b", seed=0, resume=True)
+    assert not caplog.text
+    shutil.copytree(paths[0].parents[1], tmp_path / "drawn")
+    drawn = find_images(tmp_path / "drawn")
+    Image.new("RGB", (80, 60)).save(drawn[0])
+    pretrain(options(steps=steps), drawn, tmp_path / "b", seed=0, resume=True)
+    assert "if other pictures took their names" in caplog.text
+
+
+def test_a_card_of_an_older_version_is_compared_as_far_as_it_goes(
+    paths: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = pretrain(options(steps=1), paths, tmp_path, seed=0)
+    card = {name: value for name, value in first.card.items() if name != "files"}
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    assert pretrain(options(steps=1), paths, tmp_path, seed=0, resume=True).card == card
+    assert "not noted of which images" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("method", "batch_size", "warnings"),
+    [
+        (SimCLROptions(), 64, ["batch_size is 64 and there are 9 images: every step takes all of them"]),
+        (SimCLROptions(), 8, []),
+        (MethodOptions.named("moco_v2")(queue_size=9), 4, ["method.queue_size is 9 and there are 9 images"]),  # type: ignore[call-arg]
+        (MethodOptions.named("moco_v2")(queue_size=8), 4, []),  # type: ignore[call-arg]
+        (MethodOptions.named("instdisc")(), 4, ["method.negatives is 512 and there are 9 images"]),  # type: ignore[call-arg]
+        (MethodOptions.named("instdisc")(form="softmax"), 4, []),  # type: ignore[call-arg]
+    ],
+    ids=["batch", "no batch", "queue", "no queue", "bank", "whole bank"],
+)
+def test_too_few_images_are_said(
+    paths: list[Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    method: MethodOptions,
+    batch_size: int,
+    warnings: list[str],
+) -> None:
+    views = method.name if method.name in RECIPES else "moco_v2"
+    chosen = options(method, views=views, batch_size=batch_size, steps=0)
+    pretrain(chosen, paths, tmp_path, seed=0)
+    assert len(caplog.messages) == len(warnings)
+    assert all(text in message for text, message in zip(warnings, caplog.messages, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +306,7 @@ def test_resume_with_other_images_is_refused(
     paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kill_in_the_first_step(monkeypatch, paths, tmp_path, options())
-    with pytest.raises(CheckpointError, match="number of images 9, now it is 8"):
+    with pytest.raises(CheckpointError, match="was made of other images: 9 files then, 8 now"):
         pretrain(options(), paths[1:], tmp_path, seed=0, resume=True)
 
 

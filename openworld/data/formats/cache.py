@@ -127,7 +127,7 @@ def _packed(dataset: Dataset, key: str) -> bytes:
         "key": key,
         "categories": dataset.categories,
         "repairs": dataset.repairs.counts,
-        "examples": dataset.repairs.examples,
+        "cases": dataset.repairs.cases,
     }
     arrays = {name: getattr(dataset, name) for name in _ARRAYS}
     for name in _NAMES:
@@ -153,7 +153,7 @@ def _read(path: Path, key: str) -> Dataset | None:
             columns: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
             for name in _NAMES:
                 columns[name] = Names.of_arrays(arrays[f"{name}.text"], arrays[f"{name}.ends"])
-            repairs = Repairs(Counter(about["repairs"]), about["examples"])
+            repairs = Repairs(Counter(about["repairs"]), about["cases"])
             return Dataset(categories=tuple(about["categories"]), repairs=repairs, **columns)
     except Exception as error:  # damage shows as almost any exception
         log.info("the cache file %s is damaged (%s): ignored", path, error)

@@ -39,6 +39,7 @@ pose: keypoints after the box                          left out, counted; ``kpt_
 long lines that can be one or the other, in a set      DataError naming file and line:
 without ``kpt_shape``                                  :mod:`openworld.data.formats.yolo_evidence` has the rule
 class number that nothing has                          object dropped, counted
+class numbers from 1 to the number of names            the same, and said to be one too large
 two classes of one name                                merged, counted
 image that a list repeats                              read once, counted; ``Record.listed`` keeps the count
 image without a label file                             no objects, counted
@@ -61,6 +62,7 @@ import numpy as np
 
 from openworld.data.boxes import clean_boxes
 from openworld.data.formats import Place, Reader
+from openworld.data.formats.class_numbers import note_numbers_from_one
 from openworld.data.formats.yolo_evidence import Evidence
 from openworld.data.formats.yolo_layout import CLASS_LISTS, SETS, find_layout, is_yolo
 from openworld.data.formats.yolo_lines import Lines, read_lines
@@ -119,6 +121,8 @@ def read_yolo(path: Path, images: Path | None = None, image_set: str | None = No
             records.append(replace(record, listed=counts[file]))
         elif not file_exists(file):
             missing.append(str(file))
+    seen = (number for of_file in lines.values() for number in of_file.classes)
+    note_numbers_from_one(seen, len(layout.names), path, repairs)
     if not records:
         raise DataError(
             f"none of its {len(labels)} images can be read, such as {next(iter(labels))}",

@@ -3,8 +3,8 @@
 Foreign files do not list images without detections, so every image of the ground truth counts as predicted. They have
 neither extra columns nor a best known class.
 
-An image id is matched exactly, or else as text (7 and "7"), or else with the stem of the image's file name
-("000000000139" and 000000000139.jpg). The class *unknown* is named so.
+Image ids are matched as :mod:`openworld.predictions.images` says. The class *unknown* is named so. Scores that rounding
+brought beyond 0 or 1 are brought back.
 
 I images, D detections.
 """
@@ -12,7 +12,7 @@ I images, D detections.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, TypeVar, get_args
@@ -22,7 +22,9 @@ import numpy as np
 from openworld.errors import ConfigError, DataError
 from openworld.labels import UNKNOWN_NAME, LabelSpace
 from openworld.predictions.file import Predictions, Reals, Whole, wrong_numbers
-from openworld.records import Dataset, ImageId, Record, Repairs
+from openworld.predictions.images import BY_FILE, AnnotatedImages
+from openworld.predictions.rounding import BEYOND, within_rounding
+from openworld.records import Dataset, ImageId, Repairs
 
 Value = TypeVar("Value", bound=Hashable)
 
@@ -82,7 +84,8 @@ def as_predictions(
         dataset: the ground truth; its records have ``image_id``, ``path``, ``width`` and ``height``.
         space: the task whose model predicted.
         unseen: see :data:`Unseen`.
-        repairs: counts the detections of unseen classes.
+        repairs: counts the detections of unseen classes, images that were matched by their files and scores that
+            rounding brought out of range.
         source: names the file in ``repairs``.
 
     Raises:
@@ -92,14 +95,16 @@ def as_predictions(
     if unseen not in get_args(Unseen):
         raise ConfigError(f"unseen={unseen!r}", remedy=f"choose one of: {', '.join(get_args(Unseen))}")
     space = space.growing
-    images = _Images(dataset)
+    images = AnnotatedImages(dataset)
     ids, id_index = distinct(found.image_ids)
-    image_index = np.array([images.position(name) for name in ids], dtype=np.int64)[id_index]
+    places = [images.position(name) for name in ids]
+    image_index = np.array(places, dtype=np.int64)[id_index]
+    scores, rounded = within_rounding(found.scores)
     row_of = class_rows(space, dataset)
     rows = [_NOT_KNOWN if name is None else row_of.get(name, _NOT_KNOWN) for name in found.class_names]
     labels = np.array(rows, dtype=np.int64)[found.class_index]
 
-    wrong_score, wrong_box = wrong_numbers(found.boxes, found.scores)
+    wrong_score, wrong_box = wrong_numbers(found.boxes, scores)
     wrong_class = (labels == _NOT_KNOWN) | ((labels == _UNSEEN) & (unseen == "error"))
     wrong = (image_index < 0) | wrong_class | wrong_score | wrong_box
     if wrong.any():
@@ -111,7 +116,7 @@ def as_predictions(
             problem, remedy = _class_problem(found.class_names[found.class_index[first]], quote, space, row_of)
         elif wrong_score[first]:
             problem = f"score {found.scores[first]}"
-            remedy = "a score is a probability from 0 to 1; turn logits into probabilities by a sigmoid or softmax"
+            remedy = "a score is a probability from 0 to 1: divide percent by 100, turn logits into probabilities"
         else:
             problem = quote.box
             remedy = "a box has finite coordinates, and a width and height of at least 0"
@@ -120,8 +125,9 @@ def as_predictions(
     hidden = labels == _UNSEEN
     if repairs is not None:
         _count_unseen(found, hidden, unseen, repairs, source)
+        _count_repaired(found, dict(zip(ids, places, strict=True)), images, rounded, repairs)
     kept = np.flatnonzero(~hidden) if unseen == "drop" else np.arange(len(labels))
-    kept = kept[np.lexsort((-found.scores[kept], image_index[kept]))]
+    kept = kept[np.lexsort((-scores[kept], image_index[kept]))]
     return Predictions(
         tasks=space.tasks,
         task=space.task,
@@ -132,7 +138,7 @@ def as_predictions(
         image_index=image_index[kept],
         boxes=found.boxes[kept],
         labels=np.where(hidden, space.unknown, labels)[kept],
-        scores=found.scores[kept],
+        scores=scores[kept],
         best_known=np.full(len(kept), -1, dtype=np.int64),
     )
 
@@ -157,47 +163,6 @@ def nearest_class(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name.lower(), lowered, n=1)
     hint = f"did you mean {lowered[close[0]]!r}? " if close else ""
     return f"{hint}map the name with `rename`; known are: {', '.join(known)}"
-
-
-class _Images:
-    """The images of the ground truth, each once, under all names that other files may give them."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        by_id: dict[ImageId, Record] = {}
-        for record in dataset:
-            by_id.setdefault(record.image_id, record)
-        self.records = list(by_id.values())
-        self.exact = {record.image_id: position for position, record in enumerate(self.records)}
-        self.by_text: dict[str, list[int]] = {}
-        self.by_stem: dict[str, list[int]] = {}
-        for position, record in enumerate(self.records):
-            self.by_text.setdefault(str(record.image_id), []).append(position)
-            self.by_stem.setdefault(record.path.stem, []).append(position)
-
-    def matches(self, name: ImageId) -> list[int]:
-        """Positions of the images that an id may mean."""
-        if name in self.exact:
-            return [self.exact[name]]
-        text = str(name)
-        return self.by_text.get(text) or self.by_stem.get(text) or []
-
-    def position(self, name: ImageId) -> int:
-        """Position of the one image that an id means, or -1."""
-        found = self.matches(name)
-        return found[0] if len(found) == 1 else -1
-
-    def problem(self, name: ImageId) -> tuple[str, str]:
-        """What is wrong with an id that does not mean one image, and what to do."""
-        found = [self.records[position] for position in self.matches(name)]
-        if found:
-            shown = ", ".join(f"{record.image_id!r} ({record.path})" for record in found[:3])
-            return f"image_id {name!r} may mean {len(found)} images: {shown}", "write the ids of the ground truth"
-        close = difflib.get_close_matches(str(name), [*self.by_text, *self.by_stem], n=1, cutoff=0.8)
-        hint = f"; the nearest is {close[0]!r}" if close else ""
-        return (
-            f"image_id {name!r} is not in the ground truth, which has {len(self.records)} images{hint}",
-            "give the ground truth (and image set) that was predicted, or write its image ids",
-        )
 
 
 def _class_problem(name: str | None, quote: Quote, space: LabelSpace, row_of: dict[str, int]) -> tuple[str, str]:
@@ -226,6 +191,16 @@ def _count_unseen(
     kind = "detections of unseen classes " + ("dropped" if unseen == "drop" else "taken as unknown")
     for name, count in zip(found.class_names, np.bincount(found.class_index[hidden], minlength=len(found.class_names))):
         if count:
-            repairs.counts[kind] += int(count)
-            if len(repairs.examples) < repairs.MAX_EXAMPLES:
-                repairs.examples.append(f"{kind}: {source} has {count} of {name!r}")
+            repairs.add(kind, f"{source} has {count} of {name!r}", times=int(count))
+
+
+def _count_repaired(
+    found: ForeignDetections, places: Mapping[ImageId, int], images: AnnotatedImages, rounded: Whole, repairs: Repairs
+) -> None:
+    """Count images that were matched by their files, and scores that rounding brought out of range."""
+    for name, place in places.items():
+        record = images.records[place]
+        if str(name) not in (str(record.image_id), record.path.stem):
+            repairs.add(BY_FILE, f"{name!r} is {record.image_id!r} ({record.path})")
+    for row in rounded.tolist():
+        repairs.add(BEYOND, f"{found.quote(row).where} has the score {found.scores[row]!r}")

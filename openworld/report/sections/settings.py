@@ -16,7 +16,11 @@ def what_was_run(run: RunArtefacts) -> dict[str, Any]:
     return {
         "config": settings(run.config),
         "environment": settings(run.environment),
-        "data": [_data_set(str(name), mapping(found)) for name, found in (run.data or {}).items()],
+        "data": [
+            _data_set(str(name), mapping(found))
+            for name, found in (run.data or {}).items()
+            if "annotations" in mapping(found)  # lists of exemplars have none
+        ],
         "exemplars": [_exemplars(task.number, task.exemplars) for task in run.tasks if task.exemplars is not None],
         "times": _times(run.log),
         "profile": profile_section(run.profile),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from openworld.audit.sheets import write_check
+from openworld.audit.sheets import repairs_csv, write_check
 from openworld.audit.terminal import print_check
 from openworld.cli import main
 from openworld.data.schedules import read_schedule
+from openworld.records import Dataset, Repairs
 
 
 @pytest.fixture
@@ -87,7 +89,6 @@ def test_without_tasks_and_without_anything(tmp_path: Path, yolo: Path) -> None:
 
     from openworld.audit.images_and_boxes import check_data
     from openworld.data.formats.yolo import read_yolo
-    from openworld.records import Dataset
 
     sets = {"train": read_yolo(yolo, image_set="train")}
     written = write_check(check_data(sets), sets, tmp_path / "out", num_samples=2)
@@ -113,3 +114,48 @@ def test_what_cannot_be_done(arguments: list[str], message: str, capsys: pytest.
         main(["data", *arguments])
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_every_repaired_record_is_listed(tmp_path: Path, yolo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A dropped line behind thirty polygons is named on the terminal and in the list; a later check without repairs
+    leaves no list."""
+    labels = [yolo / "labels/train" / f"{number}.txt" for number in range(3)]
+    clean = labels[2].read_text()
+    labels[0].write_text("0 0.1 0.1 0.4 0.1 0.2 0.5\n" * 30)
+    labels[2].write_text("0 0.5 0.5 0.4 0.4\n7 0.5 0.5 0.1 0.1\n9 0.5 0.5 0.1 0.1\n0 0.9 0.5 0.4 0.4")
+    (yolo / "images/train/3.png").unlink()
+    (yolo / "labels/train/3.txt").unlink()
+    output = tmp_path / "check"
+    main(["data", "check", "--train", str(yolo), "--samples", "0", "--output", str(output)])
+    told = " ".join(capsys.readouterr().out.split())
+    assert (
+        "warning: Annotations of train were repaired while reading: dropped: class number that nothing has (2)." in told
+    )
+    assert "2.txt, line 2 has class 7 of 3" in told.replace("/ ", "/") and "line 3 has class 9 of 3" in told
+    assert "note: Annotations of train were repaired while reading: clipped to the image (1)." in told
+    with (output / "repairs.csv").open(newline="") as stream:
+        head, *rows = csv.reader(stream)
+    assert head == ["set", "kind", "record"] and {row[0] for row in rows} == {"train"}
+    kinds = [row[1] for row in rows]
+    assert kinds.count("polygon turned into its box") == 30 and len(rows) == 33
+    where = labels[2]
+    assert [row[2][: len(f"{where}, line 0")] for row in rows if row[1] != "polygon turned into its box"] == [
+        f"{where}, line {line}" for line in (4, 2, 3)
+    ]
+    labels[0].write_text("")
+    labels[2].write_text(clean)
+    main(["data", "check", "--train", str(yolo), "--samples", "0", "--output", str(output)])
+    assert not (output / "repairs.csv").exists()
+
+
+def test_the_list_of_repairs_says_where_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Repairs, "MAX_CASES", 2)
+    repairs = Repairs()
+    for number in range(1234):
+        repairs.add("clipped, say", f"case {number}")
+    assert repairs_csv({"val": Dataset.from_records((), (), repairs)}).splitlines() == [
+        "set,kind,record",
+        'val,"clipped, say",case 0',
+        'val,"clipped, say",case 1',
+        'val,"clipped, say","and 1,232 more"',
+    ]

@@ -174,3 +174,12 @@ def test_a_run_brings_its_own_annotations_without_its_images(files: Path) -> Non
     main(["evaluate", "--predictions", str(files), "--output", str(files / "m.json")])
     metrics = json.loads((files / "m.json").read_text())
     assert metrics["known_ap50"] == metrics["unknown_recall50"] == 1.0
+
+
+def test_dropped_annotations_of_the_ground_truth_are_said(files: Path, caplog: pytest.LogCaptureFixture) -> None:
+    truth = json.loads((files / "truth.json").read_text())
+    truth["annotations"][4]["category_id"] = 77
+    (files / "truth.json").write_text(json.dumps(truth))
+    main(evaluate(files, "--coco", "false"))
+    (said,) = caplog.messages
+    assert said.startswith("ground truth: dropped: category_id that nothing has (1), for instance ") and "77" in said

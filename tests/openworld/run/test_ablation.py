@@ -138,6 +138,7 @@ def test_a_trained_first_task_is_taken_over_with_its_exemplars_if_it_has_any(tmp
         "task1/checkpoint/train-6/model": "weights",
         "task1/checkpoint/calibrate-0/model": "fit",
         "metrics.jsonl": "{}",
+        "data.json": "{}",
     }
     files |= {"task1/exemplars.json": "[]"} if chosen else {}
     for name, content in files.items():
