@@ -11,6 +11,7 @@ import yaml
 from openworld.errors import ConfigError
 from openworld.runtime.option_trees import Given, construct, from_words
 from openworld.runtime.options import AtLeast, Between, check, refuse
+from openworld.runtime.yaml_text import parse
 
 
 @dataclass(kw_only=True)
@@ -71,7 +72,7 @@ class Root:
 
 def read(*texts: str, words: tuple[tuple[str, str], ...] = ()) -> Root:
     """YAML texts as the files f0, f1, …, then options of the command line."""
-    files = [Given(yaml.safe_load(text), f"f{index}") for index, text in enumerate(texts)]
+    files = [Given(parse(text, as_written=True), f"f{index}") for index, text in enumerate(texts)]
     return construct(Root, [*files, *from_words(words)])
 
 
@@ -166,13 +167,17 @@ def test_what_is_written_is_read_again() -> None:
         (["train: {steps: 1}", "train: {lr: x}", "train: {}"], (), "f1: train.lr is 'x'"),
         (["train: {steps: 13}"], (), "f0: train.steps is 13\nWhat to do: choose another"),
         (["train: 5"], (), "f0: train is 5\nWhat to do: give a mapping"),
-        (["train: null"], (), "f0: train is None\nWhat to do: give a mapping"),
+        (["train: null"], (), "f0: train is null\nWhat to do: give a mapping"),
         (["extra: {lr: 2}"], (), "f0: extra.steps is missing\nWhat to do: give an integer of at least 0"),
         (["train: {by_task: {0: 1}}"], (), "f0: train.by_task is {0: 1}"),
         (["method: {clustering: {steps: -1}}"], (), "f0: method.clustering.steps is -1"),
-        (["method: {margin: .nan}"], (), "f0: method.margin is nan"),
+        (["method: {margin: .nan}"], (), "f0: method.margin is .nan"),
         (["method: orre"], (), "f0: method.name is 'orre': there is no such method\nWhat to do: choose ore or closed"),
-        (["method: {name: 3}"], (), "f0: method.name is 3: there is no such method\nWhat to do: choose ore or closed"),
+        (
+            ["method: {name: 3}"],
+            (),
+            "f0: method.name is '3': there is no such method\nWhat to do: choose ore or closed",
+        ),
         (["other: {margin: 1}"], (), "f0: other.name is missing\nWhat to do: choose ore or closed"),
         (["method: [ore]"], (), "f0: method is ['ore']\nWhat to do: give a name, a mapping"),
         (["method: closed", "method: {margin: 1}"], (), "f1: method.margin is not an option"),
