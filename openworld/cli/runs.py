@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from jsonargparse import ArgumentParser, Namespace
 
+from openworld.cli.parser import PATH, Reads
 from openworld.cli.verbs import AddVerb, run_arguments, with_engine
 from openworld.config import RunConfig
 from openworld.configfile import find_config, read_config_of_run, read_options
+from openworld.runtime.option_trees import expanded
+from openworld.runtime.options import Items, NonNegativeInt, PositiveInt, Share
 from ssl_backbones.options import PretrainOptions
 
 PROFILED_STEPS = 20
@@ -34,18 +38,22 @@ def add_verbs(verb: AddVerb) -> None:
         "pretrain", pretrain, "pretrain a backbone contrastively on a folder of images", PretrainOptions
     )
     pretrain_verb.add_argument(
-        "--output", type=str, required=True, help="folder for backbone.safetensors, card.json and report.html"
+        "--output", type=PATH, required=True, help="folder for backbone.safetensors, card.json and report.html"
     )
     pretrain_verb.add_argument("--resume", action="store_true", help="continue the run in the folder")
-    pretrain_verb.add_argument("--seed", type=int, default=0)
+    pretrain_verb.add_argument("--seed", type=Reads(int), default=0)
     pretrain_verb.add_argument("--device", type=str, default="auto")
 
     predict_verb = verb("predict", predict, "draw what a trained run detects on an image or a folder of images")
-    predict_verb.add_argument("images", type=str, help="an image or a folder")
-    predict_verb.add_argument("--run", type=str, required=True, help="folder of a run")
-    predict_verb.add_argument("--task", type=int, default=0, help="task whose detector is used; 0: the newest")
-    predict_verb.add_argument("--score", type=float, default=0.3, help="draw detections with at least this score")
-    predict_verb.add_argument("--output", type=str, required=True, help="folder for drawings and predictions.json")
+    predict_verb.add_argument("images", type=PATH, help="an image or a folder")
+    predict_verb.add_argument("--run", type=PATH, required=True, help="folder of a run")
+    predict_verb.add_argument(
+        "--task", type=Reads(NonNegativeInt), default=0, help="task whose detector is used; 0: the newest"
+    )
+    predict_verb.add_argument(
+        "--score", type=Reads(Share), default=0.3, help="draw detections with at least this score"
+    )
+    predict_verb.add_argument("--output", type=PATH, required=True, help="folder for drawings and predictions.json")
     predict_verb.add_argument(
         "--device",
         type=str,
@@ -56,7 +64,9 @@ def add_verbs(verb: AddVerb) -> None:
     convert_verb = verb(
         "convert", convert, "make a run from a published checkpoint of ORE, or from a run of the other engine"
     )
-    convert_verb.add_argument("weights", type=str, help="model_final.pth, a .pkl of detectron2, or the folder of a run")
+    convert_verb.add_argument(
+        "weights", type=PATH, help="model_final.pth, a .pkl of detectron2, or the folder of a run"
+    )
     convert_verb.add_argument(
         "--engine",
         choices=["torchvision", "detectron2"],
@@ -65,28 +75,30 @@ def add_verbs(verb: AddVerb) -> None:
     )
     convert_verb.add_argument(
         "--schedule",
-        type=str,
+        type=PATH,
         default=None,
         help="schedule of the classes of the head, as for evaluate; default: that of --config",
     )
-    convert_verb.add_argument("--task", type=int, default=None, help="last task that a checkpoint was trained on")
     convert_verb.add_argument(
-        "--energy", type=str, default=None, help="energy_dist_<classes>.pkl; without it the classifier decides alone"
+        "--task", type=Reads(PositiveInt), default=None, help="last task that a checkpoint was trained on"
     )
-    convert_verb.add_argument("--config", type=str, default=None, help="a run's .yaml that names the data")
-    convert_verb.add_argument("--output", type=str, required=True, help="folder of the new run")
+    convert_verb.add_argument(
+        "--energy", type=PATH, default=None, help="energy_dist_<classes>.pkl; without it the classifier decides alone"
+    )
+    convert_verb.add_argument("--config", type=PATH, default=None, help="a run's .yaml that names the data")
+    convert_verb.add_argument("--output", type=PATH, required=True, help="folder of the new run")
 
     report_verb = verb("report", report, "rewrite report.html of a run")
-    report_verb.add_argument("run", type=str, help="folder of a run, or of a pretraining")
+    report_verb.add_argument("run", type=PATH, help="folder of a run, or of a pretraining")
 
     ablate_verb = verb(
         "ablate", ablate, "run a schedule with one part switched off at a time, over several seeds", RunConfig
     )
-    ablate_verb.add_argument("--seeds", type=list[int], default=[0, 1, 2])
-    ablate_verb.add_argument("--variants", type=list[str], default=[], help="names of variants; default: all")
+    ablate_verb.add_argument("--seeds", type=Reads(Annotated[list[int], Items(1)]), default=[0, 1, 2])
+    ablate_verb.add_argument("--variants", type=Reads(list[str]), default=[], help="names of variants; default: all")
     ablate_verb.add_argument(
         "--switch",
-        type=str,
+        type=PATH,
         default=None,
         help="a .yaml whose options are switched one by one: configs/ore/reference.yaml",
     )
@@ -96,7 +108,7 @@ def add_verbs(verb: AddVerb) -> None:
         default={},
         help="compare backbones, and random weights: --backbones.simclr runs/simclr --backbones.moco moco.pth",
     )
-    ablate_verb.add_argument("--jobs", type=int, default=1, help="number of parallel runs")
+    ablate_verb.add_argument("--jobs", type=Reads(PositiveInt), default=1, help="number of parallel runs")
     run_arguments(ablate_verb, default_output=None)
 
 
@@ -104,7 +116,7 @@ def _profile_argument(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--profile",
         nargs="?",
-        type=int,
+        type=Reads(NonNegativeInt),
         const=PROFILED_STEPS,
         default=0,
         metavar="STEPS",
@@ -257,5 +269,5 @@ def ablate(arguments: Namespace, config: RunConfig) -> None:
         jobs=arguments.jobs,
         console=Console(),
         switch=None if arguments.switch is None else read_options(find_config(arguments.switch)),
-        backbones={name: Path(file) for name, file in arguments.backbones.items()},
+        backbones={name: Path(expanded(file)) for name, file in arguments.backbones.items()},
     )
