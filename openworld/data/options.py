@@ -203,7 +203,12 @@ class DataOptions:
         """The classes of a published schedule, or of a file."""
         from openworld.data.schedules import read_schedule  # not for everybody who asks for --help
 
-        schedule = read_schedule(name)
+        try:
+            schedule = read_schedule(name)
+        except ConfigError as error:
+            if error.where is not None:  # the file of the schedule
+                raise
+            refuse(self, "tasks", f"is {name!r}: {error.problem}", remedy=error.remedy or "")
         self.tasks, self.rename = [list(names) for names in schedule.tasks], {**schedule.rename, **self.rename}
 
     def _take_benchmark(self, name: str) -> None:

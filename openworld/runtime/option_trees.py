@@ -222,7 +222,8 @@ def typed(hint: Any, value: Any) -> Any:
         if fits(hint, parsed) and not isinstance(parsed, str):
             return parsed
         meant = typed(hint, str(value))
-        return meant if fits(hint, meant) else value if isinstance(value, Plain) else parsed
+        # A message says `yes` of `yes`, and not True.
+        return meant if fits(hint, meant) else value if isinstance(parsed, bool) else parsed
     if origin is Annotated:
         inner = typed(arguments[0], value)
         is_path = isinstance(inner, str) and any(isinstance(rule, PathRule) for rule in arguments[1:])
