@@ -11,6 +11,7 @@ from openworld.cli.parser import PATH, Reads
 from openworld.cli.verbs import AddVerb, run_arguments, with_engine
 from openworld.config import RunConfig
 from openworld.configfile import find_config, read_config_of_run, read_options
+from openworld.errors import ConfigError
 from openworld.runtime.option_trees import expanded
 from openworld.runtime.options import Items, NonNegativeInt, PositiveInt, Share
 from ssl_backbones.options import PretrainOptions
@@ -110,6 +111,14 @@ def add_verbs(verb: AddVerb) -> None:
     )
     ablate_verb.add_argument("--jobs", type=Reads(PositiveInt), default=1, help="number of parallel runs")
     run_arguments(ablate_verb, default_output=None)
+
+
+def _path(option: str, text: str) -> Path:
+    """Return the path that is the value of an option."""
+    try:
+        return Path(expanded(text))
+    except ConfigError as error:
+        raise ConfigError(f"{option} {error.problem}", remedy=error.remedy) from None
 
 
 def _profile_argument(parser: ArgumentParser) -> None:
@@ -215,7 +224,6 @@ def convert(arguments: Namespace) -> None:
 
     from openworld.convert.between_engines import convert_engine
     from openworld.convert.published_run import convert_run
-    from openworld.errors import ConfigError
 
     energy, config = (Path(path) if path else None for path in (arguments.energy, arguments.config))
     weights, folder = Path(arguments.weights), Path(arguments.output)
@@ -269,5 +277,5 @@ def ablate(arguments: Namespace, config: RunConfig) -> None:
         jobs=arguments.jobs,
         console=Console(),
         switch=None if arguments.switch is None else read_options(find_config(arguments.switch)),
-        backbones={name: Path(expanded(file)) for name, file in arguments.backbones.items()},
+        backbones={name: _path(f"--backbones.{name}", file) for name, file in arguments.backbones.items()},
     )

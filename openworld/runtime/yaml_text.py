@@ -83,6 +83,11 @@ def parse(data: bytes | str, *, as_written: bool = False) -> Any:
         if node is None:
             return None
         _check(node, set(), set(), as_written)
+        if isinstance(node, ScalarNode) and node.style is None:
+            # A file of `seed:3` is one text.
+            number = node.start_mark.line
+            if (fault := _fault_of(text.split("\n")[number], number + 1)) is not None:
+                raise fault
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise _explained(error, text.split("\n")) from None

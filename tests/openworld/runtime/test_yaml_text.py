@@ -90,6 +90,8 @@ def test_other_encodings_name_the_line() -> None:
         ("a:\n\tb: 1", "line 2 is indented with a tab", "indent with blanks"),
         ("a:\n  b: 1\n \tc: 2", "line 3 is indented with a tab", "indent with blanks"),
         ("a: 1\n---\nb: 2", "line 2 (---) starts another document", "keep one"),
+        ("seed:3", "line 1 (seed:3) has no blank after the colon", "write `seed: …`"),
+        ("# head\nseed:\u00a03", "line 2 has the blank U+00A0", "ordinary"),
         ("seed:1\nname: x", "line 1 (seed:1) has no blank after the colon", "write `seed: …`"),
         ("name: x\nseed:1", "line 2 (seed:1) has no blank after the colon", "write `seed: …`"),
         ("seed:\u00a01\nname: x", "line 1 has the blank U+00A0", "ordinary"),
