@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypedDict
 
-from openworld.runtime.options import Above, AtLeast, Between, check
+from openworld.runtime.options import Above, AtLeast, Between, FilePath, check
 from ssl_backbones.backbones import BackboneOptions, ResNetOptions
 from ssl_backbones.methods.options import MethodOptions
 from ssl_backbones.methods.simclr_options import SimCLROptions
@@ -64,10 +64,10 @@ class PretrainOptions:
     """Side of the small views of a multi-crop recipe (paper: 96 beside 224)."""
     local_views: Annotated[int, AtLeast(0)] | None = None
     """Number of small views of the recipe to make; None for all of them, 0 for the two large ones only."""
-    images: str | None = None
+    images: FilePath | None = None
     """Folder of images; None means the images that the detector will train on. Supervised contrast uses the folder name
     of each image as its label; no other method uses it."""
-    labelled: str | None = None
+    labelled: FilePath | None = None
     """Folder with one folder of images per class (or with ``train`` and ``val`` of such folders), for the probes. None
     means ``images`` if that has one folder per class and the method does not learn from it; otherwise no probe."""
     white_level: Annotated[int, Between(255, 65535)] | None = None

@@ -14,6 +14,8 @@ import yaml
 from openworld.errors import ConfigError, DataError
 from openworld.report.text import counted
 from openworld.runtime.files import read_yaml
+from openworld.runtime.option_trees import typed
+from openworld.runtime.options import fits, shown
 
 
 def by_frequency(counts: Mapping[str, int], num_tasks: int, *, leave_unknown: int = 0) -> list[list[str]]:
@@ -126,17 +128,14 @@ def read_groups(path: Path) -> dict[str, str | int]:
     """
     path = Path(path)
     remedy = "write one line per class, such as `cat: animals`"
-    content = read_yaml(path, remedy=remedy)
+    content = typed(dict[str, int | str], read_yaml(path, remedy=remedy, as_written=True))
     if not content:
         raise ConfigError("names no class", where=str(path), remedy=remedy)
     for name, group in content.items():
-        if not isinstance(name, str) or isinstance(group, bool) or not isinstance(group, str | int):
-            raise ConfigError(
-                f"{name!r}: {group!r} is not a class with its group",
-                where=str(path),
-                remedy=f"{remedy}; put quotes around no, yes and 7",
-            )
-    return content
+        if not fits(str, name) or not fits(int | str, group):
+            problem = f"`{shown(name)}: {shown(group)}` is not a class with its group"
+            raise ConfigError(problem, where=str(path), remedy=f"{remedy}; put quotes around null")
+    return dict(content)
 
 
 def schedule_text(tasks: Sequence[Sequence[str]], counts: Mapping[str, int], origin: str) -> str:

@@ -90,6 +90,7 @@ def build_parser() -> tuple[ArgumentParser, dict[tuple[str, ...], Verb]]:
             to.add_subcommand(name, sub, help=help)  # type: ignore[attr-defined]
             verbs[*names, name] = Verb(function, options, sub)
             if options is not None:
+                sub.tree = options
                 sub.add_argument("--config", help="a YAML file, see configs/; given again, later files win")
                 sub.add_argument("--print_config", action="store_true", help="print the configuration and exit")
             return sub

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from openworld.cli.parser import PATH, Reads
 from openworld.cli.verbs import AddVerb
 
 if TYPE_CHECKING:
@@ -22,12 +23,12 @@ def add_verbs(verb: AddVerb) -> None:
     _file_arguments(export_verb)
     export_verb.add_argument(
         "--to",
-        type=Literal["torchvision", "detectron2", "detectron2-c4", "detectron2-fpn"],
+        type=Reads(Literal["torchvision", "detectron2", "detectron2-c4", "detectron2-fpn"]),
         required=True,
         help="detectron2: names that fit any detector by its heuristics; -c4, -fpn: the full names of such a detector",
     )
     export_verb.add_argument(
-        "--output", type=str, required=True, help="the file: .safetensors or .pth for torchvision, .pkl for detectron2"
+        "--output", type=PATH, required=True, help="the file: .safetensors or .pth for torchvision, .pkl for detectron2"
     )
     export_verb.add_argument(
         "--inexact", action="store_true", help="allow a library that pads differently, so that features differ a little"
@@ -37,14 +38,14 @@ def add_verbs(verb: AddVerb) -> None:
     _file_arguments(verify_verb)
     verify_verb.add_argument(
         "--settings",
-        type=str,
+        type=PATH,
         required=True,
         help="the .yaml of an export, or a detectron2 configuration with MODEL.WEIGHTS",
     )
 
 
 def _file_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("file", type=str, help="weights: .safetensors, .pth, .tar, .pt, .pkl, .npz, or a folder")
+    parser.add_argument("file", type=PATH, help="weights: .safetensors, .pth, .tar, .pt, .pkl, .npz, or a folder")
     parser.add_argument(
         "--preprocess",
         type=str,
@@ -57,9 +58,13 @@ def _file_arguments(parser: ArgumentParser) -> None:
         default=None,
         help="prefix of its keys, where the file holds several: student., encoder_k.",
     )
-    parser.add_argument("--stride-in-1x1", type=bool, default=None, help="bottlenecks stride in their first 1x1")
-    parser.add_argument("--pool-padding", type=Literal["both", "end"], default=None, help="of the stem's max pool")
-    parser.add_argument("--conv-padding", type=Literal["both", "end"], default=None, help="of strided convolutions")
+    parser.add_argument("--stride-in-1x1", type=Reads(bool), default=None, help="bottlenecks stride in their first 1x1")
+    parser.add_argument(
+        "--pool-padding", type=Reads(Literal["both", "end"]), default=None, help="of the stem's max pool"
+    )
+    parser.add_argument(
+        "--conv-padding", type=Reads(Literal["both", "end"]), default=None, help="of strided convolutions"
+    )
 
 
 def inspect(arguments: Namespace) -> None:

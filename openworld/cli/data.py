@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from openworld.cli.parser import PATH, Reads
 from openworld.cli.verbs import AddVerb
 from openworld.configfile import find_config, read_config
 from openworld.data.formats import annotations_help, image_set_help
 from openworld.data.options import SourceOptions
+from openworld.runtime.options import Between, NonNegativeInt, PositiveInt
 
 _ANNOTATIONS = annotations_help()
 _IMAGE_SET = image_set_help()
@@ -20,49 +22,65 @@ _IMAGES = "folder of the images, where it is not beside the annotations; not wit
 def add_verbs(verb: AddVerb) -> None:
     """Add the verbs below the verb `data`."""
     audit_verb = verb("audit", audit, "find faults of a split, and the scores that a perfect detector reaches on it")
-    audit_verb.add_argument("--config", type=str, default=None, help="a run's .yaml, in place of the options below")
+    audit_verb.add_argument("--config", type=PATH, default=None, help="a run's .yaml, in place of the options below")
     _set_arguments(audit_verb)
-    audit_verb.add_argument("--schedule", type=str, default=None, help="as for evaluate")
-    audit_verb.add_argument("--hash-files", type=bool, default=True, help="compare image files by content")
-    audit_verb.add_argument("--output", type=str, default=None, help="a .json file for the findings")
+    audit_verb.add_argument("--schedule", type=PATH, default=None, help="as for evaluate")
+    audit_verb.add_argument("--hash-files", type=Reads(bool), default=True, help="compare image files by content")
+    audit_verb.add_argument("--output", type=PATH, default=None, help="a .json file for the findings")
     check_verb = verb("check", check, "report counts, sizes, suspicious boxes, broken and duplicate images")
-    check_verb.add_argument("--config", type=str, default=None, help="a run's .yaml, in place of the sets and schedule")
+    check_verb.add_argument(
+        "--config", type=PATH, default=None, help="a run's .yaml, in place of the sets and schedule"
+    )
     _set_arguments(check_verb)
-    check_verb.add_argument("--schedule", type=str, default=None, help="as for evaluate; without it, no tasks")
-    check_verb.add_argument("--samples", type=int, default=12, help="most images or objects per sheet; 0 draws none")
-    check_verb.add_argument("--alike", type=int, default=4, help="bits of 64 in which hashes of look-alikes may differ")
-    check_verb.add_argument("--workers", type=int, default=2, help="threads that decode images")
-    check_verb.add_argument("--output", type=str, default=None, help="a folder for check.json and drawn samples")
+    check_verb.add_argument("--schedule", type=PATH, default=None, help="as for evaluate; without it, no tasks")
+    check_verb.add_argument(
+        "--samples", type=Reads(NonNegativeInt), default=12, help="most images or objects per sheet; 0 draws none"
+    )
+    check_verb.add_argument(
+        "--alike",
+        type=Reads(Annotated[int, Between(0, 64)]),
+        default=4,
+        help="bits of 64 in which hashes of look-alikes may differ",
+    )
+    check_verb.add_argument("--workers", type=Reads(PositiveInt), default=2, help="threads that decode images")
+    check_verb.add_argument("--output", type=PATH, default=None, help="a folder for check.json and drawn samples")
 
     tasks_verb = verb("tasks", propose_tasks, "propose the classes of each task, as a .yaml file to edit")
-    tasks_verb.add_argument("--train", type=str, required=True, help=f"training images: {_ANNOTATIONS}")
-    tasks_verb.add_argument("--train-set", type=str, default=None, help=_IMAGE_SET)
-    tasks_verb.add_argument("--train-images", type=str, default=None, help=_IMAGES)
-    tasks_verb.add_argument("--tasks", type=int, default=None, help="number of tasks; with groups, one per group")
+    tasks_verb.add_argument("--train", type=PATH, required=True, help=f"training images: {_ANNOTATIONS}")
+    tasks_verb.add_argument("--train-set", type=PATH, default=None, help=_IMAGE_SET)
+    tasks_verb.add_argument("--train-images", type=PATH, default=None, help=_IMAGES)
     tasks_verb.add_argument(
-        "--by", type=str, default="frequency", help="frequency, or a .yaml file with one line `class: group` per class"
+        "--tasks", type=Reads(PositiveInt), default=None, help="number of tasks; with groups, one per group"
     )
     tasks_verb.add_argument(
-        "--leave-unknown", type=int, default=0, help="number of the rarest classes to leave out of all tasks"
+        "--by", type=PATH, default="frequency", help="frequency, or a .yaml file with one line `class: group` per class"
     )
-    tasks_verb.add_argument("--output", type=str, required=True, help="the .yaml file")
+    tasks_verb.add_argument(
+        "--leave-unknown",
+        type=Reads(NonNegativeInt),
+        default=0,
+        help="number of the rarest classes to leave out of all tasks",
+    )
+    tasks_verb.add_argument("--output", type=PATH, required=True, help="the .yaml file")
     prepare_verb = verb("prepare", prepare, "list the files of a published benchmark, and where missing ones belong")
     prepare_verb.add_argument("--benchmark", type=str, default=None, help="m_owodb, s_owodb, voc_10_10, …")
-    prepare_verb.add_argument("--root", type=str, default="datasets", help="folder of VOCdevkit/ and coco/")
-    prepare_verb.add_argument("--config", type=str, default=None, help="a run's .yaml, in place of the two")
-    prepare_verb.add_argument("--tasks", type=int, default=0, help="only what the first tasks need; 0: all")
+    prepare_verb.add_argument("--root", type=PATH, default="datasets", help="folder of VOCdevkit/ and coco/")
+    prepare_verb.add_argument("--config", type=PATH, default=None, help="a run's .yaml, in place of the two")
+    prepare_verb.add_argument(
+        "--tasks", type=Reads(NonNegativeInt), default=0, help="only what the first tasks need; 0: all"
+    )
     prepare_verb.add_argument("--download", action="store_true", help="fetch what is missing")
-    prepare_verb.add_argument("--lists", type=str, default=None, help="a folder for the image lists as text files")
+    prepare_verb.add_argument("--lists", type=PATH, default=None, help="a folder for the image lists as text files")
 
 
 def _set_arguments(parser: ArgumentParser) -> None:
     for name, what in (("train", "training images"), ("val", "images for energy fitting"), ("test", "test images")):
-        parser.add_argument(f"--{name}", type=str, default=None, help=f"{what}: {_ANNOTATIONS}")
-        parser.add_argument(f"--{name}-set", type=str, default=None, help=_IMAGE_SET)
-        parser.add_argument(f"--{name}-images", type=str, default=None, help=_IMAGES)
+        parser.add_argument(f"--{name}", type=PATH, default=None, help=f"{what}: {_ANNOTATIONS}")
+        parser.add_argument(f"--{name}-set", type=PATH, default=None, help=_IMAGE_SET)
+        parser.add_argument(f"--{name}-images", type=PATH, default=None, help=_IMAGES)
     parser.add_argument(
         "--orientation",
-        type=Literal["auto", "stored", "upright"],
+        type=Reads(Literal["auto", "stored", "upright"]),
         default="auto",
         help="which picture was annotated where photographs have an EXIF tag, as data.train.orientation",
     )

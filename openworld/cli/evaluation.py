@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from jsonargparse import Namespace
 
+from openworld.cli.parser import PATH, Reads
 from openworld.cli.verbs import AddVerb
 from openworld.data.formats import annotations_help
+from openworld.runtime.options import PositiveInt
 
 
 def add_verbs(verb: AddVerb) -> None:
@@ -16,31 +18,34 @@ def add_verbs(verb: AddVerb) -> None:
     evaluate_verb = verb("evaluate", evaluate, "score predictions of any detector under any published protocol")
     evaluate_verb.add_argument(
         "--predictions",
-        type=str,
+        type=PATH,
         nargs="+",
         required=True,
         help="a run's folder, predictions.json, COCO results, a folder of VOC detection files; one or more per task",
     )
     evaluate_verb.add_argument(
-        "--ground-truth", type=str, default=None, help=f"{annotations_help()}; a run has its own"
+        "--ground-truth", type=PATH, default=None, help=f"{annotations_help()}; a run has its own"
     )
     evaluate_verb.add_argument(
-        "--image-set", type=str, default=None, help="VOC: name or path of the list of images; COCO: field=value"
+        "--image-set", type=PATH, default=None, help="VOC: name or path of the list of images; COCO: field=value"
     )
     evaluate_verb.add_argument(
         "--orientation",
-        type=Literal["auto", "stored", "upright"],
+        type=Reads(Literal["auto", "stored", "upright"]),
         default="auto",
         help="which picture --ground-truth annotates where photographs have an EXIF tag, as data.test.orientation",
     )
     evaluate_verb.add_argument(
         "--schedule",
-        type=str,
+        type=PATH,
         default=None,
         help="m_owodb, s_owodb, voc_10_10, voc_15_5, voc_19_1, a .yaml file or a run",
     )
     evaluate_verb.add_argument(
-        "--task", type=int, default=None, help="task of the model that predicted; needed for foreign files"
+        "--task",
+        type=Reads(PositiveInt),
+        default=None,
+        help="task of the model that predicted; needed for foreign files",
     )
     evaluate_verb.add_argument(
         "--protocol", type=str, default="unique", help="unique, ore, owdetr, randbox, orthogonaldet, or all"
@@ -50,23 +55,23 @@ def add_verbs(verb: AddVerb) -> None:
     )
     evaluate_verb.add_argument(
         "--unseen",
-        type=Literal["error", "drop", "unknown"],
+        type=Reads(Literal["error", "drop", "unknown"]),
         default="error",
         help="foreign files: what to do with detections of classes that the task does not know",
     )
     evaluate_verb.add_argument(
-        "--unknown-category", type=int, default=None, help="COCO results: the category id that means unknown"
+        "--unknown-category", type=Reads(int), default=None, help="COCO results: the category id that means unknown"
     )
     evaluate_verb.add_argument(
         "--missing-images", action="store_true", help="score images without predictions as empty"
     )
     evaluate_verb.add_argument("--extra-images", action="store_true", help="leave predictions on other images out")
     evaluate_verb.add_argument(
-        "--coco", type=bool, default=True, help="also COCO AP of the known classes (pycocotools)"
+        "--coco", type=Reads(bool), default=True, help="also COCO AP of the known classes (pycocotools)"
     )
     evaluate_verb.add_argument(
         "--output",
-        type=str,
+        type=PATH,
         default=None,
         help="a .json, .csv, .md or .tex file, or a folder for all of them and plots",
     )

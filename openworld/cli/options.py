@@ -75,7 +75,7 @@ def list_options(
     for field, hint, given, standard in walk(owner, layers, key, default):
         declared = declared_section(hint)
         if declared is None:
-            value = latest(hint, given, standard)
+            value = latest(hint, given, standard, joined(key, field.name))
             add(field.name, f"{domain(hint)}; {'required' if value is MISSING else f'default: {_text(value)}'}")
             continue
         chosen = hasattr(declared, "named")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from openworld.cli.parser import PATH, Reads
 from openworld.cli.verbs import AddVerb
 from openworld.report.text import percent
+from openworld.runtime.options import Above, AtMost, Items, NonNegativeInt, PositiveFloat, PositiveInt
 
 if TYPE_CHECKING:
     from ssl_backbones.handover import BackboneFile
@@ -21,8 +23,12 @@ def add_verbs(verb: AddVerb) -> None:
     """Add the verbs below the verb `probe`."""
     knn_verb = verb("knn", knn, "classify images by their nearest neighbours among the features")
     _image_arguments(knn_verb)
-    knn_verb.add_argument("--k", type=int, default=20, help="neighbours (papers: 200 on CIFAR-10 and ImageNet)")
-    knn_verb.add_argument("--temperature", type=float, default=0.1, help="of their votes (ImageNet: 0.07)")
+    knn_verb.add_argument(
+        "--k", type=Reads(PositiveInt), default=20, help="neighbours (papers: 200 on CIFAR-10 and ImageNet)"
+    )
+    knn_verb.add_argument(
+        "--temperature", type=Reads(PositiveFloat), default=0.1, help="of their votes (ImageNet: 0.07)"
+    )
 
     linear_verb = verb("linear", linear, "train a linear classifier on the frozen features")
     _image_arguments(linear_verb)
@@ -35,41 +41,58 @@ def add_verbs(verb: AddVerb) -> None:
     semi_verb.add_argument(
         "--protocol", type=str, default="swav_1", help="swav_1, swav_10, simclr_1, simclr_10, barlow_twins_1"
     )
-    semi_verb.add_argument("--share", type=float, default=None, help="another share of the labels, from 0 to 1")
-    semi_verb.add_argument("--epochs", type=int, default=None, help="another number of epochs")
+    semi_verb.add_argument(
+        "--share",
+        type=Reads(Annotated[float, Above(0), AtMost(1)]),
+        default=None,
+        help="another share of the labels, from 0 to 1",
+    )
+    semi_verb.add_argument("--epochs", type=Reads(NonNegativeInt), default=None, help="another number of epochs")
 
     transform_verb = verb(
         "transform", transform, "predict how an image was transformed, from h and from the projection g(h)"
     )
     _image_arguments(transform_verb)
     transform_verb.add_argument(
-        "--projector", type=str, default=None, help="a checkpoint with the head g; default: beside --backbone, or in it"
+        "--projector",
+        type=PATH,
+        default=None,
+        help="a checkpoint with the head g; default: beside --backbone, or in it",
     )
 
     suppress_verb = verb("suppress", suppress, "what contrastive learning suppresses: RandBits, MultiDigits")
-    suppress_verb.add_argument("--experiment", type=Literal["rand_bits", "multi_digits"], required=True)
+    suppress_verb.add_argument("--experiment", type=Reads(Literal["rand_bits", "multi_digits"]), required=True)
     suppress_verb.add_argument(
-        "--settings", type=list[int], default=None, help="numbers of random bits, or of digits per image"
+        "--settings",
+        type=Reads(Annotated[list[NonNegativeInt], Items(1)]),
+        default=None,
+        help="numbers of random bits, or of digits per image",
     )
-    suppress_verb.add_argument("--temperatures", type=list[float], default=[0.05, 0.2])
-    suppress_verb.add_argument("--seeds", type=list[int], default=[0, 1, 2])
-    suppress_verb.add_argument("--samples", type=int, default=1500, help="number of training images")
-    suppress_verb.add_argument("--epochs", type=int, default=20)
-    suppress_verb.add_argument("--output", type=str, default=None, help="a .json file for the table")
+    suppress_verb.add_argument(
+        "--temperatures", type=Reads(Annotated[list[PositiveFloat], Items(1)]), default=[0.05, 0.2]
+    )
+    suppress_verb.add_argument("--seeds", type=Reads(Annotated[list[int], Items(1)]), default=[0, 1, 2])
+    suppress_verb.add_argument("--samples", type=Reads(PositiveInt), default=1500, help="number of training images")
+    suppress_verb.add_argument("--epochs", type=Reads(NonNegativeInt), default=20)
+    suppress_verb.add_argument("--output", type=PATH, default=None, help="a .json file for the table")
 
 
 def _image_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--backbone", type=str, required=True, help="weights of any layout, or a folder with them")
+    parser.add_argument("--backbone", type=PATH, required=True, help="weights of any layout, or a folder with them")
     parser.add_argument(
-        "--images", type=str, required=True, help="one folder of images per class, or train/ and val/ of such folders"
+        "--images", type=PATH, required=True, help="one folder of images per class, or train/ and val/ of such folders"
     )
-    parser.add_argument("--size", type=int, default=64, help="side in pixels to which images are resized")
+    parser.add_argument(
+        "--size", type=Reads(PositiveInt), default=64, help="side in pixels to which images are resized"
+    )
     parser.add_argument("--preprocess", type=str, default=None, help="as for `openworld backbone`")
     parser.add_argument("--network", type=str, default=None, help="as for `openworld backbone`")
-    parser.add_argument("--limit", type=int, default=20000, help="largest number of images, spread evenly over the set")
-    parser.add_argument("--seed", type=int, default=0, help="of the untrained network and of all random choices")
+    parser.add_argument(
+        "--limit", type=Reads(PositiveInt), default=20000, help="largest number of images, spread evenly over the set"
+    )
+    parser.add_argument("--seed", type=Reads(int), default=0, help="of the untrained network and of all random choices")
     parser.add_argument("--device", type=str, default="auto")
-    parser.add_argument("--output", type=str, default=None, help="a .json file for the table")
+    parser.add_argument("--output", type=PATH, default=None, help="a .json file for the table")
 
 
 def knn(arguments: Namespace) -> None:

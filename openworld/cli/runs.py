@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from openworld.cli.parser import PATH, Reads
 from openworld.cli.verbs import AddVerb, run_arguments, with_engine
 from openworld.config import RunConfig
 from openworld.configfile import find_config, read_config_of_run, read_options
+from openworld.errors import ConfigError
+from openworld.runtime.option_trees import expanded
+from openworld.runtime.options import Items, NonNegativeInt, PositiveInt, Share
 from ssl_backbones.options import PretrainOptions
 
 PROFILED_STEPS = 20
@@ -36,26 +40,28 @@ def add_verbs(verb: AddVerb) -> None:
         "pretrain", pretrain, "pretrain a backbone contrastively on a folder of images", PretrainOptions
     )
     pretrain_verb.add_argument(
-        "--output", type=str, required=True, help="folder for backbone.safetensors, card.json and report.html"
+        "--output", type=PATH, required=True, help="folder for backbone.safetensors, card.json and report.html"
     )
     pretrain_verb.add_argument("--resume", action="store_true", help="continue the run in the folder")
-    pretrain_verb.add_argument("--seed", type=int, default=0)
+    pretrain_verb.add_argument("--seed", type=Reads(int), default=0)
     pretrain_verb.add_argument("--device", type=str, default="auto")
 
     predict_verb = verb("predict", predict, "draw what a trained run detects on an image or a folder of images")
-    predict_verb.add_argument("images", type=str, help="an image or a folder")
-    predict_verb.add_argument("--run", type=str, required=True, help="folder of a run")
-    predict_verb.add_argument("--task", type=int, default=0, help="task whose detector is used; 0: the newest")
+    predict_verb.add_argument("images", type=PATH, help="an image or a folder")
+    predict_verb.add_argument("--run", type=PATH, required=True, help="folder of a run")
     predict_verb.add_argument(
-        "--score", type=float, default=0.3, help="draw detections with at least this score, from 0 to 1"
+        "--task", type=Reads(NonNegativeInt), default=0, help="task whose detector is used; 0: the newest"
+    )
+    predict_verb.add_argument(
+        "--score", type=Reads(Share), default=0.3, help="draw detections with at least this score"
     )
     predict_verb.add_argument(
         "--orientation",
-        type=Literal["upright", "stored"],
+        type=Reads(Literal["upright", "stored"]),
         default="upright",
         help="photographs as viewers show them, turned by their EXIF tag, or as they are stored",
     )
-    predict_verb.add_argument("--output", type=str, required=True, help="folder for drawings and predictions.json")
+    predict_verb.add_argument("--output", type=PATH, required=True, help="folder for drawings and predictions.json")
     predict_verb.add_argument(
         "--device",
         type=str,
@@ -66,7 +72,9 @@ def add_verbs(verb: AddVerb) -> None:
     convert_verb = verb(
         "convert", convert, "make a run from a published checkpoint of ORE, or from a run of the other engine"
     )
-    convert_verb.add_argument("weights", type=str, help="model_final.pth, a .pkl of detectron2, or the folder of a run")
+    convert_verb.add_argument(
+        "weights", type=PATH, help="model_final.pth, a .pkl of detectron2, or the folder of a run"
+    )
     convert_verb.add_argument(
         "--engine",
         choices=["torchvision", "detectron2"],
@@ -75,28 +83,30 @@ def add_verbs(verb: AddVerb) -> None:
     )
     convert_verb.add_argument(
         "--schedule",
-        type=str,
+        type=PATH,
         default=None,
         help="schedule of the classes of the head, as for evaluate; default: that of --config",
     )
-    convert_verb.add_argument("--task", type=int, default=None, help="last task that a checkpoint was trained on")
     convert_verb.add_argument(
-        "--energy", type=str, default=None, help="energy_dist_<classes>.pkl; without it the classifier decides alone"
+        "--task", type=Reads(PositiveInt), default=None, help="last task that a checkpoint was trained on"
     )
-    convert_verb.add_argument("--config", type=str, default=None, help="a run's .yaml that names the data")
-    convert_verb.add_argument("--output", type=str, required=True, help="folder of the new run")
+    convert_verb.add_argument(
+        "--energy", type=PATH, default=None, help="energy_dist_<classes>.pkl; without it the classifier decides alone"
+    )
+    convert_verb.add_argument("--config", type=PATH, default=None, help="a run's .yaml that names the data")
+    convert_verb.add_argument("--output", type=PATH, required=True, help="folder of the new run")
 
     report_verb = verb("report", report, "rewrite report.html of a run")
-    report_verb.add_argument("run", type=str, help="folder of a run, or of a pretraining")
+    report_verb.add_argument("run", type=PATH, help="folder of a run, or of a pretraining")
 
     ablate_verb = verb(
         "ablate", ablate, "run a schedule with one part switched off at a time, over several seeds", RunConfig
     )
-    ablate_verb.add_argument("--seeds", type=list[int], default=[0, 1, 2])
-    ablate_verb.add_argument("--variants", type=list[str], default=[], help="names of variants; default: all")
+    ablate_verb.add_argument("--seeds", type=Reads(Annotated[list[int], Items(1)]), default=[0, 1, 2])
+    ablate_verb.add_argument("--variants", type=Reads(list[str]), default=[], help="names of variants; default: all")
     ablate_verb.add_argument(
         "--switch",
-        type=str,
+        type=PATH,
         default=None,
         help="a .yaml whose options are switched one by one: configs/ore/reference.yaml",
     )
@@ -106,15 +116,23 @@ def add_verbs(verb: AddVerb) -> None:
         default={},
         help="compare backbones, and random weights: --backbones.simclr runs/simclr --backbones.moco moco.pth",
     )
-    ablate_verb.add_argument("--jobs", type=int, default=1, help="number of parallel runs")
+    ablate_verb.add_argument("--jobs", type=Reads(PositiveInt), default=1, help="number of parallel runs")
     run_arguments(ablate_verb, default_output=None)
+
+
+def _path(option: str, text: str) -> Path:
+    """Return the path that is the value of an option."""
+    try:
+        return Path(expanded(text))
+    except ConfigError as error:
+        raise ConfigError(f"{option} {error.problem}", remedy=error.remedy) from None
 
 
 def _profile_argument(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--profile",
         nargs="?",
-        type=int,
+        type=Reads(NonNegativeInt),
         const=PROFILED_STEPS,
         default=0,
         metavar="STEPS",
@@ -217,7 +235,6 @@ def convert(arguments: Namespace) -> None:
 
     from openworld.convert.between_engines import convert_engine
     from openworld.convert.published_run import convert_run
-    from openworld.errors import ConfigError
 
     energy, config = (Path(path) if path else None for path in (arguments.energy, arguments.config))
     weights, folder = Path(arguments.weights), Path(arguments.output)
@@ -276,5 +293,5 @@ def ablate(arguments: Namespace, config: RunConfig) -> None:
         jobs=arguments.jobs,
         console=Console(),
         switch=None if arguments.switch is None else read_options(find_config(arguments.switch)),
-        backbones={name: Path(file) for name, file in arguments.backbones.items()},
+        backbones={name: _path(f"--backbones.{name}", file) for name, file in arguments.backbones.items()},
     )

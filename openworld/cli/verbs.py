@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from jsonargparse import ArgumentParser, Namespace
 
+from openworld.cli.parser import PATH, Parser
 from openworld.config import RunConfig
 
 Function = Callable[..., None]
@@ -23,15 +24,15 @@ class AddVerb(Protocol):
     def __call__(self, name: str, function: Function, help: str, options: type | None = None) -> ArgumentParser: ...
 
 
-def make_parser(**settings: Any) -> ArgumentParser:
+def make_parser(**settings: Any) -> Parser:
     """Make an argument parser without abbreviations: a misspelt key is an error."""
-    return ArgumentParser(allow_abbrev=False, **settings)
+    return Parser(allow_abbrev=False, **settings)
 
 
 def run_arguments(parser: ArgumentParser, default_output: str | None) -> None:
     """Add the arguments for the folder of a run, and for its continuation."""
     parser.add_argument(
-        "--output", type=str, required=default_output is None, default=default_output, help="folder of the run"
+        "--output", type=PATH, required=default_output is None, default=default_output, help="folder of the run"
     )
     parser.add_argument("--resume", action="store_true", help="continue the run in the folder")
     parser.add_argument(

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from openworld.data.class_names import check_rename, check_tasks
 from openworld.data.formats import FORMATS, annotations_help
+from openworld.errors import ConfigError
 from openworld.runtime.options import (
     Above,
     AtLeast,
     Below,
     Between,
+    FilePath,
     Items,
     NonNegativeInt,
     PositiveInt,
@@ -42,10 +45,10 @@ class KnownFormat:
 class SourceOptions:
     """One annotated set of images."""
 
-    annotations: str | None = None
+    annotations: FilePath | None = None
     """COCO: the .json file. VOC: the folder that holds Annotations/, such as VOCdevkit/VOC2007, or the XML files. YOLO:
     data.yaml or Darknet's obj.data, or the folder that holds it or images/, labels/ and classes.txt."""
-    images: str | None = None
+    images: FilePath | None = None
     """Folder of the images. Default for COCO: the folder in which tools put them and that holds them, such as images/
     beside the .json file, the file's own folder, data/, ../train2017/ or ../images/default/; for VOC: JPEGImages/,
     images/ or beside the XML files; for YOLO: as data.yaml says, or images/."""
@@ -53,7 +56,7 @@ class SourceOptions:
     """Format of the annotations: a name in :data:`openworld.data.formats.FORMATS` (coco, voc, yolo). ``auto``: a .json
     file is COCO, a folder with Annotations/ or XML files is VOC, a .yaml or .data file is YOLO, and so is a folder with
     one, with labels/ or with a list of class names."""
-    image_set: str | None = None
+    image_set: FilePath | None = None
     """COCO: ``field=value`` takes the images that have it, as in ``fold=train``. VOC: a list in ImageSets/Main such as
     ``trainval``, or the path of a .txt file. Default of both: every image. YOLO: a key of data.yaml or a folder below
     images/. Default: the one of the same name as ``train``, ``val`` or ``test``. A VOC folder whose XML files lie in
@@ -137,13 +140,13 @@ class BenchmarkOptions:
 
     name: Literal["m_owodb", "s_owodb", "voc_10_10", "voc_15_5", "voc_19_1", "voc_coco"]
     """Which one: its classes, image lists and renamings are in the package (:mod:`openworld.data.benchmarks`)."""
-    root: str = "datasets"
+    root: FilePath = "datasets"
     """Folder that holds VOCdevkit/VOC2007, VOCdevkit/VOC2012 and coco/; `openworld data prepare` checks it."""
-    voc2007: str | None = None
+    voc2007: FilePath | None = None
     """Folder of VOC 2007, where it is not below ``root``: holds Annotations/ and JPEGImages/."""
-    voc2012: str | None = None
+    voc2012: FilePath | None = None
     """Folder of VOC 2012, where it is not below ``root``."""
-    coco: str | None = None
+    coco: FilePath | None = None
     """Folder of COCO 2017, where it is not below ``root``: holds train2017/, val2017/ and annotations/."""
     test_list: str = "published"
     """``published``: as printed results have it, repeats and all (M-OWODB names 9,119 images on 10,246 lines).
@@ -166,7 +169,7 @@ class BenchmarkOptions:
 class DataOptions:
     """Images, annotations and the schedule of classes."""
 
-    tasks: Annotated[list[list[str]], Items(1)] | str = field(default_factory=default_tasks)
+    tasks: Annotated[list[list[str]], Items(1)] | FilePath = field(default_factory=default_tasks)
     """Class names that each task introduces. Classes of the data that no task names stay unknown. Or the name of a
     published schedule, or the path of a .yaml file with ``tasks``: the lists, and ``rename``, come from there."""
     synthetic: SyntheticOptions | None = field(default_factory=SyntheticOptions)
@@ -187,18 +190,39 @@ class DataOptions:
     """How images are decoded, resized and augmented."""
 
     def __post_init__(self) -> None:
+        self._check_names()
         check(self)
         if self.benchmark is not None:
             self._take_benchmark(self.benchmark.name)
         if isinstance(self.tasks, str):
-            from openworld.data.schedules import read_schedule  # not for everybody who asks for --help
-
-            schedule = read_schedule(self.tasks)
-            self.tasks, self.rename = [list(names) for names in schedule.tasks], {**schedule.rename, **self.rename}
+            self._take_schedule(self.tasks)
         if self.synthetic is None and self.benchmark is None:
             for name in ("train", "test"):
                 if getattr(self, name).annotations is None:
                     refuse(self, f"{name}.annotations", "is missing", remedy=f"name a {annotations_help()}")
+
+    def _check_names(self) -> None:
+        """Refuse class names in our words: the annotations of the fields say no more than "lists of lists"."""
+        for key, check_field in (("tasks", check_tasks), ("rename", check_rename)):
+            value = getattr(self, key)
+            if key == "tasks" and isinstance(value, str):
+                continue
+            try:
+                check_field(value)
+            except ConfigError as error:
+                refuse(self, key, error.problem, remedy=error.remedy or "")
+
+    def _take_schedule(self, name: str) -> None:
+        """The classes of a published schedule, or of a file."""
+        from openworld.data.schedules import read_schedule  # not for everybody who asks for --help
+
+        try:
+            schedule = read_schedule(name)
+        except ConfigError as error:
+            if error.where is not None:  # the file of the schedule
+                raise
+            refuse(self, "tasks", f"is {name!r}: {error.problem}", remedy=error.remedy or "")
+        self.tasks, self.rename = [list(names) for names in schedule.tasks], {**schedule.rename, **self.rename}
 
     def _take_benchmark(self, name: str) -> None:
         """The classes of the benchmark, and nothing beside it that names images."""
@@ -240,7 +264,7 @@ class ExemplarOptions:
     about the time of an evaluation on as many images; herding holds 4 bytes times feature dimension times annotated
     boxes in memory."""
 
-    list: str | None = None
+    list: FilePath | None = None
     """Path of lists to use instead of choosing, for each task that replays; ``{task}`` in it stands for the number of
     the task. A list is an exemplars.json of a run, or a text file with one image id a line, as the published
     ``t2_ft.txt``, which holds images for all classes known at its task and is replayed alone. Ids are matched as

@@ -22,9 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openworld.errors import ConfigError, OpenWorldError
+from openworld.data.class_names import check_rename, check_tasks
+from openworld.errors import ConfigError
 from openworld.labels import LabelSpace
 from openworld.runtime.files import read_yaml
+from openworld.runtime.option_trees import typed
 
 
 @dataclass(frozen=True)
@@ -158,13 +160,14 @@ def read_schedule(name_or_path: str | Path) -> Schedule:
             where=str(path),
             remedy="write `tasks:` with one list of class names for each task",
         )
-    tasks = tuple(_task(names, number, path) for number, names in enumerate(section["tasks"], start=1))
-    if not tasks:
-        raise ConfigError("`tasks` is empty", where=str(path), remedy="name the classes of at least one task")
-    try:
-        return Schedule(str(name_or_path), tasks, _rename(section.get("rename"), path))
-    except OpenWorldError as error:
-        raise ConfigError(error.problem, where=str(path), remedy=error.remedy) from None
+    tasks = typed(list[list[str]], section["tasks"])
+    rename = {} if section.get("rename") is None else typed(dict[str, str], section["rename"])
+    for key, check, value in (("tasks", check_tasks, tasks), ("rename", check_rename, rename)):
+        try:
+            check(value)
+        except ConfigError as error:
+            raise ConfigError(f"`{key}` {error.problem}", where=str(path), remedy=error.remedy) from None
+    return Schedule(str(name_or_path), tuple(tuple(names) for names in tasks), rename)
 
 
 def _no_schedule(wanted: str) -> ConfigError:
@@ -185,35 +188,4 @@ def _load(path: Path) -> dict[str, Any]:
     remedy = "a schedule is a .yaml file with `tasks`, a list of lists of class names, and perhaps `rename`"
     if path.suffix.lower() not in (".yaml", ".yml"):
         raise ConfigError("is not a .yaml file", where=str(path), remedy=remedy)
-    return read_yaml(path, remedy=remedy)
-
-
-def _task(names: Any, number: int, path: Path) -> tuple[str, ...]:
-    if not isinstance(names, list):
-        raise ConfigError(
-            f"task {number} is {names!r}, not a list", where=str(path), remedy="list the class names of each task"
-        )
-    for name in names:
-        _check_name(name, f"class {name!r} of task {number}", path)
-    return tuple(names)
-
-
-def _rename(entries: Any, path: Path) -> dict[str, str]:
-    if entries is None:
-        return {}
-    if not isinstance(entries, dict):
-        raise ConfigError(
-            f"`rename` is {entries!r}, not a mapping", where=str(path), remedy="write `airplane: aeroplane`, one a line"
-        )
-    for old, new in entries.items():
-        for name in (old, new):
-            _check_name(name, f"{name!r} in `rename`", path)
-    return dict(entries)
-
-
-def _check_name(name: Any, what: str, path: Path) -> None:
-    """YAML reads ``no`` as false and ``7`` as a number, so a class of that name needs quotes."""
-    if not isinstance(name, str) or not name.strip():
-        raise ConfigError(
-            f"{what} is not a text", where=str(path), remedy="write class names as texts; put quotes around no, yes, 7"
-        )
+    return read_yaml(path, remedy=remedy, as_written=True)

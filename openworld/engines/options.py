@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from openworld.runtime.options import (
     Between,
+    FilePath,
     Items,
     NonNegativeFloat,
     NonNegativeInt,
@@ -120,7 +121,7 @@ class ModelOptions:
     engine: Literal["torchvision", "detectron2"] = "torchvision"
     """Library whose parts make up the network. ``detectron2`` must be installed from its repository
     (docs/detectron2.md); with the same weights both compute the same."""
-    weights: str | None = None
+    weights: FilePath | None = None
     """Backbone to start from: a file that `openworld pretrain` wrote, or any checkpoint that `ssl_backbones.handover`
     reads. None: random."""
     weights_network: str | None = None

@@ -108,24 +108,36 @@ def sync_folder(folder: Path) -> None:
     sync_file(folder)
 
 
-def read_yaml(path: Path, *, remedy: str, kind: type[OpenWorldError] = ConfigError) -> dict[str, Any]:
-    """Read the mapping in a YAML file, empty for an empty file. A byte order mark is allowed.
+def read_yaml(
+    path: Path, *, remedy: str, kind: type[OpenWorldError] = ConfigError, as_written: bool = False
+) -> dict[str, Any]:
+    """Read the mapping in a YAML file, empty for an empty file.
 
     Args:
-        remedy: remedy of the error: what such a file holds.
+        remedy: remedy of the error where the text does not tell: what such a file holds.
         kind: class of the error.
+        as_written: give what YAML takes for a number, a truth value or a date as
+            :class:`openworld.runtime.yaml_text.Plain`, which :func:`openworld.runtime.option_trees.typed` turns into
+            what is meant: in a list of class names, ``no`` and ``007`` are texts.
 
     Raises:
-        OpenWorldError: of this kind; the file does not exist, is not YAML, or does not hold a mapping.
+        OpenWorldError: of this kind; the file does not exist, cannot be read (see :mod:`openworld.runtime.yaml_text`),
+            or does not hold a mapping.
     """
-    import yaml
+    from openworld.runtime.yaml_text import YamlFault, parse
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        content = parse(path.read_bytes(), as_written=as_written)
     except FileNotFoundError:
         raise kind("there is no such file", where=str(path), remedy=remedy) from None
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise kind(f"cannot be read as YAML ({error})", where=str(path), remedy=remedy) from None
+    except IsADirectoryError:
+        raise kind("is a folder", where=str(path), remedy=f"give a file in it; {remedy}") from None
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror or error})"
+        raise kind(problem, where=str(path), remedy="make the file readable") from None
+    except YamlFault as fault:
+        raise kind(fault.problem, where=str(path), remedy=fault.remedy or remedy) from None
     if content is not None and not isinstance(content, dict):
-        raise kind(f"holds a {type(content).__name__}, not a mapping", where=str(path), remedy=remedy)
+        what = "a list" if isinstance(content, list) else f"the value {str(content)[:40]!r}"
+        raise kind(f"holds {what}, not a mapping", where=str(path), remedy=remedy)
     return content or {}

@@ -11,19 +11,23 @@ leaf of ``train`` leaves the other defaults of ``train``, which are not those of
 
 from __future__ import annotations
 
+import os
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol, Self, TypeVar, Union, cast, get_args, get_origin
 
 from openworld.errors import ConfigError
 from openworld.runtime.dotted import nested
-from openworld.runtime.options import Place, domain, fits, hints_of, joined, reading, wanted
+from openworld.runtime.options import PathRule, Place, domain, fits, hints_of, joined, reading, shown, wanted
+from openworld.runtime.yaml_text import Plain, YamlFault, parse
 
 T = TypeVar("T")
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+_VARIABLE = re.compile(r"(?:^|/)\$(\w+|\{\w+\})")
 
 
 class Chosen(Protocol):
@@ -89,7 +93,7 @@ def construct(owner: type[T], layers: Sequence[Given], key: str = "", default: o
             section = resolve(hint, declared, given, standard, here)
             values[field.name] = section and construct(section.owner, section.layers, here, section.default)
         else:
-            values[field.name] = latest(hint, given, standard)
+            values[field.name] = latest(hint, given, standard, here)
         if values[field.name] is MISSING:
             raise ConfigError(f"{here} is missing", where=_file(layers), remedy=wanted(hint))
     with reading(Place(owner, key, sources)):
@@ -108,7 +112,7 @@ def walk(
     for layer in layers:
         for name in layer.value:
             if name not in hints:
-                raise _unknown(joined(key, str(name)), str(name), key, list(hints), layer.file)
+                raise _unknown(owner, str(name), layer.value[name], key, layer.file)
     for field in fields(cast(Any, owner)):
         given = [Given(layer.value[field.name], layer.file) for layer in layers if field.name in layer.value]
         yield field, hints[field.name], given, default_of(field, default)
@@ -158,7 +162,7 @@ def resolve(hint: Any, declared: type, given: Sequence[Given], default: Any, key
             name, null = own, False
         else:
             remedy = f"give {'a name, ' if chosen else ''}{domain(hint)}"
-            raise ConfigError(f"{key} is {content!r}", where=file, remedy=remedy)
+            raise ConfigError(f"{key} is {shown(content)}", where=file, remedy=remedy)
     if null:
         return None
     owner = _named(declared, name, key, layers) if chosen else declared
@@ -179,17 +183,23 @@ def _content(value: Any) -> Any:
     if not isinstance(value, Word):
         return value
     parsed = _parsed(value)
-    return str(value) if not isinstance(parsed, Mapping | None) else parsed
+    return str(value) if isinstance(parsed, str) else parsed
 
 
-def latest(hint: Any, given: Sequence[Given], default: Any) -> Any:
+def latest(hint: Any, given: Sequence[Given], default: Any, key: str) -> Any:
     """Return the value of an option: the last one given, or the default.
 
     ``--train.steps_by_task.2 7`` on the command line adds an item to the mapping of earlier layers.
+
+    Raises:
+        ConfigError: a path names an environment variable that is not set.
     """
     value = default
     for layer in given:
-        new = typed(hint, layer.value)
+        try:
+            new = typed(hint, layer.value)
+        except ConfigError as error:
+            raise ConfigError(f"{key} {error.problem}", where=layer.file, remedy=error.remedy) from None
         adds = layer.file is None and isinstance(layer.value, Mapping) and isinstance(value, Mapping)
         value = {**value, **new} if adds else new
     return value
@@ -198,16 +208,26 @@ def latest(hint: Any, given: Sequence[Given], default: Any) -> Any:
 def typed(hint: Any, value: Any) -> Any:
     """Convert a value to its annotated type; return it as it is if it does not fit.
 
-    A :class:`Word` is read as YAML unless it is meant as a string. Where a float is meant, integers become floats, and
-    so does ``1e-3``, which YAML 1.1 takes for a string.
+    A :class:`Word` is read as YAML unless it is meant as a string, and so is a
+    :class:`openworld.runtime.yaml_text.Plain`: in a list of strings, ``no`` and ``007`` are texts. Where a float is
+    meant, integers become floats, and so does ``1e-3``, which YAML 1.1 takes for a string. Where a path is meant, ``~``
+    and environment variables are filled in.
+
+    Raises:
+        ConfigError: a path names an environment variable that is not set; the problem lacks the key.
     """
     origin, arguments = get_origin(hint), get_args(hint)
-    if isinstance(value, Word):
+    if isinstance(value, Word | Plain):
         parsed = typed(hint, _parsed(value))
-        meant = parsed if fits(hint, parsed) and not isinstance(parsed, str) else str(value)
-        return meant if fits(hint, meant) else parsed
+        if fits(hint, parsed) and not isinstance(parsed, str):
+            return parsed
+        meant = typed(hint, str(value))
+        # A message says `yes` of `yes`, and not True.
+        return meant if fits(hint, meant) else value if isinstance(parsed, bool) else parsed
     if origin is Annotated:
-        return typed(arguments[0], value)
+        inner = typed(arguments[0], value)
+        is_path = isinstance(inner, str) and any(isinstance(rule, PathRule) for rule in arguments[1:])
+        return expanded(inner) if is_path else inner
     if origin in (Union, types.UnionType):
         candidates = [typed(member, value) for member in arguments]
         return next((item for item, member in zip(candidates, arguments, strict=True) if fits(member, item)), value)
@@ -215,25 +235,82 @@ def typed(hint: Any, value: Any) -> Any:
         return [typed(arguments[0], item) for item in value]
     if origin is dict and isinstance(value, Mapping):
         # The command line has its keys as text: --train.steps_by_task.2 7.
-        keys = (typed(arguments[0], Word(key) if isinstance(key, str) else key) for key in value)
+        keys = [typed(arguments[0], Word(key) if type(key) is str else key) for key in value]
+        if len(set(keys)) < len(keys):  # such as 1 and 0x1
+            return value
         return {key: typed(arguments[1], item) for key, item in zip(keys, value.values(), strict=True)}
     exponent = isinstance(value, str) and _EXPONENT.fullmatch(value)
     return float(value) if hint is float and (fits(int, value) or exponent) else value
 
 
-def _parsed(word: str) -> Any:
-    import yaml
+def expanded(path: str) -> str:
+    """Fill in the home folder for a leading ``~``, and environment variables for ``$NAME`` and ``${NAME}``.
 
+    A path that exists as it is written stays as it is, and so does a ``$`` inside of a name.
+
+    Raises:
+        ConfigError: there is no such user, or a variable at the start of a name is not set; the problem lacks the key.
+    """
+    if ("$" not in path and not path.startswith("~")) or os.path.lexists(path):
+        return path
     try:
-        return yaml.safe_load(word)
-    except yaml.YAMLError:
+        full = os.path.expandvars(str(Path(path).expanduser()) if path.startswith("~") else path)
+    except RuntimeError:
+        problem = f"is {path!r}, and there is no user {path.partition('/')[0][1:]}"
+        raise ConfigError(problem, remedy=f"write ./{path} for a name that starts with ~") from None
+    if unset := next((name for name in _VARIABLE.findall(full) if name.strip("{}") not in os.environ), None):
+        raise ConfigError(
+            f"is {path!r}, and the environment variable {unset.strip('{}')} is not set",
+            remedy="set it, or write the path out",
+        )
+    return full
+
+
+def _parsed(word: Word | Plain) -> Any:
+    """Read a text as YAML. 010, which is 8 in YAML 1.1, and 1:30, which is 90, stay texts."""
+    if isinstance(word, Plain):
+        text = word.replace("_", "")
+        octal = isinstance(word.value, int) and text.lstrip("+-").isdigit() and int(text) != word.value
+        return str(word) if octal or (":" in word and isinstance(word.value, int | float)) else word.value
+    try:
+        return parse(word, as_written=True)
+    except YamlFault:
         return str(word)
 
 
-def _unknown(key: str, name: str, section: str, known: list[str], file: str | None) -> ConfigError:
-    close = [joined(section, match) for match in get_close_matches(name, known, n=1)]
-    remedy = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
-    return ConfigError(f"{key} is not an option", where=file, remedy=remedy)
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """Return the known name that is spelt most alike, in whatever case, with hyphens for underscores; or None."""
+    plain = {other.lower().replace("-", "_"): other for other in known}
+    close = get_close_matches(name.strip().lower().replace("-", "_"), plain, n=1)
+    return plain[close[0]] if close else None
+
+
+def _unknown(owner: type, name: str, value: Any, section: str, file: str | None) -> ConfigError:
+    """The error of a key that a class does not have, with the key that may be meant."""
+    known = list(hints_of(owner))
+    first, dot, rest = name.partition(".")
+    if dot and first in known and file is not None:
+        inner = f"{{{rest.replace('.', ': {')}: …{'}' * (1 + rest.count('.'))}"
+        remedy = f"write the sections as mappings: {first}: {inner}"
+    elif ":" in name and value is None and nearest(name.partition(":")[0], known):
+        remedy = f"put a blank behind the colon: {name.replace(':', ': ', 1)}"
+    elif below := list(keys_below(owner, name, section)):
+        remedy = f"did you mean {' or '.join(below)}?"
+    elif close := nearest(name, known):
+        remedy = f"did you mean {joined(section, close)}?"
+    else:
+        remedy = f"choose from {', '.join(known)}"
+    return ConfigError(f"{joined(section, name)} is not an option", where=file, remedy=remedy)
+
+
+def keys_below(owner: type, name: str, section: str) -> Iterator[str]:
+    """Yield the full keys of this name in the sections of a class, but for those whose class a name chooses."""
+    for field, hint in hints_of(owner).items():
+        declared, key = declared_section(hint), joined(section, field)
+        if declared is not None and not hasattr(declared, "named"):
+            if name in hints_of(declared):
+                yield joined(key, name)
+            yield from keys_below(declared, name, key)
 
 
 def _file(layers: Sequence[Given]) -> str | None:
@@ -241,4 +318,4 @@ def _file(layers: Sequence[Given]) -> str | None:
 
 
 def _text(name: Any) -> Any:
-    return str(name) if isinstance(name, Word) else name
+    return str(name) if isinstance(name, Word | Plain) else name

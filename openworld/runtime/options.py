@@ -18,6 +18,7 @@ Rules that span fields follow in ``__post_init__`` and end in :func:`refuse`. St
 from __future__ import annotations
 
 import math
+import re
 import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from functools import cache
 from typing import Annotated, Any, Literal, NoReturn, Protocol, Union, get_args, get_origin, get_type_hints
 
 from openworld.errors import ConfigError
+
+_NUMBER = re.compile(r"[-+]?\.?\d[\d_.:eE+-]*")
 
 
 class Limit(Protocol):
@@ -121,11 +124,23 @@ class Items:
         return f"of {self.least} or more items" if self.most is None else f"of {self.least} to {self.most} items"
 
 
+@dataclass(frozen=True)
+class PathRule:
+    """Any text; the reader of options fills in ``~`` and environment variables."""
+
+    def holds(self, value: str) -> bool:
+        return True
+
+    def __str__(self) -> str:
+        return "that is a path"
+
+
 PositiveInt = Annotated[int, AtLeast(1)]
 NonNegativeInt = Annotated[int, AtLeast(0)]
 PositiveFloat = Annotated[float, Above(0)]
 NonNegativeFloat = Annotated[float, AtLeast(0)]
 Share = Annotated[float, Between(0, 1)]
+FilePath = Annotated[str, PathRule()]
 
 
 @dataclass(frozen=True)
@@ -172,8 +187,12 @@ def check(options: object) -> None:
     """
     owner: Any = type(options)
     for name, hint in hints_of(owner).items():
-        if not fits(hint, getattr(options, name)):
-            refuse(options, name, remedy=wanted(hint))
+        value = getattr(options, name)
+        if not fits(hint, value):
+            number = isinstance(value, str) and _NUMBER.fullmatch(value) is not None
+            # "6" in quotes, 1e3 for an integer, 010, 1:30
+            digits = "; write a number in plain digits, without quotes" if number else ""
+            refuse(options, name, remedy=wanted(hint) + digits)
 
 
 def refuse(options: object, field: str, problem: str | None = None, *, remedy: str) -> NoReturn:
@@ -182,7 +201,7 @@ def refuse(options: object, field: str, problem: str | None = None, *, remedy: s
     Args:
         options: the object, which may be under construction.
         field: its name, or a dotted name in a nested section.
-        problem: text after the key; None: ``is`` and the value.
+        problem: text after the key; None: ``is`` and the value, as :func:`shown`.
         remedy: what to do.
 
     Raises:
@@ -197,7 +216,12 @@ def refuse(options: object, field: str, problem: str | None = None, *, remedy: s
         # A default is refused because of what was given beside it.
         others = next(reversed(list(place.sources.values())), None)
         where, key = place.sources.get(field.partition(".")[0], others), joined(place.key, field)
-    raise ConfigError(f"{key} {problem or f'is {value!r}'}", where=where, remedy=remedy)
+    raise ConfigError(f"{key} {problem or f'is {shown(value)}'}", where=where, remedy=remedy)
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message; nothing is ``null``, as in YAML."""
+    return "null" if value is None else repr(value)
 
 
 def joined(key: str, name: str) -> str:
@@ -243,6 +267,8 @@ def _members(hint: Any) -> list[str]:
     """Return the allowed values in words, one text per alternative."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
+        if any(isinstance(rule, PathRule) for rule in arguments[1:]):
+            return ["a path"]
         kind, comma, items = domain(arguments[0]).partition(", each item ")
         return [f"{kind} {' and '.join(str(limit) for limit in arguments[1:])}{comma}{items}"]
     if origin is Literal:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 from openworld.errors import ConfigError
 from openworld.runtime.import_path import class_at
-from openworld.runtime.options import AtLeast, check
+from openworld.runtime.options import AtLeast, FilePath, check
 from ssl_backbones.methods import METHODS
 
 
@@ -60,10 +60,10 @@ class MethodOptions:
 class CaptionOptions(MethodOptions):
     """Options of a method that learns from images with captions."""
 
-    captions: str | None = None
+    captions: FilePath | None = None
     """File of captions: JSON lines, or COCO's captions, see ssl_backbones/captions.py. It must be given, and ``images``
     be the folder of its images."""
-    vocabulary: str | None = None
+    vocabulary: FilePath | None = None
     """CLIP's own file of merges (bpe_simple_vocab_16e6.txt.gz); None reads a caption byte by byte."""
     context_length: Annotated[int, AtLeast(3)] = 77
     """Tokens of a caption, including the first and the last; longer captions are cut."""

@@ -23,7 +23,7 @@ from openworld.methods import METHODS
 from openworld.methods.options import MethodOptions
 from openworld.methods.ore.options import ClusteringOptions
 from openworld.runtime.option_trees import Given, construct, from_words
-from openworld.runtime.options import Above, AtLeast, AtMost, Below, Between, Items
+from openworld.runtime.options import Above, AtLeast, AtMost, Below, Between, FilePath, Items, PathRule
 from ssl_backbones.backbones import BackboneOptions
 from ssl_backbones.methods import METHODS as PRETRAIN_METHODS
 from ssl_backbones.methods.options import MethodOptions as PretrainMethodOptions
@@ -70,7 +70,7 @@ def outside(hint: Any) -> list[Any]:
         return ["no such name", 77, True, ["a"], None]
     if origin in (Union, types.UnionType):
         values = [value for member in arguments for value in outside(member)]
-        kinds = tuple(kind for kind in (str, type(None)) if kind in arguments)
+        kinds = tuple(kind for kind in (str, type(None)) if kind in arguments or (kind is str and takes_text(hint)))
         return [value for value in values if not isinstance(value, kinds)]
     if origin is list:
         return ["text", 5, None, *([item] for item in outside(arguments[0]))]
@@ -105,6 +105,8 @@ def beyond(hint: Any, limit: Any) -> list[Any]:
             return [items(inner, count) for count in (least - 1, (most or math.inf) + 1) if 0 <= count < math.inf]
         case KnownFormat():
             return ["no such format"]
+        case PathRule():
+            return []
     raise AssertionError(limit)
 
 
@@ -126,7 +128,7 @@ def tree_with(key: str, value: Any, names: dict[str, str]) -> dict[str, Any]:
 
 
 def takes_text(hint: Any) -> bool:
-    return hint is str or str in get_args(hint)
+    return hint in (str, FilePath) or not {str, FilePath}.isdisjoint(get_args(hint))
 
 
 @pytest.mark.parametrize("field", FIELDS)

@@ -38,7 +38,7 @@ def test_groups() -> None:
         by_group(COUNTS, {"elk": 1})
 
 
-@pytest.mark.parametrize("content", ["[a]", "", "{a: [b]}", "{no: 1}", "{a: true}", "{a"])
+@pytest.mark.parametrize("content", ["[a]", "", "{a: [b]}", "{null: 1}", "{a: }", "{a: b, 'a': c}", "{a"])
 def test_groups_that_cannot_be_used(tmp_path: Path, content: str) -> None:
     path = tmp_path / "groups.yaml"
     path.write_text(content)
@@ -46,6 +46,12 @@ def test_groups_that_cannot_be_used(tmp_path: Path, content: str) -> None:
         read_groups(path)
     with pytest.raises(ConfigError, match="no such file"):
         read_groups(tmp_path / "none.yaml")
+
+
+def test_groups_that_yaml_takes_for_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "groups.yaml"
+    path.write_text("no: 1\n007: on\n1_0: 2020-01-01\n'8': 010\n")
+    assert read_groups(path) == {"no": 1, "007": "on", "1_0": "2020-01-01", "8": "010"}
 
 
 def test_propose(tmp_path: Path) -> None:

@@ -95,13 +95,20 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
         ("tasks: 0\ndata: {synthetic: null}", "has no list `tasks`"),
         ("tasks: []", "`tasks` is empty"),
         ("tasks: [[cat], []]", "task 2 has no classes"),
-        ("tasks: [cat]", "task 1 is 'cat', not a list"),
-        ("tasks: [[cat, no]]", "class False of task 1 is not a text"),
+        ("tasks: [cat, no]", "write [[cat, no]] for a single task, or [[cat], [no]] for a task each"),
+        ("tasks: [[cat], dog]", "task 2 is 'dog', not a list"),
+        ("tasks: {1: [cat]}", "has no list `tasks`"),
+        ("tasks: [[cat, null]]", "class null of task 1 is not a text"),
+        ("tasks:\n- - cat\n  - # dog", "class null of task 1 is not a text"),
+        ("tasks: [[cat, ' ']]", "class ' ' of task 1 is blank"),
+        ("tasks: [[cat, [dog]]]", "class ['dog'] of task 1 is not a text"),
         ("tasks: [[cat], [cat]]", "class 'cat' is in task 1 and in task 2"),
         ("tasks: [[unknown]]", "reserved"),
         ("tasks: [[cat]]\nrename: [a]", "`rename` is ['a'], not a mapping"),
-        ("tasks: [[cat]]\nrename: {hound: 7}", "7 in `rename` is not a text"),
-        ("tasks: [[cat]]\nrename: {yes: cat}", "True in `rename` is not a text"),
+        ("tasks: [[cat]]\nrename: {hound: }", "null, the name for 'hound', is not a text"),
+        ("tasks: [[cat]]\nrename: {~: cat}", "the name null is not a text"),
+        ("tasks: [[cat]]\nrename: {a: cat, 'a': dog}", "line 2: the key 'a' is in line 2 already"),
+        ("tasks: [[cat]]\ntasks: [[dog]]", "line 2: the key 'tasks' is in line 1 already"),
     ],
 )
 def test_a_file_that_cannot_be_used(tmp_path: Path, text: str, words: str) -> None:
@@ -112,10 +119,21 @@ def test_a_file_that_cannot_be_used(tmp_path: Path, text: str, words: str) -> No
     assert words in str(caught.value) and "own.yaml" in str(caught.value) and "What to do:" in str(caught.value)
 
 
+def test_names_that_yaml_takes_for_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        "tasks: [[no, 0, 007, 1e3], [0x10, 1.5, 2020-01-01, 99999999999999999999]]\nrename: {off: no, 1: 0}"
+    )
+    schedule = read_schedule(path)
+    assert schedule.tasks == (("no", "0", "007", "1e3"), ("0x10", "1.5", "2020-01-01", "99999999999999999999"))
+    assert schedule.rename == {"off": "no", "1": "0"}
+    assert {type(name) for names in schedule.tasks for name in names} == {str}
+
+
 def test_files_that_are_no_yaml(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "own.json").write_text("{}")
-    with pytest.raises(ConfigError, match="cannot be read as YAML"):
+    with pytest.raises(ConfigError, match="line 1 is not UTF-16"):
         read_schedule(tmp_path / "own.yaml")
     with pytest.raises(ConfigError, match=r"is not a \.yaml file"):
         read_schedule(tmp_path / "own.json")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from openworld.errors import ConfigError, DataError
 from openworld.metrics.table import METRICS
@@ -196,8 +197,8 @@ def test_results_that_use_labels_of_unknown_objects_say_so(
 @pytest.mark.usefixtures("quick_figures")
 def test_the_method_of_the_run_has_its_section(fake_run: tuple[Path, Any], open_page: Any) -> None:
     run, _ = fake_run
-    with (run / "config.yaml").open("a") as config:
-        config.write("method: {name: another}\n")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "method": {"name": "another"}}))
     page = open_page(build_report(run, num_images=0))
     assert "The open-world method: another" in page.source and "energy1" not in page.figures
     (warning,) = page.root.all("p", role="note")

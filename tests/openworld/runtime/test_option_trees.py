@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pytest
@@ -10,7 +11,8 @@ import yaml
 
 from openworld.errors import ConfigError
 from openworld.runtime.option_trees import Given, construct, from_words
-from openworld.runtime.options import AtLeast, Between, check, refuse
+from openworld.runtime.options import AtLeast, Between, FilePath, Items, check, refuse
+from openworld.runtime.yaml_text import parse
 
 
 @dataclass(kw_only=True)
@@ -71,7 +73,7 @@ class Root:
 
 def read(*texts: str, words: tuple[tuple[str, str], ...] = ()) -> Root:
     """YAML texts as the files f0, f1, …, then options of the command line."""
-    files = [Given(yaml.safe_load(text), f"f{index}") for index, text in enumerate(texts)]
+    files = [Given(parse(text, as_written=True), f"f{index}") for index, text in enumerate(texts)]
     return construct(Root, [*files, *from_words(words)])
 
 
@@ -148,6 +150,52 @@ def test_chosen_sections_may_be_null_and_nested() -> None:
     assert read("other: closed", words=(("other", "null"),)).other is None
 
 
+def test_texts_stay_as_they_are_written() -> None:
+    names = "[[no, Yes, on], [0, 007, 1e3, 0x10], [1.50, 2020-01-01, 1_000, 12:30, .inf]]"
+    written = [["no", "Yes", "on"], ["0", "007", "1e3", "0x10"], ["1.50", "2020-01-01", "1_000", "12:30", ".inf"]]
+    for root in (read(f"classes: {names}"), read(words=(("classes", names),))):
+        assert root.classes == written
+        assert {type(name) for task in root.classes for name in task} == {str}
+    assert read("title: 2020").title == "2020" and read("title: off").title == "off"
+    assert read("seed: 007").seed == 7 and read("seed: 0x10").seed == 16 and read("seed: 1_000").seed == 1000
+    assert read("train: {by_task: {1: 5, '2': 7}}").train.by_task == {1: 5, 2: 7}
+
+
+def test_paths_have_their_home_and_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    @dataclass(kw_only=True)
+    class Places:
+        folder: FilePath | None = None
+        either: Annotated[list[str], Items(1)] | FilePath = "x"
+        title: str = ""
+
+        def __post_init__(self) -> None:
+            check(self)
+
+    def places(text: str) -> Places:
+        return construct(Places, [Given(parse(text, as_written=True), "f")])
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SETS", "/sets")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    assert places("folder: ~/a").folder == f"{tmp_path}/a" and places("folder: '~'").folder == str(tmp_path)
+    assert places("folder: ~").folder is None
+    assert (
+        places("folder: $SETS/a\neither: ${SETS}_2").folder == "/sets/a" and places("either: ~/b").either[-2:] == "/b"
+    )
+    assert places("folder: ../a\ntitle: ~/a").folder == "../a" and places("title: ~/a").title == "~/a"
+    assert places("folder: a$NOWHERE/b~").folder == "a$NOWHERE/b~" and places("either: [~/a]").either == ["~/a"]
+    assert construct(Places, from_words([("folder", "~/a")])).folder == f"{tmp_path}/a"
+    with pytest.raises(
+        ConfigError, match=r"^f: folder is '\$NOWHERE/a', and the environment variable NOWHERE is not set"
+    ):
+        places("folder: $NOWHERE/a")
+    with pytest.raises(ConfigError, match=r"^f: folder is '~no_such_user/a', and there is no user no_such_user"):
+        places("folder: ~no_such_user/a")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "$NOWHERE").mkdir()
+    assert places("folder: $NOWHERE").folder == "$NOWHERE"
+
+
 def test_what_is_written_is_read_again() -> None:
     root = read("method: {name: closed, inner: ore}\nextra: {steps: 2, by_task: {1: 1}}")
     text = yaml.safe_dump(asdict(root), sort_keys=False)
@@ -165,20 +213,58 @@ def test_what_is_written_is_read_again() -> None:
         (["train: {lr: 1}", "train: {steps: many}"], (), "f1: train.steps is 'many'\nWhat to do: give an integer"),
         (["train: {steps: 1}", "train: {lr: x}", "train: {}"], (), "f1: train.lr is 'x'"),
         (["train: {steps: 13}"], (), "f0: train.steps is 13\nWhat to do: choose another"),
+        (["train: {steps: yes}"], (), "f0: train.steps is yes\nWhat to do: give an integer of at least 0"),
+        (["train: {steps: 6.0}"], (), "f0: train.steps is 6.0\nWhat to do: give an integer of at least 0"),
+        (
+            ["train: {steps: 1e3}"],
+            (),
+            "f0: train.steps is '1e3'\nWhat to do: give an integer of at least 0; write a number in plain digits",
+        ),
+        (["train: {steps: '6'}"], (), "f0: train.steps is '6'\nWhat to do: give an integer of at least 0; write a"),
+        (["train: {steps: 010}"], (), "f0: train.steps is '010'\n"),  # 8 in YAML 1.1
+        (["train: {steps: 1:30}"], (), "f0: train.steps is '1:30'\n"),  # 90 in YAML 1.1
+        (["train: {lr: 1:30.5}"], (), "f0: train.lr is '1:30.5'\n"),
+        (["train: {lr: [0.1]}"], (), "f0: train.lr is [0.1]\nWhat to do: give a number"),
+        (["train: {lr: null}"], (), "f0: train.lr is null\nWhat to do: give a number"),
+        (["title: null"], (), "f0: title is null\nWhat to do: give a string"),
+        (["title: [a]"], (), "f0: title is ['a']\nWhat to do: give a string"),
+        (["train: {by_task: {1: 5, 0x1: 6}}"], (), "f0: train.by_task is {1: 5, 0x1: 6}\n"),
+        (["Train: {steps: 1}"], (), "f0: Train is not an option\nWhat to do: did you mean train?"),
+        (["TRAIN: {steps: 1}"], (), "f0: TRAIN is not an option\nWhat to do: did you mean train?"),
+        (["train: {by-task: {}}"], (), "f0: train.by-task is not an option\nWhat to do: did you mean train.by_task?"),
+        (["steps: 3"], (), "f0: steps is not an option\nWhat to do: did you mean train.steps or extra.steps or warm."),
+        (
+            ["train.steps: 3"],
+            (),
+            "f0: train.steps is not an option\nWhat to do: write the sections as mappings: train: ",
+        ),
+        (["train: {lr:1}"], (), "f0: train.lr:1 is not an option\nWhat to do: put a blank behind the colon: lr: 1"),
+        (["on: 1"], (), "f0: on is not an option"),
+        (["method: 5"], (), "f0: method.name is '5': there is no such method\nWhat to do: choose ore or closed"),
+        (["method: no"], (), "f0: method.name is 'no': there is no such method"),
+        (["method: null"], (), "f0: method is null\nWhat to do: give a name, a mapping"),
+        (["train: {lr: 1}", "train: {lr: 2, stepz: 1}", "seed: 1"], (), "f1: train.stepz is not an option"),
         (["train: 5"], (), "f0: train is 5\nWhat to do: give a mapping"),
-        (["train: null"], (), "f0: train is None\nWhat to do: give a mapping"),
+        (["train: null"], (), "f0: train is null\nWhat to do: give a mapping"),
         (["extra: {lr: 2}"], (), "f0: extra.steps is missing\nWhat to do: give an integer of at least 0"),
         (["train: {by_task: {0: 1}}"], (), "f0: train.by_task is {0: 1}"),
         (["method: {clustering: {steps: -1}}"], (), "f0: method.clustering.steps is -1"),
         (["method: {margin: .nan}"], (), "f0: method.margin is nan"),
         (["method: orre"], (), "f0: method.name is 'orre': there is no such method\nWhat to do: choose ore or closed"),
-        (["method: {name: 3}"], (), "f0: method.name is 3: there is no such method\nWhat to do: choose ore or closed"),
+        (
+            ["method: {name: 3}"],
+            (),
+            "f0: method.name is '3': there is no such method\nWhat to do: choose ore or closed",
+        ),
         (["other: {margin: 1}"], (), "f0: other.name is missing\nWhat to do: choose ore or closed"),
         (["method: [ore]"], (), "f0: method is ['ore']\nWhat to do: give a name, a mapping"),
         (["method: closed", "method: {margin: 1}"], (), "f1: method.margin is not an option"),
         (["other: {name: closed, inner: {name: ore, margin: -1}}"], (), "f0: other.inner.margin is -1"),
         ([], (("train.steps", "many"),), "train.steps is 'many'\nWhat to do: give an integer"),
         ([], (("train.steps", "1.5"),), "train.steps is 1.5\nWhat to do: give an integer"),
+        ([], (("train.steps", "010"),), "train.steps is '010'\nWhat to do: give an integer"),
+        ([], (("train.steps", "yes"),), "train.steps is yes\nWhat to do: give an integer"),
+        ([], (("train", "{steps: 1, steps: 2}"),), "train is '{steps: 1, steps: 2}'\nWhat to do: give a mapping"),
         ([], (("train", "5"),), "train is '5'\nWhat to do: give a mapping"),
         ([], (("seed.x", "5"),), "seed is {'x': '5'}\nWhat to do: give an integer or null"),
         ([], (("method.name", "x"),), "method.name is 'x': there is no such method"),
