@@ -107,13 +107,13 @@ def progress_bar(description: str, total: int, *, done: int = 0, console: Consol
     """
     console = console or Console(stderr=True, quiet=not distributed.is_first())
     with Progress(
-        TextColumn("[bold]{task.description:<16}"),
+        TextColumn("{task.description:<16}", style="bold", markup=False),
         BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("eta"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[numbers]}"),
+        TextColumn("{task.fields[numbers]}", markup=False),
         console=console,
     ) as progress:
         yield StepBar(progress, progress.add_task(description, total=total, completed=done, numbers=""))
