@@ -53,6 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except OSError as error:
             if debug or error.errno is None:
                 raise
+            try:
+                sys.stdout.flush()
+            except OSError:
+                _write_no_more()
             _fail(file_problem(error), who)
 
 

@@ -108,7 +108,7 @@ def check(arguments: Namespace) -> None:
     print_check(result, console)
     if written is not None:
         sheets = f"histograms.png and {len(written) - 2} sheets in samples/"
-        console.print(f"\nwritten: {folder}/check.json, {sheets}", soft_wrap=True)
+        console.print(f"\nwritten: {folder}/check.json, {sheets}")
 
 
 def prepare(arguments: Namespace) -> None:

@@ -13,7 +13,7 @@ import io
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -87,7 +87,7 @@ def printable_streams() -> Iterator[None]:
 
 
 def _set_errors(stream: io.TextIOWrapper, errors: str) -> None:
-    if not stream.closed:
+    with suppress(OSError, ValueError):  # nobody reads it any more, the disk is full, or it is closed
         stream.reconfigure(errors=errors)
 
 

@@ -35,10 +35,12 @@ def output_file(name: str) -> Path:
         OSError: the file cannot be written; it names the path.
     """
     path = Path(name)
-    if not name or name.endswith(("/", os.sep)) or path.is_dir():
-        raise ConfigError("names a folder", where=f"--output {name}".strip(), remedy="give the name of a file")
-    if name == "-":
-        raise ConfigError("is no file", where="--output -", remedy="give the name of a file, or /dev/stdout")
+    if name in ("", "-"):
+        raise ConfigError(f"{name!r} is not a file", where="--output", remedy="give the name of a file, or /dev/stdout")
+    if path.is_dir():
+        raise ConfigError("there is a folder of this name", where=name, remedy="choose another name for the file")
+    if name.endswith(("/", os.sep)):
+        raise ConfigError("is the name of a folder", where=name, remedy="give the name of a file")
     try:
         kind = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
