@@ -47,7 +47,7 @@ ASCII = {
 ERRORS = "openworld.ascii"
 """Name of the error handler of encodings that replaces by :data:`ASCII`, and by escapes."""
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:
