@@ -46,7 +46,6 @@ def test_names_stay_as_they_are_in_a_figure() -> None:
         "#ffffff",
         "url(#a)",
         "font: 1px",
-        "_x",
         "\\frac",
     ]
     figure = plots.class_heatmap({name: [0.5] for name in names}, dict.fromkeys(names, 1), [1])
