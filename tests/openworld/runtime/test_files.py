@@ -122,16 +122,19 @@ def test_a_pipe_is_written_into(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("piped", [True, False])
-@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="no /dev/stdout")
+@pytest.mark.skipif(not Path("/proc/self/fd/1").exists(), reason="no /proc")
 def test_standard_output_is_written_behind_what_was_printed(tmp_path: Path, piped: bool) -> None:
+    """A private link like /dev/stdout, for a fault would replace the real one."""
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
     code = (
         "from pathlib import Path; from openworld.runtime.files import write_atomic; print('before'); "
-        "write_atomic(Path('/dev/stdout'), 'content\\n'); print('after')"
+        f"write_atomic(Path({str(tmp_path / 'stdout')!r}), 'content\\n'); print('after')"
     )
     with open(tmp_path / "out.txt", "wb") as out:
         done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE if piped else out, check=True)
     written = done.stdout if piped else (tmp_path / "out.txt").read_bytes()
     assert written.split() == [b"before", b"content", b"after"]
+    assert (tmp_path / "stdout").readlink() == Path("/proc/self/fd/1")
 
 
 def test_a_folder_is_never_replaced(tmp_path: Path) -> None:
