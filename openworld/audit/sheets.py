@@ -43,6 +43,8 @@ OUTSIDE = (225, 228, 232)
 """Colour of what lies outside an image."""
 MARGIN = 0.35
 """Share of an object's longer side that is shown around it."""
+_NAME = 50
+"""Characters of a class in a file's name; a file system takes 255 bytes."""
 Place = tuple[Record, int]
 """A record, and the position of one of its boxes."""
 
@@ -76,8 +78,9 @@ def write_check(
             old.unlink()
     if num_samples:
         plans = list(_sheets(result, sets, num_samples))
+        names = _distinct([name for name, _ in plans])
         with progress_bar("draw samples", len(plans)) as bar:
-            for name, sheet in plans:
+            for name, (_, sheet) in zip(names, plans, strict=True):
                 path = sheets / f"{name}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 image = sheet()
@@ -208,7 +211,18 @@ def _spread(items: Sequence[Any] | Dataset, count: int) -> list[Any]:
 
 
 def _file_name(text: str) -> str:
-    return re.sub(r"[^\w-]+", "_", text).strip("_") or "class"
+    return re.sub(r"[^\w-]+", "_", text).strip("_")[:_NAME] or "class"
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Number the names that others have already: classes "a b" and "a/b" have a sheet each. Capitals do not count."""
+    used: set[str] = set()
+    found = []
+    for name in names:
+        tried = (name, *(f"{name}_{number}" for number in range(2, len(names) + 2)))
+        found.append(next(each for each in tried if each.casefold() not in used))
+        used.add(found[-1].casefold())
+    return found
 
 
 def _open(record: Record) -> Image.Image | None:

@@ -11,7 +11,7 @@ from openworld.audit.findings import MARKS
 from openworld.audit.images_and_boxes import ASPECT_EDGES, SIDE_EDGES
 from openworld.audit.split_facts import CEILINGS
 from openworld.report.text import ABSENT, decimal, percent, value_text
-from openworld.runtime.console import narrow_table
+from openworld.runtime.console import as_text, narrow_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,8 +30,9 @@ def print_findings(findings: Sequence[Mapping[str, str]], console: Console, noth
     if not findings:
         console.print(Text(nothing, "green"))
     for finding in findings:
-        console.print(Text.assemble((f"{finding['level']}: ", MARKS[finding["level"]]), finding["finding"]))
-        console.print(Padding(Text(f"What to do: {finding['remedy']}"), (0, 0, 0, 4)))
+        level = Text(f"{finding['level']}: ", MARKS[finding["level"]])
+        console.print(level.append_text(as_text(finding["finding"], console)))
+        console.print(Padding(as_text(f"What to do: {finding['remedy']}", console), (0, 0, 0, 4)))
 
 
 # -- a split -----------------------------------------------------------------------------------------------------------

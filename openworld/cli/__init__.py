@@ -6,7 +6,8 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from contextlib import suppress
+from typing import NamedTuple, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -14,7 +15,8 @@ from openworld import __version__
 from openworld.cli import backbone, data, evaluation, options, probe, runs
 from openworld.cli.verbs import AddVerb, Function, make_parser
 from openworld.configfile import dump_config
-from openworld.errors import OpenWorldError
+from openworld.errors import OpenWorldError, file_problem
+from openworld.runtime.console import printable, printable_streams
 from openworld.runtime.option_trees import construct
 
 DESCRIPTION = "Open-world object detection: know what was taught, say unknown on the rest, learn it as the next task."
@@ -28,21 +30,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rank = os.environ.get("RANK")  # of a process that torchrun started
     who = "" if rank is None else f" in process {rank}"
     logging.basicConfig(level=logging.WARNING, format=f"%(levelname)s{who} %(message)s")
-    try:
-        run_verb(arguments)
-    except OpenWorldError as error:
-        if debug:
-            raise
-        print(f"error{who}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
-    except ModuleNotFoundError as error:
-        if debug:
-            raise
-        print(f"error: {error}\nWhat to do: run `openworld doctor`", file=sys.stderr)
-        sys.exit(4)
+    with printable_streams():
+        try:
+            run_verb(arguments)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OpenWorldError as error:
+            if debug:
+                raise
+            _fail(error, who)
+        except KeyboardInterrupt:
+            print("interrupted; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+            sys.exit(130)
+        except ModuleNotFoundError as error:
+            if debug:
+                raise
+            print(f"error: {error}\nWhat to do: run `openworld doctor`", file=sys.stderr)
+            sys.exit(4)
+        except BrokenPipeError:  # nobody reads on, as behind `| head`
+            _write_no_more()
+            sys.exit(1)
+        except OSError as error:
+            if debug or error.errno is None:
+                raise
+            try:
+                sys.stdout.flush()
+            except OSError:
+                _write_no_more()
+            _fail(file_problem(error), who)
+
+
+def _fail(error: OpenWorldError, who: str) -> NoReturn:
+    """Print an error and exit with its code. What it quotes from files cannot control the terminal."""
+    print(printable(f"error{who}: {error}", "utf-8"), file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def _write_no_more() -> None:
+    """Send the rest of the output, which Python writes at its end, to nowhere."""
+    with suppress(OSError):  # a stream that is not a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Verb(NamedTuple):
@@ -115,16 +142,16 @@ def build_parser() -> tuple[ArgumentParser, dict[tuple[str, ...], Verb]]:
 
 def doctor(arguments: Namespace) -> None:
     """Print findings about the installation; exit with 4 if something is broken."""
-    from rich.console import Console
+    from rich.text import Text
 
-    from openworld.runtime.environment import examine
+    from openworld.runtime.console import open_console
+    from openworld.runtime.doctor import examine
 
-    console = Console()
+    console = open_console()
     checks = examine()
     for check in checks:
-        console.print(
-            f"[{'green' if check.ok else 'red'}]{'ok ' if check.ok else 'BAD'}[/] {check.name}: {check.finding}"
-        )
+        mark = Text("ok ", "green") if check.ok else Text("BAD", "red")
+        console.print(mark.append(f" {check.name}: {check.finding}", "default"))
         if check.remedy:
             console.print(f"    What to do: {check.remedy}")
     if not all(check.ok for check in checks):

@@ -71,10 +71,10 @@ def inspect(arguments: Namespace) -> None:
     """Show layout, architecture and preprocessing of a weight file."""
     from dataclasses import asdict
 
-    from rich.console import Console
+    from openworld.runtime.console import open_console
 
     backbone = _load(arguments)
-    console = Console()
+    console = open_console()
     parameters = sum(value.numel() for key, value in backbone.state_dict.items() if value.is_floating_point())
     facts = {
         "layout": backbone.layout,
@@ -86,20 +86,21 @@ def inspect(arguments: Namespace) -> None:
         "left out": ", ".join(backbone.left_out[:4]) + (", …" if len(backbone.left_out) > 4 else "") or "nothing",
     }
     for name, value in facts.items():
-        console.print(f"{name:20} {value}", highlight=False, markup=False)
+        console.print(f"{name:20} {value}", highlight=False, soft_wrap=True)
 
 
 def export(arguments: Namespace) -> None:
     """Write weights, settings and card for another library; check that they give the same features."""
-    from rich.console import Console
-
+    from openworld.runtime.console import open_console
+    from openworld.runtime.outputs import output_file
     from ssl_backbones.handover import export_backbone
     from ssl_backbones.handover.settings import verify_settings
 
+    output = output_file(arguments.output)
     backbone = _load(arguments)
-    files = export_backbone(backbone, arguments.to, Path(arguments.output), inexact=arguments.inexact)
-    console = Console()
-    console.print(f"written: {files.weights}, {files.settings.name} and {files.card.name}")
+    files = export_backbone(backbone, arguments.to, output, inexact=arguments.inexact)
+    console = open_console()
+    console.print(f"written: {files.weights}, {files.settings.name} and {files.card.name}", soft_wrap=True)
     if arguments.inexact:
         console.print("not compared: --inexact")
         return
@@ -109,13 +110,12 @@ def export(arguments: Namespace) -> None:
 
 def verify(arguments: Namespace) -> None:
     """Print the difference of each stage; exit with 2 and the cause if there is one."""
-    from rich.console import Console
-
+    from openworld.runtime.console import open_console
     from ssl_backbones.handover.settings import verify_settings
 
     differences = verify_settings(_load(arguments), Path(arguments.settings))
     stages = ", ".join(f"{stage.upper()} {value:.1e}" for stage, value in differences.items())
-    Console().print(f"the detector sees what the backbone saw; relative differences: {stages}", highlight=False)
+    open_console().print(f"the detector sees what the backbone saw; relative differences: {stages}", highlight=False)
 
 
 def named_preprocess(name: str | None) -> Preprocess | None:

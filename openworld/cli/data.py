@@ -97,13 +97,14 @@ def _source(arguments: Namespace, name: str) -> SourceOptions:
 
 def audit(arguments: Namespace) -> None:
     """Print findings about a split, and the scores of a perfect detector."""
-    from rich.console import Console
-
     from openworld.audit.split import audit_split
     from openworld.audit.terminal import print_audit
     from openworld.run.sources import open_split
+    from openworld.runtime.console import open_console
     from openworld.runtime.files import write_json
+    from openworld.runtime.outputs import output_file
 
+    output = None if arguments.output is None else output_file(arguments.output)
     sets, tasks = open_split(
         {name: _source(arguments, name) for name in ("train", "val", "test")},
         schedule=arguments.schedule,
@@ -112,22 +113,23 @@ def audit(arguments: Namespace) -> None:
     found = audit_split(
         sets["test"], tasks, train=sets.get("train"), val=sets.get("val"), hash_files=arguments.hash_files
     )
-    print_audit(found, Console())
-    if arguments.output:
-        write_json(Path(arguments.output), found)
+    if output is not None:
+        write_json(output, found)
+    print_audit(found, open_console())
 
 
 def check(arguments: Namespace) -> None:
     """Print counts of annotated images, and suspicious findings."""
-    from rich.console import Console
-
     from openworld.audit.anchors import anchor_findings, anchor_fit
     from openworld.audit.findings import by_gravity
     from openworld.audit.images_and_boxes import check_data
     from openworld.audit.sheets import write_check
     from openworld.audit.terminal import print_check
     from openworld.run.sources import open_split
+    from openworld.runtime.console import open_console
+    from openworld.runtime.outputs import output_folder
 
+    folder = None if arguments.output is None else output_folder(arguments.output)
     sets, tasks = open_split(
         {name: _source(arguments, name) for name in ("train", "val", "test")},
         schedule=arguments.schedule,
@@ -139,11 +141,10 @@ def check(arguments: Namespace) -> None:
         config = read_config(Path(arguments.config))
         result["anchors"] = anchor_fit(sets["train"], config.model, config.data.loader)
         result["findings"] = by_gravity([*result["findings"], *anchor_findings(result["anchors"])])
-    console = Console()
+    written = None if folder is None else write_check(result, sets, folder, num_samples=arguments.samples)
+    console = open_console()
     print_check(result, console)
-    if arguments.output:
-        folder = Path(arguments.output)
-        written = write_check(result, sets, folder, num_samples=arguments.samples)
+    if written is not None:
         files = ", ".join(path.name for path in written if path.parent == folder)
         sheets = sum(path.parent != folder for path in written)
         console.print(f"\nwritten: {folder}/: {files} and {sheets} sheets in samples/")
@@ -151,14 +152,14 @@ def check(arguments: Namespace) -> None:
 
 def prepare(arguments: Namespace) -> None:
     """Print which files of a benchmark exist; exit with 2 if some are missing."""
-    from rich.console import Console
-
     from openworld.data.benchmarks.archives import missing_archives
     from openworld.data.benchmarks.download import download_parts
     from openworld.data.benchmarks.lists import benchmark_named
     from openworld.data.benchmarks.prepare import check_parts, print_parts, write_lists
     from openworld.data.options import BenchmarkOptions
     from openworld.errors import ConfigError, DataError
+    from openworld.runtime.console import open_console
+    from openworld.runtime.outputs import output_folder
 
     if (arguments.config is None) == (arguments.benchmark is None):
         raise ConfigError("no benchmark is named, or two", remedy="give either --benchmark or --config")
@@ -169,10 +170,10 @@ def prepare(arguments: Namespace) -> None:
     else:
         benchmark_named(arguments.benchmark)
         options = BenchmarkOptions(name=arguments.benchmark, root=arguments.root)
-    console = Console()
+    console = open_console()
     if arguments.lists is not None:
-        written = write_lists(options.name, Path(arguments.lists))
-        console.print(f"written: {len(written)} lists in {arguments.lists}")
+        written = write_lists(options.name, output_folder(arguments.lists))
+        console.print(f"written: {len(written)} lists in {arguments.lists}", soft_wrap=True)
     parts = check_parts(options, arguments.tasks)
     if arguments.download and missing_archives(parts):
         download_parts(options, parts, console)
@@ -189,18 +190,19 @@ def prepare(arguments: Namespace) -> None:
 
 def propose_tasks(arguments: Namespace) -> None:
     """Write a schedule derived from the numbers of objects, or from groups of classes."""
-    from rich.console import Console
-
     from openworld.audit.images_and_boxes import class_counts
     from openworld.audit.proposed_tasks import propose, schedule_text
     from openworld.run.sources import open_split
+    from openworld.runtime.console import open_console
     from openworld.runtime.files import write_atomic
+    from openworld.runtime.outputs import output_file
 
+    output = output_file(arguments.output)
     named = {"train": _source(arguments, "train")}
     counts = class_counts(open_split(named, schedule=None, config=None, complete=False)[0]["train"])
     tasks, origin = propose(counts, arguments.tasks, arguments.by, leave_unknown=arguments.leave_unknown)
     text = schedule_text(tasks, counts, f"{origin} of {arguments.train}.")
-    write_atomic(Path(arguments.output), text)
-    console = Console()
-    console.print(text, highlight=False, markup=False, soft_wrap=True, end="")
-    console.print(f"written: {arguments.output}")
+    write_atomic(output, text)
+    console = open_console()
+    console.print(text, highlight=False, soft_wrap=True, end="")
+    console.print(f"written: {output}", soft_wrap=True)

@@ -79,17 +79,17 @@ def add_verbs(verb: AddVerb) -> None:
 
 def evaluate(arguments: Namespace) -> None:
     """Print scores of predictions, under one protocol or all."""
-    from rich.console import Console
-
     from openworld.metrics.protocols import PROTOCOLS, protocol_named, with_rules
     from openworld.predictions.open import open_predictions
     from openworld.predictions.score import evaluate_protocols
     from openworld.records import Repairs
-    from openworld.report.evaluation import write_results
+    from openworld.report.evaluation import checked_output, write_results
     from openworld.report.terminal import print_details, print_table
     from openworld.run.notices import say_repairs
     from openworld.run.sources import open_ground_truth
+    from openworld.runtime.console import open_console
 
+    output = None if arguments.output is None else checked_output(arguments.output)
     chosen = list(PROTOCOLS) if arguments.protocol == "all" else [arguments.protocol]
     protocols = [with_rules(protocol_named(name), arguments.rules) for name in chosen]
     dataset, schedule, category_names = open_ground_truth(
@@ -123,11 +123,11 @@ def evaluate(arguments: Namespace) -> None:
             coco=arguments.coco,
         )
     ]
-    console = Console()
+    written = [] if output is None else write_results(results, output)
+    console = open_console()
     for what, count in repairs.counts.items():
         console.print(f"{what}: {count}")
     print_table(results, console)
     print_details(results, console)
-    if arguments.output:
-        for path in write_results(results, Path(arguments.output)):
-            console.print(f"written: {path}")
+    for path in written:
+        console.print(f"written: {path}", soft_wrap=True)

@@ -127,14 +127,13 @@ def semi(arguments: Namespace) -> None:
     from dataclasses import replace
 
     from openworld.errors import ConfigError
-    from openworld.runtime.environment import select_device
     from ssl_backbones.probes.semi_supervised import PROTOCOLS, semi_supervised_table
 
     if arguments.protocol not in PROTOCOLS:
         raise ConfigError(f"protocol is {arguments.protocol!r}", remedy=f"choose one of {', '.join(PROTOCOLS)}")
     named = ("share", "epochs")
     changed = {name: arguments[name] for name in named if arguments[name] is not None}
-    backbone, data = _opened(arguments)
+    backbone, data, device = _opened(arguments)
     found = semi_supervised_table(
         backbone.network(),
         data,
@@ -142,7 +141,7 @@ def semi(arguments: Namespace) -> None:
         size=arguments.size,
         protocol=replace(PROTOCOLS[arguments.protocol], **changed),
         seed=arguments.seed,
-        device=select_device(arguments.device),
+        device=device,
     )
     title = f"fine-tuned on {found['labels']} labels, {arguments.protocol}"
     _show(title, ["network", "top-1", "top-5"], _two_rows(found), found, arguments)
@@ -181,6 +180,7 @@ def suppress(arguments: Namespace) -> None:
     """Train the experiment from scratch, and print its table."""
     from ssl_backbones.probes.suppression import SuppressionOptions, multi_digits, rand_bits
 
+    _check_output(arguments)
     options = SuppressionOptions(
         temperatures=tuple(arguments.temperatures),
         seeds=tuple(arguments.seeds),
@@ -206,23 +206,32 @@ def suppress(arguments: Namespace) -> None:
     _show(f"{arguments.experiment}: linear probe for the digit", heads, rows, {"rows": found}, arguments)
 
 
-def _opened(arguments: Namespace) -> tuple[BackboneFile, LabelledSet]:
+def _check_output(arguments: Namespace) -> None:
+    from openworld.runtime.outputs import output_file
+
+    if arguments.output is not None:
+        output_file(arguments.output)
+
+
+def _opened(arguments: Namespace) -> tuple[BackboneFile, LabelledSet, str]:
+    """Open backbone and images, after a check of the output; return them with the device."""
     from openworld.cli.backbone import named_preprocess
+    from openworld.runtime.environment import select_device
     from ssl_backbones.handover import load_backbone_file
     from ssl_backbones.probes.labelled import from_folder
 
+    _check_output(arguments)
+    device = select_device(arguments.device)
     preprocess = named_preprocess(arguments.preprocess)
     backbone = load_backbone_file(Path(arguments.backbone), preprocess=preprocess, network=arguments.network).as_rgb()
     data = from_folder(Path(arguments.images), side=2 * arguments.size, cache_megabytes=1024)
-    return backbone, data.thinned(arguments.limit)
+    return backbone, data.thinned(arguments.limit), device
 
 
 def _frozen(arguments: Namespace) -> FrozenProbes:
-    from openworld.runtime.environment import select_device
     from ssl_backbones.probes.frozen import FrozenProbes
 
-    backbone, data = _opened(arguments)
-    device = select_device(arguments.device)
+    backbone, data, device = _opened(arguments)
     return FrozenProbes.of(
         backbone.network(), data, backbone.preprocess, size=arguments.size, seed=arguments.seed, device=device
     )
@@ -238,15 +247,13 @@ def _with_spread(value: float | None, spread: float | None) -> str:
 
 def _show(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], found: Any, arguments: Namespace) -> None:
     """Print the table in per cent, and write it as fractions to --output."""
-    from rich.console import Console
-
-    from openworld.runtime.console import narrow_table
+    from openworld.runtime.console import narrow_table, open_console
     from openworld.runtime.files import write_json
 
-    console = Console()
+    if arguments.output is not None:
+        asked = {name: value for name, value in vars(arguments).items() if name != "output"}
+        write_json(Path(arguments.output), {"probe": title, "asked": asked, **found})
+    console = open_console()
     console.print(narrow_table(heads, rows, f"{title} (%)", words=[heads[0]]))
     if isinstance(found.get("chance"), float):
         console.print(f"chance: {percent(found['chance'])} %")
-    if arguments.output:
-        asked = {name: value for name, value in vars(arguments).items() if name != "output"}
-        write_json(Path(arguments.output), {"probe": title, "asked": asked, **found})

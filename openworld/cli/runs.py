@@ -147,41 +147,43 @@ def demo(arguments: Namespace, config: RunConfig) -> None:
 
 def run(arguments: Namespace, config: RunConfig) -> None:
     """Run a schedule from its configuration, in one process or in those of torchrun."""
-    from rich.console import Console
-
     from openworld.report.profile import print_profile
     from openworld.report.terminal import print_table
     from openworld.run.schedule import run_schedule
+    from openworld.runtime.console import open_console
     from openworld.runtime.distributed import is_first, session
     from openworld.runtime.environment import select_device
+    from openworld.runtime.outputs import output_folder
 
     config = with_engine(config, arguments)
-    folder = Path(arguments.output)
+    folder = output_folder(arguments.output)
     with session(select_device(config.model.device)):
         metrics = run_schedule(config, folder, resume=arguments.resume, profile_steps=arguments.profile)
         if is_first():
-            console = Console()
-            print_table(metrics, console)
+            console = open_console()
+            try:
+                page = _report_of_run(folder)
+            finally:  # without the page, the table is the more welcome
+                print_table(metrics, console)
             if arguments.profile:
                 print_profile(folder, console)
-            console.print(f"report: {_report_of_run(folder)}")
+            console.print(f"report: {page}", soft_wrap=True)
 
 
 def pretrain(arguments: Namespace, options: PretrainOptions) -> None:
     """Pretrain a backbone on a folder of images or the synthetic world, in one process or in those of torchrun."""
-    from rich.console import Console
-
     from openworld.report.pretrain import build_pretrain_report, probe_rows
     from openworld.run.sources import pretraining_world
-    from openworld.runtime.console import narrow_table
+    from openworld.runtime.console import narrow_table, open_console
     from openworld.runtime.distributed import first_goes_ahead, is_first, session
     from openworld.runtime.environment import select_device
     from openworld.runtime.images import find_images
+    from openworld.runtime.outputs import output_folder
     from openworld.runtime.runlog import RunLog
     from ssl_backbones.card import refuse_taken
     from ssl_backbones.pretrain import pretrain as run_pretraining
 
-    output = Path(arguments.output)
+    output = output_folder(arguments.output)
     device, crops = select_device(arguments.device), None
     with session(device):
         if not arguments.resume and is_first():
@@ -203,41 +205,45 @@ def pretrain(arguments: Namespace, options: PretrainOptions) -> None:
             neighbours_of=QUERIES,
         )
         if is_first():
-            console = Console()
+            console = open_console()
             rows = [(name, *cells) for name, cells in probe_rows(result.card)]
-            console.print(narrow_table(("probe", "trained", "untrained", "chance"), rows, words=["probe"]))
-            console.print(f"backbone: {result.path}")
-            console.print(f"report: {build_pretrain_report(output)}")
+            try:
+                page = build_pretrain_report(output)
+            finally:
+                console.print(narrow_table(("probe", "trained", "untrained", "chance"), rows, words=["probe"]))
+                console.print(f"backbone: {result.path}", soft_wrap=True)
+            console.print(f"report: {page}", soft_wrap=True)
 
 
 def predict(arguments: Namespace) -> None:
     """Write drawings and predictions.json of the user's own images."""
-    from rich.console import Console
-
     from openworld.run.predict import predict_folder
+    from openworld.runtime.console import open_console
+    from openworld.runtime.outputs import output_folder
 
+    output = output_folder(arguments.output)
     count, broken = predict_folder(
         Path(arguments.run),
         arguments.task or None,
         Path(arguments.images),
-        Path(arguments.output),
+        output,
         score=arguments.score,
         upright=arguments.orientation == "upright",
         device=arguments.device,
     )
     left_out = f", {len(broken)} left out" if broken else ""
-    Console().print(f"{count} images{left_out}: {arguments.output}")
+    open_console().print(f"{count} images{left_out}: {output}", soft_wrap=True)
 
 
 def convert(arguments: Namespace) -> None:
     """Convert a published detector to a run, or a run to the other engine."""
-    from rich.console import Console
-
     from openworld.convert.between_engines import convert_engine
     from openworld.convert.published_run import convert_run
+    from openworld.runtime.console import open_console
+    from openworld.runtime.outputs import output_folder
 
     energy, config = (Path(path) if path else None for path in (arguments.energy, arguments.config))
-    weights, folder = Path(arguments.weights), Path(arguments.output)
+    weights, folder = Path(arguments.weights), output_folder(arguments.output)
     if (weights / "config.yaml").is_file():
         if arguments.engine is None:
             raise ConfigError("is a run, and no engine is given", where=str(weights), remedy="name it with --engine")
@@ -246,14 +252,17 @@ def convert(arguments: Namespace) -> None:
         raise ConfigError("no task is given", remedy="name with --task the task up to which the checkpoint was trained")
     else:
         convert_run(weights, folder, task=arguments.task, schedule=arguments.schedule, energy=energy, config=config)
-    Console().print(f"converted: {folder}")
+    open_console().print(f"converted: {folder}", soft_wrap=True)
 
 
 def report(arguments: Namespace) -> None:
     """Write report.html of a run, from its folder and its test images; or of a pretraining."""
     from openworld.report.pretrain import build_pretrain_report
+    from openworld.runtime.outputs import output_file
 
     folder = Path(arguments.run)
+    if folder.is_dir():
+        output_file(str(folder / "report.html"))
     if (folder / "card.json").is_file() and not (folder / "config.yaml").exists():
         print(build_pretrain_report(folder))
         return
@@ -281,17 +290,20 @@ def _report_of_run(folder: Path) -> Path:
 
 def ablate(arguments: Namespace, config: RunConfig) -> None:
     """Print a table of the effect of each part."""
-    from rich.console import Console
-
     from openworld.run.ablation import run_ablation
+    from openworld.runtime.console import open_console
+    from openworld.runtime.environment import select_device
+    from openworld.runtime.outputs import output_folder
 
+    folder = output_folder(arguments.output)
+    select_device(config.model.device)
     run_ablation(
         with_engine(config, arguments),
-        Path(arguments.output),
+        folder,
         seeds=arguments.seeds,
         variants=arguments.variants,
         jobs=arguments.jobs,
-        console=Console(),
+        console=open_console(),
         switch=None if arguments.switch is None else read_options(find_config(arguments.switch)),
         backbones={name: _path(f"--backbones.{name}", file) for name, file in arguments.backbones.items()},
     )

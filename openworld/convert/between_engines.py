@@ -6,6 +6,7 @@ configuration. detectron2 need not be installed.
 
 from __future__ import annotations
 
+import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -131,7 +132,9 @@ def write_detectron2(folder: Path, tensors: dict[str, Tensor], config: RunConfig
     }
     keys["OPENWORLD.METHOD"] = option_keys(config.method)
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": state}, folder / "model_final.pth")
+    stream = io.BytesIO()
+    torch.save({"model": state}, stream)
+    write_atomic(folder / "model_final.pth", stream.getvalue())
     write_atomic(folder / "config.yaml", yaml.safe_dump({**_tree(keys), "VERSION": 2}, sort_keys=False))
 
 

@@ -15,7 +15,7 @@ from openworld.predictions.foreign.match import Unseen
 from openworld.predictions.foreign.voc_text import read_voc_detections
 from openworld.predictions.images import matched_by_file
 from openworld.records import Dataset, Repairs
-from openworld.runtime.files import visible_files
+from openworld.runtime.folders import visible_files
 
 
 def open_predictions(

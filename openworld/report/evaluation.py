@@ -11,6 +11,7 @@ from openworld.errors import ConfigError
 from openworld.report import curves
 from openworld.report.tables import as_csv, as_latex, as_markdown
 from openworld.runtime.files import write_atomic
+from openworld.runtime.outputs import output_file, output_folder
 
 Results = Sequence[dict[str, Any]]
 
@@ -34,6 +35,25 @@ FORMS: dict[str, Callable[[Results], str]] = {
 """Suffix of a single file, and the function that makes its text."""
 
 
+def checked_output(name: str) -> Path:
+    """Return the path for :func:`write_results`, after a check that it can be written.
+
+    Raises:
+        ConfigError: a file lies where the folder should be, or a folder where the file should be.
+        OSError: nothing can be written there.
+    """
+    output = Path(name)
+    if output.suffix.lower() in FORMS:
+        return output_file(name)
+    if output.exists() and not output.is_dir():
+        raise ConfigError(
+            "there is a file of this name, and only a folder can take results in all forms",
+            where=name,
+            remedy=f"choose a folder, or a file that ends in {', '.join(FORMS)}",
+        )
+    return output_folder(name)
+
+
 def write_results(results: Results, output: Path) -> list[Path]:
     """Write results in the form that the suffix of ``output`` names, or all forms into a folder.
 
@@ -51,20 +71,11 @@ def write_results(results: Results, output: Path) -> list[Path]:
     Raises:
         ConfigError: a file lies where the folder should be, or a folder where the file should be.
     """
+    output = checked_output(str(output))
     form = FORMS.get(output.suffix.lower())
     if form is not None:
-        if output.is_dir():
-            raise ConfigError(
-                "there is a folder of this name", where=str(output), remedy="choose another name for the file"
-            )
         write_atomic(output, form(results))
         return [output]
-    if output.exists() and not output.is_dir():
-        raise ConfigError(
-            "there is a file of this name, and only a folder can take results in all forms",
-            where=str(output),
-            remedy=f"choose a folder, or a file that ends in {', '.join(FORMS)}",
-        )
     files: dict[str, str | bytes | None] = {
         "metrics.json": as_json(results),
         **{f"results{suffix}": text(results) for suffix, text in FORMS.items() if suffix != ".json"},

@@ -384,12 +384,18 @@ def svg(name: str, draw: Callable[[Figure], None], width: float, height: float) 
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"font: ([^;\"]*?)([\d.]+px) [^;\"]*", r"font: \1\2 var(--font, sans-serif)", text)
-    for variable, colour in PALETTE.items():
-        text = text.replace(colour, f"var(--{variable}, {colour})")
+    text = re.sub(r"<style.*?</style>|<[^>]*>", lambda tag: _themed(tag[0], name), text, flags=re.DOTALL)
     head, rest = text.split(">", 1)
     head = re.sub(r' (?:width|height|version|xmlns(?::xlink)?)="[^"]*"', "", head)
     return (
         f'{head} role="img" data-figure="{name}" class="figure" style="max-width: {round(width * 96 * 1.3)}px">{rest}'
     )
+
+
+def _themed(tag: str, name: str) -> str:
+    """Rewrite a tag for the page: its ids, font and colours. Text between tags, such as names of classes, stays."""
+    tag = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", tag)
+    tag = re.sub(r"font: ([^;\"]*?)([\d.]+px) [^;\"]*", r"font: \1\2 var(--font, sans-serif)", tag)
+    for variable, colour in PALETTE.items():
+        tag = tag.replace(colour, f"var(--{variable}, {colour})")
+    return tag

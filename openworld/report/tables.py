@@ -82,10 +82,10 @@ def as_markdown(results: Sequence[Mapping[str, Any]]) -> str:
     """Format the headline metrics as Markdown, one row per result."""
     heads, rows = result_table(results)
     protocols = protocols_of(results)
-    lines = [f"Protocol: {_markdown(protocols[0])}", ""] if len(protocols) == 1 else []
+    lines = [f"Protocol: {markdown_text(protocols[0])}", ""] if len(protocols) == 1 else []
     lines += ["| " + " | ".join(heads) + " |"]
     lines += ["|" + "|".join(":---" if head == "Protocol" else "---:" for head in heads) + "|"]
-    lines += ["| " + " | ".join(map(_markdown, row)) + " |" for row in rows]
+    lines += ["| " + " | ".join(map(markdown_text, row)) + " |" for row in rows]
     if uses_unknown_labels(results):
         lines += ["", f"{USES_UNKNOWN_LABELS}."]
     return "\n".join(lines) + "\n"
@@ -110,7 +110,8 @@ def as_latex(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def _markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """Return text in one line that stands for itself in a cell of Markdown."""
     return re.sub(r"([\\|`*_<\[\]])", r"\\\1", " ".join(text.split()))
 
 

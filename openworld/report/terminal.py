@@ -10,7 +10,7 @@ from openworld.metrics.owod import DETECTION_BUDGETS, WI_RECALL
 from openworld.metrics.table import METRICS, metric_value
 from openworld.report.tables import USES_UNKNOWN_LABELS, protocols_of, result_table, uses_unknown_labels
 from openworld.report.text import metric_text, percent
-from openworld.runtime.console import narrow_table
+from openworld.runtime.console import as_text, narrow_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,7 +70,7 @@ def print_details(results: Sequence[Mapping[str, Any]], console: Console) -> Non
         )
     console.print(narrow_table(heads, rows, words=["Protocol"]))
     for line in _classes_below_recall(results, shared, several=several):
-        console.print(line)
+        console.print(as_text(line, console))
 
 
 def _forgetting_by_result(

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from openworld.config import RunConfig
 from openworld.configfile import dump_config
@@ -25,9 +24,10 @@ from openworld.engines.options import RoiOptions
 from openworld.errors import ConfigError, OpenWorldError
 from openworld.methods.closed.options import ClosedOptions
 from openworld.metrics.table import Metric, headline_metrics, metric_value
+from openworld.report.tables import markdown_text
 from openworld.report.text import metric_text
 from openworld.run.schedule import run_backbone
-from openworld.runtime.console import narrow_table
+from openworld.runtime.console import NarrowTable, as_text, narrow_table
 from openworld.runtime.dotted import leaves, nested
 from openworld.runtime.files import write_atomic, write_json
 from openworld.runtime.option_trees import Given, construct
@@ -248,7 +248,7 @@ def _run(config: RunConfig, folder: Path, console: Console, trained: Path) -> li
                 raise OpenWorldError(
                     "the run failed", where=log.name, remedy="read this log, then run the ablation again"
                 )
-    console.print(f"done: {config.name}")
+    console.print(as_text(f"done: {config.name}", console))
     return [json.loads(path.read_text()) for path in paths]
 
 
@@ -275,7 +275,7 @@ def _spread(values: Sequence[float | None]) -> dict[str, Any]:
     }
 
 
-def tables(summary: dict[str, Any]) -> list[Table]:
+def tables(summary: dict[str, Any]) -> list[NarrowTable]:
     """Make one terminal table per task."""
     result = []
     for task, metrics in _metrics_by_task(summary).items():
@@ -297,7 +297,7 @@ def as_markdown(summary: dict[str, Any]) -> str:
         lines += [f"After task {task}", "", f"| variant | {heads} |", "|---" * (len(metrics) + 1) + "|"]
         for name, by_task in summary.items():
             cells = " | ".join(_cell(metric, by_task[task][key]) for key, metric in metrics.items())
-            lines.append(f"| {name} | {cells} |")
+            lines.append(f"| {markdown_text(name)} | {cells} |")
         lines.append("")
     return "\n".join(lines)
 

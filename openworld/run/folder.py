@@ -10,7 +10,6 @@ task<n>/exemplars.json, calibration.json, predictions.json, metrics.json
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -30,7 +29,9 @@ from openworld.run.sources import Sources, open_sources
 from openworld.runtime import distributed
 from openworld.runtime.dotted import leaves
 from openworld.runtime.environment import describe
-from openworld.runtime.files import is_hidden, sha256_of, write_atomic, write_json
+from openworld.runtime.files import sha256_of, write_atomic, write_json
+from openworld.runtime.folders import is_hidden
+from openworld.runtime.lock import take_lock
 from openworld.runtime.runlog import RunLog
 from ssl_backbones.backbones import BackboneOptions, ResNetOptions
 from ssl_backbones.handover import load_backbone_file
@@ -123,15 +124,13 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     with open(folder / ".lock", "a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not take_lock(stream):
             stream.seek(0)
             raise ConfigError(
                 f"process {stream.read().strip() or '?'} works in this folder",
                 where=str(folder),
                 remedy="wait for it, or choose another --output",
-            ) from error
+            )
         stream.truncate(0)
         stream.write(str(os.getpid()))
         stream.flush()

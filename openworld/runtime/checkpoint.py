@@ -124,15 +124,18 @@ def save_checkpoint(
         tensors: parameters and buffers; stored contiguous, on the CPU.
         state: state to continue from, plain containers and tensors only; None if nothing is left to continue.
         about: JSON for the manifest, which is read without tensors and state.
+
+    Raises:
+        CheckpointError: it cannot be written, as on a full disk; older ones are still there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".tmp-*"):
         shutil.rmtree(stale, ignore_errors=True)
     temporary = folder / f".tmp-{name}-{os.getpid()}"
-    temporary.mkdir()
     files = [MODEL] if state is None else [MODEL, STATE]
+    plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    temporary.mkdir()
     try:
-        plain = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
         safetensors.torch.save_file(plain, temporary / MODEL)
         if state is not None:
             torch.save(state, temporary / STATE)
@@ -145,6 +148,8 @@ def save_checkpoint(
             },
         }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2))
+        for file in files:  # safetensors makes files that only their owner can read, whatever the umask says
+            shutil.copymode(temporary / MANIFEST, temporary / file)
         for file in (*files, MANIFEST):
             sync_file(temporary / file)
         sync_folder(temporary)
@@ -152,8 +157,14 @@ def save_checkpoint(
         if final.exists():
             shutil.rmtree(final)
         os.replace(temporary, final)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError | RuntimeError | safetensors.SafetensorError):
+            raise CheckpointError(
+                f"cannot be written ({error})",
+                where=str(folder / name),
+                remedy="free some space, or let your user write there; --resume then goes on from the last checkpoint",
+            ) from error
         raise
     sync_folder(folder)
     for old in _by_position(folder)[:-keep]:

@@ -1,18 +1,18 @@
-"""Properties of this machine: for env.json, for the choice of a device, and for `openworld doctor`."""
+"""Properties of this machine, for env.json, and the choice of a device."""
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import platform
+import re
 import sys
-from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from openworld.errors import ConfigError, EnvironmentProblem
+from openworld.runtime.gpus import driver, gpu_names, hidden, lacks_kernels, why_not_seen
 
 logger = logging.getLogger(__name__)
 
@@ -26,47 +26,85 @@ def describe() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in (*PACKAGES, "detectron2")},
+        "packages": {name: version_of(name) for name in (*PACKAGES, "detectron2")},
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "gpus": gpu_names(),
         "command": sys.argv,
     }
 
 
 def select_device(name: str) -> str:
-    """Return the device; ``auto`` means ``cuda`` if a GPU is available, else ``cpu``.
+    """Return torch's name of a device: ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Args:
+        name: ``auto`` (``cuda`` if torch can use a GPU, else ``cpu``), ``cpu``, ``cuda`` or ``gpu``, the latter two
+            also with ``:N``, or the number of a GPU alone; in capitals or not.
 
     Raises:
-        ConfigError: torch does not know such a device.
-        EnvironmentProblem: the requested GPU is not available.
+        ConfigError: there is no such device.
+        EnvironmentProblem: torch cannot use the requested GPU.
     """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"there is no device {name!r}", remedy="give auto, cpu, cuda or cuda:N") from error
-    if not device_is_here(name):
-        count = torch.cuda.device_count()
+    if name.strip().lower() == "auto":
+        return _automatic()
+    device = _spelled(name)
+    names = gpu_names()
+    here = ", ".join(("cpu", *(f"cuda:{number} ({found})" for number, found in enumerate(names))))
+    if device is None:
+        several = "; for several GPUs start a process on each with torchrun" if "," in name else ""
+        raise ConfigError(f"there is no device {name!r}", remedy=f"give auto, or what is here: {here}{several}")
+    if device == "cpu":
+        return device
+    if _number(device) >= len(names):
         raise EnvironmentProblem(
-            f"device {name!r} was asked for and torch sees {count or 'no'} GPU{'s' if count > 1 else ''}",
-            remedy="set model.device (or --device) to cpu or auto, or install a torch build for this GPU's driver",
+            f"device {name!r} was asked for and torch sees {len(names) or 'no'} GPU{'s' if len(names) > 1 else ''}",
+            remedy=f"set model.device (or --device) to auto, or to what is here: {here}; `openworld doctor` says why",
         )
-    return name
+    if "LOCAL_RANK" not in os.environ and (problem := lacks_kernels(_number(device))):
+        raise EnvironmentProblem(
+            problem, remedy="install a torch build for this GPU, or set model.device (or --device) to cpu"
+        )
+    return device
+
+
+def _automatic() -> str:
+    names = gpu_names()
+    problem = None
+    if names and "LOCAL_RANK" not in os.environ:
+        problem = lacks_kernels(0)
+    elif not names and not hidden() and (found := driver()):
+        problem = f"{found}; {why_not_seen(found)[0]}"
+    if problem is not None:
+        _warn_once(f"the CPU is used, though there is a GPU: {problem}; see `openworld doctor`")
+    return "cuda" if names and problem is None else "cpu"
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
+def _spelled(name: str) -> str | None:
+    """Return torch's name of a device that may not be here; None if it is the name of none."""
+    plain = name.strip().lower()
+    if plain in ("cpu", "cpu:0"):
+        return "cpu"
+    found = re.fullmatch(r"(?:cuda|gpu)(?::(\d+))?|(\d+)", plain, re.ASCII)
+    if found is None:
+        return None
+    number = found[1] or found[2]
+    return "cuda" if number is None else f"cuda:{int(number)}"
+
+
+def _number(device: str) -> int:
+    """Return the number of a GPU, 0 for ``cuda``."""
+    return int(device.partition(":")[2] or 0)
 
 
 def device_is_here(name: str) -> bool:
-    """Return whether torch knows this device and, if it is a GPU, sees one of this number (``cuda``: any)."""
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        return False
-    return device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
+    """Return whether this is a device and, if it is a GPU, torch sees one of this number (``cuda``: any)."""
+    device = _spelled(name)
+    return device == "cpu" or (device is not None and _number(device) < len(gpu_names()))
 
 
 def device_of_finished_run(configured: str, wanted: str | None) -> str:
@@ -88,73 +126,8 @@ def device_of_finished_run(configured: str, wanted: str | None) -> str:
     return select_device(configured)
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line of the doctor's findings."""
-
-    name: str
-    ok: bool
-    finding: str
-    remedy: str = ""
-
-
-def examine() -> list[Check]:
-    """Check everything that is known to break an installation, the torch/torchvision pair first."""
-    checks = [_check_torchvision()]
-    if checks[0].ok:
-        checks.append(_check_device())
-    checks += [_check_import(name) for name in ("numpy", "scipy", "PIL", "yaml", "safetensors", "jsonargparse", "rich")]
-    checks += [_check_import(name) for name in ("pycocotools", "matplotlib", "jinja2")]
-    checks.append(_check_disk())
-    version = _version("detectron2")
-    checks.append(Check("detectron2", True, f"{version}" if version else "not installed (optional)"))
-    return checks
-
-
-def _check_torchvision() -> Check:
-    """Check that torchvision's operators load; they do not if it was built for another torch."""
-    torch_version, vision_version = _version("torch"), _version("torchvision")
-    found = f"torch {torch_version}, torchvision {vision_version}, python {platform.python_version()}"
-    remedy = "install a pair made for each other: pip install -c constraints.txt --force-reinstall torch torchvision"
-    if torch_version is None or vision_version is None:
-        return Check("torch and torchvision", False, found + ": one is missing", remedy)
-    try:
-        torch = importlib.import_module("torch")
-        ops = importlib.import_module("torchvision.ops")
-        ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([1.0]), 0.5)
-    except (ImportError, RuntimeError, OSError, AttributeError) as error:
-        text = f"{found}: {str(error).splitlines()[0]}"
-        if "torchvision::nms" in str(error):
-            text += " — torchvision was built for another torch, so its compiled operators did not load"
-        return Check("torch and torchvision", False, text, remedy)
-    return Check("torch and torchvision", True, found + ": compiled operators work")
-
-
-def _check_device() -> Check:
-    torch = importlib.import_module("torch")
-    if torch.cuda.is_available():
-        return Check("device", True, f"{torch.cuda.device_count()} GPU(s): {torch.cuda.get_device_name(0)}")
-    return Check("device", True, f"CPU only, {torch.get_num_threads()} threads of {os.cpu_count()} cores")
-
-
-def _check_import(module: str) -> Check:
-    package = {"PIL": "pillow", "yaml": "pyyaml"}.get(module, module)
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        return Check(package, False, str(error), f"pip install {package}")
-    return Check(package, True, _version(package) or "installed")
-
-
-def _check_disk() -> Check:
-    status = os.statvfs(Path.cwd())
-    free = status.f_bavail * status.f_frsize / 2**30
-    return Check(
-        "disk", free > 1, f"{free:.0f} GiB free here", "" if free > 1 else "free some space: a demo run needs 0.3 GiB"
-    )
-
-
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package, else None."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

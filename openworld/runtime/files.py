@@ -1,86 +1,124 @@
-"""Files that are either whole or absent (temporary file, fsync, rename), YAML written by users, and folders of data.
+"""Files that are either whole or absent (temporary file, fsync, rename), and YAML written by users.
 
-Folders of data hold files that nobody put there as data: ``._a.jpg`` beside ``a.jpg`` and ``__MACOSX/`` from archives
-made on macOS, ``.ipynb_checkpoints/`` with copies, ``Thumbs.db``. Everything that walks a folder of data leaves them
-out. A list or an annotation that names such a file is believed.
+What stands at a path already is kept in its kind: a symbolic link still points to its file, which gets the content; a
+device or a pipe is written into; a file keeps its mode. A new file has the mode that the umask leaves. File systems
+that cannot flush folders are used as they are.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Collection, Iterator
+import secrets
+import stat
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from openworld.errors import ConfigError, OpenWorldError
 
-_LEFT_BY_SYSTEMS = frozenset(
-    (
-        *("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
-        *("lost+found", "@eadir", "#recycle"),  # Linux, and network drives of Synology
-    )
+_CANNOT_FLUSH = frozenset(
+    {
+        errno.EINVAL,
+        errno.ENOTSUP,
+        errno.EOPNOTSUPP,
+        errno.ENOSYS,
+        errno.EBADF,
+        errno.EPERM,
+        errno.EACCES,
+        errno.EISDIR,
+        errno.ENOTTY,
+    }
 )
+"""Answers of file systems without fsync of this kind, such as shared folders; EIO and ENOSPC mean lost data."""
 
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is not data: it begins with a dot, or an operating system left it."""
-    return name.startswith(".") or name.lower() in _LEFT_BY_SYSTEMS
-
-
-def visible_files(folder: Path, suffixes: Collection[str] | None = None, *, deep: bool = True) -> Iterator[Path]:
-    """Yield the files of a folder that are not hidden, in the same order on every machine.
-
-    The folder itself may be hidden. Symbolic links to folders are not followed. A link that leads nowhere is yielded.
-
-    Args:
-        folder: a folder; one that does not exist or may not be read holds nothing.
-        suffixes: of the wanted files, in lower case; files in upper case count as well. None: all files.
-        deep: whether to walk the folders below, too.
-    """
-    folders = [os.fspath(folder)]
-    while folders:
-        below = []
-        for entry in _visible_entries(folders.pop()):
-            if entry.is_dir(follow_symlinks=False):
-                below.append(entry.path)
-            elif suffixes is None or os.path.splitext(entry.name)[1].lower() in suffixes:  # noqa: PTH122  # much faster than a Path
-                yield Path(entry.path)
-        folders += reversed(below) if deep else []
-
-
-def visible_folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder that are not hidden, sorted by name. Links to folders count."""
-    return [Path(entry.path) for entry in _visible_entries(os.fspath(folder)) if entry.is_dir()]
-
-
-def _visible_entries(folder: str) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return []
+_CANNOT_REPLACE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV})
+"""Answers where a file may be written and not replaced: a folder of others, a single file mounted into a container."""
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write ``data`` so that ``path`` holds, at any moment, either the old content or all of the new one."""
+    """Write ``data`` so that ``path`` holds, at any moment, either the old content or all of the new one.
+
+    Devices, pipes, and files whose folder admits no second one are written in place.
+
+    Raises:
+        OSError: the file cannot be written; it names the path.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    payload = data.encode() if isinstance(data, str) else data
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    payload = data.encode(errors="backslashreplace") if isinstance(data, str) else data
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, payload)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _write(path: Path, payload: bytes) -> None:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        _replace(Path(os.path.realpath(path)), payload, None)
+        return
+    if stat.S_ISDIR(there.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if stat.S_ISBLK(there.st_mode):
+        raise OSError(errno.EINVAL, "is a whole disk, not a file")
+    if not stat.S_ISREG(there.st_mode) or _own_stream(there) is not None:
+        _write_into(path, payload, there)
+        return
+    try:
+        _replace(Path(os.path.realpath(path)), payload, there)
+    except OSError as error:
+        if error.errno not in _CANNOT_REPLACE:
+            raise
+        _write_into(path, payload, there)
+
+
+def _replace(path: Path, payload: bytes, there: os.stat_result | None) -> None:
+    """Write a file beside ``path`` and rename it; it gets the mode and the owner of the one that is there."""
+    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"  # not longer than any name that a file system takes
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(payload)
             stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
+            _flush(stream.fileno())
+        if there is not None:
+            with suppress(OSError, AttributeError):  # another's file, a file system without owners, Windows
+                os.chown(temporary, there.st_uid, there.st_gid)
+            with suppress(OSError):
+                os.chmod(temporary, stat.S_IMODE(there.st_mode))
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _write_into(path: Path, payload: bytes, there: os.stat_result) -> None:
+    """Write into what is at ``path``; into standard output, if it is that, behind what was printed."""
+    own = _own_stream(there)
+    if own is None:
+        with open(path, "wb") as stream:
+            stream.write(payload)
+        return
+    for printed in (sys.stdout, sys.stderr):
+        if printed is not None:
+            printed.flush()
+    with open(own, "wb", closefd=False) as stream:
+        stream.write(payload)
+
+
+def _own_stream(there: os.stat_result) -> int | None:
+    """Return the number of the standard stream that is this file, as for ``/dev/stdout``."""
+    for number in (1, 2):
+        with suppress(OSError):
+            if os.path.samestat(there, os.fstat(number)):
+                return number
+    return None
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
@@ -95,17 +133,34 @@ def sha256_of(path: Path) -> str:
 
 
 def sync_file(path: Path) -> None:
-    """Flush one written file to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Flush one written file to the disk, where the file system can.
+
+    Raises:
+        OSError: the disk failed or is full.
+    """
     try:
-        os.fsync(handle)
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in _CANNOT_FLUSH:
+            return  # a folder that cannot be opened: on Windows, or one without the right to list it
+        raise
+    try:
+        _flush(handle)
     finally:
         os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries (a rename) to the disk."""
+    """Flush a folder's entries (a rename) to the disk, where the file system can."""
     sync_file(folder)
+
+
+def _flush(handle: int) -> None:
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise
 
 
 def read_yaml(

@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor
 
 from openworld.errors import DataError
-from openworld.runtime.files import visible_files
+from openworld.runtime.folders import visible_files
 from openworld.runtime.image_headers import REMEDY, TURNS, Size, Upright, header_of, open_image, read_header
 
 log = logging.getLogger("openworld.data")

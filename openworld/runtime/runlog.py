@@ -29,12 +29,19 @@ class RunLog:
         self.path.touch()
 
     def append(self, event: str, **fields: Any) -> None:
-        """Write one line. Numbers that are not finite are written as null."""
+        """Write one line. Numbers that are not finite are written as null.
+
+        Raises:
+            OSError: the line cannot be written; it names the file.
+        """
         if not distributed.is_first():
             return
         line = json.dumps({"event": event, **{key: _finite(value) for key, value in fields.items()}}, allow_nan=False)
-        with open(self.path, "a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as stream:
+                stream.write(line + "\n")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     @contextmanager
     def phase(self, stage: str, task: int | None = None) -> Iterator[None]:
@@ -107,13 +114,13 @@ def progress_bar(description: str, total: int, *, done: int = 0, console: Consol
     """
     console = console or Console(stderr=True, quiet=not distributed.is_first())
     with Progress(
-        TextColumn("[bold]{task.description:<16}"),
+        TextColumn("{task.description:<16}", style="bold", markup=False),
         BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("eta"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[numbers]}"),
+        TextColumn("{task.fields[numbers]}", markup=False),
         console=console,
     ) as progress:
         yield StepBar(progress, progress.add_task(description, total=total, completed=done, numbers=""))

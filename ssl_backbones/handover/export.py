@@ -8,6 +8,7 @@ the library cannot compute are refused.
 from __future__ import annotations
 
 import dataclasses
+import io
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,8 +80,9 @@ def export_backbone(backbone: BackboneFile, target: Target, output: Path, *, ine
         if output.suffix == ".safetensors":
             write_atomic(output, safetensors.torch.save(tensors, {"format": "pt"}))
         else:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(tensors, output)
+            stream = io.BytesIO()
+            torch.save(tensors, stream)
+            write_atomic(output, stream.getvalue())
         settings = torchvision_settings(arch, preprocess, output.name)
     files = Exported(output, output.with_suffix(".yaml"), output.with_suffix(".json"))
     write_atomic(files.settings, _as_yaml(settings, library))

@@ -15,7 +15,7 @@ from openworld.labels import LabelSpace
 from openworld.predictions.foreign.voc_text import read_voc_detections
 from openworld.records import Dataset, Record
 from openworld.run.folder import has_begun
-from openworld.runtime.files import is_hidden, visible_files, visible_folders
+from openworld.runtime.folders import is_hidden, visible_files, visible_folders
 from openworld.runtime.images import find_images
 from ssl_backbones.images import labels_of
 from ssl_backbones.probes.labelled import classes_of, from_folder

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from openworld.data.benchmarks.archives import Archive, Part, missing_archives, unpack_folder
 from openworld.data.options import BenchmarkOptions
 from openworld.errors import ConfigError, DataError, EnvironmentProblem
+from openworld.runtime.console import as_text
 from openworld.runtime.runlog import progress_bar
 
 if TYPE_CHECKING:
@@ -52,11 +53,11 @@ def download_parts(options: BenchmarkOptions, parts: Sequence[Part], console: Co
     _check_space(store, wanted)
     for archive in wanted:
         path = fetch(archive, store, console)
-        console.print(f"unpacking {path} in {targets[archive.file]}", soft_wrap=True)
+        console.print(as_text(f"unpacking {path} in {targets[archive.file]}", console), soft_wrap=True)
         targets[archive.file].mkdir(parents=True, exist_ok=True)
         extract_archive(str(path), str(targets[archive.file]))
     if wanted:
-        console.print(f"the archives in {store} are not needed any more", soft_wrap=True)
+        console.print(as_text(f"the archives in {store} are not needed any more", console), soft_wrap=True)
 
 
 def fetch(archive: Archive, folder: Path, console: Console) -> Path:

@@ -13,7 +13,7 @@ from openworld.data.benchmarks.lists import benchmark_named, read_list
 from openworld.data.benchmarks.reader import SOURCES, Folders, source_of, test_list, training_lists, validation_list
 from openworld.data.options import BenchmarkOptions
 from openworld.errors import AnnotationError
-from openworld.runtime.console import narrow_table
+from openworld.runtime.console import as_text, narrow_table
 from openworld.runtime.files import write_atomic
 from openworld.runtime.images import SUFFIXES
 
@@ -77,21 +77,16 @@ def print_parts(options: BenchmarkOptions, parts: Sequence[Part], console: Conso
     console.print(narrow_table(["source", "what", "needed", "there", "where"], rows, words=["source", "what", "where"]))
     for archive in missing_archives(parts):
         short = [part for part in parts if part.archive == archive and part.missing]
-        console.print(f"\n[bold]{archive.file}[/bold] is missing, or a part of it ({archive.size / 1e9:.2f} GB):")
+        missing = as_text(f"\n{archive.file}", console, "bold")
+        console.print(missing.append(f" is missing, or a part of it ({archive.size / 1e9:.2f} GB):", "not bold"))
         for part in short:
-            console.print(
-                f"  {len(part.missing):,} of {part.needed:,} {part.what} in {part.place}: {_some(part.missing)}",
-                soft_wrap=True,
-            )
-        console.print(f"  get {archive.url}", soft_wrap=True)
+            what = f"  {len(part.missing):,} of {part.needed:,} {part.what} in {part.place}: {_some(part.missing)}"
+            console.print(as_text(what, console), soft_wrap=True)
+        console.print(as_text(f"  get {archive.url}", console), soft_wrap=True)
         target = unpack_folder(options, short[0])
         folder = Folders.of(options).voc(short[0].source)
-        console.print(
-            f"  and unpack it in {target}"
-            if target
-            else f"  and move the content of its VOCdevkit/{short[0].source.upper()} to {folder}",
-            soft_wrap=True,
-        )
+        content = f"move the content of its VOCdevkit/{short[0].source.upper()} to {folder}"
+        console.print(as_text(f"  and {f'unpack it in {target}' if target else content}", console), soft_wrap=True)
 
 
 def write_lists(name: str, folder: Path) -> list[Path]:

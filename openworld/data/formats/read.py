@@ -10,7 +10,7 @@ from openworld.data.formats.cache import cache_folder
 from openworld.data.options import SourceOptions
 from openworld.errors import DataError
 from openworld.records import Dataset
-from openworld.runtime.files import visible_files, visible_folders
+from openworld.runtime.folders import visible_files, visible_folders
 
 
 def read_dataset(source: SourceOptions, role: str | None = None) -> Dataset:

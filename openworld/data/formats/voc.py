@@ -54,7 +54,7 @@ from openworld.data.formats.voc_lists import listed_files, missing_list, xml_fil
 from openworld.data.formats.voc_xml import VocObject, read_voc_image
 from openworld.errors import AnnotationError
 from openworld.records import Dataset, Names, Repairs
-from openworld.runtime.files import visible_files
+from openworld.runtime.folders import visible_files
 
 
 def read_voc(

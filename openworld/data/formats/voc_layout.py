@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from openworld.runtime.files import is_hidden, visible_files, visible_folders
+from openworld.runtime.folders import is_hidden, visible_files, visible_folders
 from openworld.runtime.images import SUFFIXES
 
 _ANNOTATIONS = ("annotations", "annotation", "xmls", "xml", "labels")

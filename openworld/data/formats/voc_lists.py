@@ -16,7 +16,7 @@ from openworld.data.formats.file_names import check_inside
 from openworld.data.formats.voc_layout import FOLDERS, Layout, main_folder
 from openworld.errors import AnnotationError
 from openworld.records import file_exists
-from openworld.runtime.files import visible_files
+from openworld.runtime.folders import visible_files
 from openworld.runtime.images import SUFFIXES
 
 _NUMBERS = re.compile(r"(\s+[+-]?\d+)+$")

@@ -28,7 +28,8 @@ from openworld.data.formats.yolo_names import check_count, listed_names, names_o
 from openworld.data.formats.yolo_paths import listed_images, located, text_of
 from openworld.errors import DataError
 from openworld.records import Repairs
-from openworld.runtime.files import read_yaml, visible_files
+from openworld.runtime.files import read_yaml
+from openworld.runtime.folders import visible_files
 from openworld.runtime.images import find_images
 
 SETS = ("train", "val", "valid", "validation", "test")

@@ -21,6 +21,7 @@ from openworld.plugins.detectron2.backbones import use_backbone
 from openworld.plugins.detectron2.datasets import register_schedule
 from openworld.plugins.detectron2.trainer import OpenWorldTrainer
 from openworld.plugins.detectron2.weights import grow_weights
+from openworld.runtime.environment import select_device
 
 
 def setup(arguments: Namespace) -> CfgNode:
@@ -33,8 +34,7 @@ def setup(arguments: Namespace) -> CfgNode:
     add_openworld_config(cfg)
     cfg.merge_from_file(arguments.config_file)
     cfg.merge_from_list(arguments.opts)
-    if not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE = select_device(cfg.MODEL.DEVICE) if torch.cuda.is_available() else "cpu"
     if cfg.OPENWORLD.SCHEDULE:
         register_schedule(
             cfg.OPENWORLD.SCHEDULE,

@@ -30,6 +30,7 @@ from openworld.plugins.detectron2.datasets import register_schedule
 from openworld.plugins.detectron2.evaluator import OpenWorldEvaluator
 from openworld.plugins.detectron2.trainer import CpuAmpTrainer
 from openworld.plugins.detectron2.weights import grown_file
+from openworld.runtime.environment import select_device
 
 Config = Any
 """A DictConfig of omegaconf."""
@@ -38,8 +39,7 @@ Config = Any
 def setup(arguments: Namespace) -> Config:
     """Read the configuration from a .py file and ``path.key=value`` pairs; without a GPU the device is the CPU."""
     cfg = LazyConfig.apply_overrides(LazyConfig.load(arguments.config_file), arguments.opts)
-    if not torch.cuda.is_available():
-        cfg.train.device = "cpu"
+    cfg.train.device = select_device(cfg.train.device) if torch.cuda.is_available() else "cpu"
     return cfg
 
 

@@ -26,7 +26,7 @@ from openworld.predictions.foreign.match import (
     nearest_class,
 )
 from openworld.records import Dataset, Repairs
-from openworld.runtime.files import visible_files
+from openworld.runtime.folders import visible_files
 
 FIELDS = ("image_id", "score", "xmin", "ymin", "xmax", "ymax")
 _LINE = f"a line is: {' '.join(FIELDS)}"

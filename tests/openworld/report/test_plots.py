@@ -34,6 +34,26 @@ def test_figure_is_clean_inline_svg(svg: str | None) -> None:
     assert "http" not in svg and "<script" not in svg and "<!--" not in svg
 
 
+def test_names_stay_as_they_are_in_a_figure() -> None:
+    """No TeX, no HTML; and what is rewritten in the tags of a figure (ids, colours, fonts) stays in a name."""
+    names = [
+        "$x_1$",
+        "a_b^c",
+        "<b>x</b>",
+        "{{ x }}",
+        "&amp;",
+        'id="x"',
+        "#ffffff",
+        "url(#a)",
+        "font: 1px",
+        "\\frac",
+    ]
+    figure = plots.class_heatmap({name: [0.5] for name in names}, dict.fromkeys(names, 1), [1])
+    tree = ElementTree.fromstring((figure or "").replace("xlink:href", "href"))
+    texts = [element.text for element in tree.iter() if element.tag.endswith("text")]
+    assert [text for text in texts if text in names] == names
+
+
 def test_ids_differ_between_figures() -> None:
     ids = [
         {part.split('"')[0] for part in (svg or "").split(' id="')[1:]} for svg in (FIGURES[0], FIGURES[1], FIGURES[3])

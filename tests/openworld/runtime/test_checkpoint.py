@@ -1,5 +1,6 @@
 """Checkpoints: whole or absent, verified when read, older ones as a fallback."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 
 from openworld.errors import CheckpointError
@@ -56,6 +58,42 @@ def test_a_checkpoint_whose_work_is_done_has_no_state(tmp_path: Path) -> None:
     assert found is not None and torch.equal(found.tensors["a"], torch.ones(2))
     with pytest.raises(CheckpointError, match=r"has no state\.pt"):
         _ = found.state
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_every_file_has_the_mode_that_the_umask_leaves(tmp_path: Path, mask: int) -> None:
+    """safetensors alone makes files that nobody else can read."""
+    before = os.umask(mask)
+    try:
+        path = save(tmp_path, 1)
+    finally:
+        os.umask(before)
+    assert {file.name: file.stat().st_mode & 0o777 for file in path.iterdir()} == dict.fromkeys(
+        ("model.safetensors", "state.pt", "manifest.json"), 0o666 & ~mask
+    )
+
+
+@pytest.mark.parametrize("failing", ["safetensors.torch.save_file", "torch.save", "os.replace"])
+def test_a_full_disk_is_said_and_the_last_checkpoint_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """Each library has an error of its own for it."""
+    errors = {
+        "safetensors.torch.save_file": safetensors.SafetensorError("I/O error: File too large (os error 27)"),
+        "torch.save": RuntimeError("[enforce fail at inline_container.cc:746] . PytorchStreamWriter failed"),
+        "os.replace": OSError(errno.ENOSPC, "No space left on device"),
+    }
+    save(tmp_path, 1)
+
+    def fail(*_: object) -> None:
+        raise errors[failing]
+
+    monkeypatch.setattr(failing, fail)
+    with pytest.raises(CheckpointError, match=r"train-000002: cannot be written .*\nWhat to do: free some space"):
+        save(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["train-000001"]
+    found = newest_valid(tmp_path)
+    assert found is not None and found.position == (0, 1)
 
 
 def test_only_what_is_needed_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

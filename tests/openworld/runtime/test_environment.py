@@ -1,26 +1,19 @@
-"""What this machine has: the choice of a device, what the doctor finds, what env.json says."""
+"""What this machine has: the choice of a device, and what env.json says."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import os
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 
 from openworld.errors import ConfigError, EnvironmentProblem
 from openworld.runtime import environment
-from openworld.runtime.environment import (
-    Check,
-    describe,
-    device_is_here,
-    device_of_finished_run,
-    examine,
-    select_device,
-)
+from openworld.runtime.environment import describe, device_is_here, device_of_finished_run, select_device
+from openworld.runtime.gpus import Driver
 
 
 @pytest.fixture
@@ -31,13 +24,11 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90"])
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+        monkeypatch.setattr(environment, "driver", lambda: None)
 
     return report
-
-
-def finding(name: str) -> Check:
-    (found,) = [check for check in examine() if check.name == name]
-    return found
 
 
 @pytest.mark.parametrize(("count", "device"), [(0, "cpu"), (2, "cuda")])
@@ -100,61 +91,72 @@ def test_a_package_that_is_missing_has_no_version(monkeypatch: pytest.MonkeyPatc
     assert describe()["packages"]["no-such-package"] is None
 
 
-def test_a_sound_installation_has_no_remedy() -> None:
-    checks = examine()
-    assert [check.name for check in checks if not check.ok or check.remedy] == []
-    assert {"torch and torchvision", "device", "numpy", "pillow", "pyyaml", "disk", "detectron2"} <= {
-        check.name for check in checks
-    }
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [
+        ("gpu", "cuda"),
+        ("GPU", "cuda"),
+        ("CUDA", "cuda"),
+        ("0", "cuda:0"),
+        ("1", "cuda:1"),
+        ("gpu:1", "cuda:1"),
+        ("Cuda:01", "cuda:1"),
+        (" cuda:0 ", "cuda:0"),
+        ("CPU", "cpu"),
+        ("cpu:0", "cpu"),
+        ("AUTO", "cuda"),
+    ],
+)
+def test_a_device_by_the_names_of_other_tools(gpus: Any, name: str, device: str) -> None:
+    gpus(2)
+    assert select_device(name) == device
+    gpus(0)
+    if device.startswith("cuda") and name != "AUTO":
+        with pytest.raises(EnvironmentProblem, match="sees no GPU") as problem:
+            select_device(name)
+        assert "what is here: cpu;" in str(problem.value.remedy)
 
 
-def test_a_package_that_cannot_be_imported_is_named_as_pip_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = importlib.import_module
-
-    def without_pillow(name: str) -> ModuleType:
-        if name == "PIL":
-            raise ImportError("no module named PIL")
-        return real(name)
-
-    monkeypatch.setattr(importlib, "import_module", without_pillow)
-    assert finding("pillow") == Check("pillow", False, "no module named PIL", "pip install pillow")
-
-
-def test_operators_that_did_not_load_point_to_the_pair(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torch says where torchvision was built for another version; nothing that needs torch is looked at then."""
-
-    def broken(*_: Any) -> None:
-        raise RuntimeError("operator torchvision::nms does not exist\nat some line")
-
-    monkeypatch.setattr("torchvision.ops.nms", broken)
-    found = finding("torch and torchvision")
-    assert not found.ok and "constraints.txt" in found.remedy
-    assert "operator torchvision::nms does not exist" in found.finding and "at some line" not in found.finding
-    assert "built for another torch" in found.finding
-    assert "device" not in {check.name for check in examine()}
-
-
-@pytest.mark.parametrize("missing", ["torch", "torchvision"])
-def test_half_a_pair_is_no_pair(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
-    version = environment._version
-    monkeypatch.setattr(environment, "_version", lambda name: None if name == missing else version(name))
-    found = finding("torch and torchvision")
-    assert not found.ok and "one is missing" in found.finding and f"{missing} None" in found.finding
-
-
-@pytest.mark.parametrize(("gigabytes", "ok"), [(0.5, False), (2, True)])
-def test_little_space_is_found(monkeypatch: pytest.MonkeyPatch, gigabytes: float, ok: bool) -> None:
-    class Status(NamedTuple):
-        f_bavail: int
-        f_frsize: int
-
-    monkeypatch.setattr(os, "statvfs", lambda _: Status(int(gigabytes * 2**18), 2**12))
-    found = finding("disk")
-    assert found.ok == ok and bool(found.remedy) != ok
-
-
-@pytest.mark.parametrize("name", ["gpu", "CPU", "", "cuda:first", "toaster"])
-def test_what_is_no_device_is_refused(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["", "-1", "mps", "tpu", "xpu", "meta", "cuda:first", "cuda:-1", "cuda:", "toaster", "0,1", "cpu:1", "٣"]
+)
+def test_what_is_no_device_is_refused_with_what_is_here(gpus: Any, name: str) -> None:
+    gpus(1)
     assert not device_is_here(name)
-    with pytest.raises(ConfigError, match=f"no device '{name}'"):
+    with pytest.raises(ConfigError) as problem:
         select_device(name)
+    assert problem.value.problem == f"there is no device {name!r}"
+    assert "auto, or what is here: cpu, cuda:0 (GPU 0)" in str(problem.value.remedy)
+    assert ("torchrun" in str(problem.value.remedy)) == ("," in name)
+
+
+def test_a_gpu_that_torch_was_not_compiled_for_is_refused_before_any_work(
+    gpus: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpus(1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (12, 0))
+    with pytest.raises(
+        EnvironmentProblem, match=r"GPU 0 has compute capability 12\.0, .* compiled for sm_80, sm_90 only"
+    ):
+        select_device("cuda:0")
+    environment._warn_once.cache_clear()
+    assert [select_device("auto") for _ in range(3)] == ["cpu"] * 3
+    (message,) = caplog.messages  # said once
+    assert message.startswith("the CPU is used, though there is a GPU: GPU 0 has compute capability 12.0")
+
+
+def test_auto_says_that_a_gpu_of_the_machine_is_not_used(
+    gpus: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpus(0)
+    monkeypatch.setattr(environment, "driver", lambda: Driver("nvidia-smi", "470.57.02", "11.4"))
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    environment._warn_once.cache_clear()
+    assert select_device("auto") == "cpu"
+    assert "nvidia-smi finds a GPU with driver 470.57.02" in caplog.text and "this driver is too old" in caplog.text
+    caplog.clear()
+    environment._warn_once.cache_clear()
+    assert select_device("cpu") == "cpu"  # asked for
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert select_device("auto") == "cpu"  # hidden on purpose
+    assert not caplog.messages

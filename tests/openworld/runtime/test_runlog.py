@@ -48,3 +48,10 @@ def test_a_half_written_line_is_passed_over(tmp_path: Path) -> None:
     with open(log.path, "a") as stream:
         stream.write('{"event": "st')
     assert [entry["step"] for entry in log.read()] == [1]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_names_the_log(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*metrics\.jsonl'"):
+        RunLog(tmp_path / "metrics.jsonl").append("step", task=1)
