@@ -22,8 +22,9 @@ it does not name, a folder or list that is missing
 several files that describe sets, none of them         DataError; one called data, dataset or obj is taken
 data.yaml, dataset.yaml or obj.data
 ``nc`` or ``classes`` that is not the number of names  DataError
-a class name that YAML reads as a number or a date     its text as written, counted
-a class name that YAML reads as a boolean or as null   DataError
+a class name that YAML reads as a number, a date or a  its text as written, counted
+boolean
+a class name that YAML reads as null                   DataError
 a line with another number of fields, or a field that  DataError naming file and line
 is not a number, or a class that is not a whole number
 coordinates that are not fractions (beyond 2)          DataError naming file and line

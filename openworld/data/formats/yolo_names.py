@@ -9,6 +9,7 @@ from typing import Any
 from openworld.data.formats.yolo_paths import located, text_of
 from openworld.errors import DataError
 from openworld.records import Repairs
+from openworld.runtime.files import read_yaml
 
 
 def names_of_yaml(content: Mapping[str, Any], description: Path, root: Path, repairs: Repairs) -> list[str]:
@@ -18,10 +19,10 @@ def names_of_yaml(content: Mapping[str, Any], description: Path, root: Path, rep
         content: of the file.
         description: the file.
         root: what paths in it are relative to.
-        repairs: counts names that are numbers.
+        repairs: counts names that YAML takes for a number, a truth value or a date.
 
     Raises:
-        DataError: no names, numbers with gaps, names that YAML reads as booleans or null, or a disagreeing ``nc``.
+        DataError: no names, numbers with gaps, names that YAML reads as null, or a disagreeing ``nc``.
     """
     value = content.get("names")
     if isinstance(value, str):
@@ -39,14 +40,14 @@ def names_of_yaml(content: Mapping[str, Any], description: Path, root: Path, rep
     for number, name in enumerate(value):
         if isinstance(name, str) and name.strip():
             continue
-        if name is None or isinstance(name, str | bool | list | dict):
+        if name is None or isinstance(name, str | list | dict):
             raise DataError(
                 f"the name of class {number} is {name!r}",
                 where=str(description),
-                remedy="put quotes around no, yes, on, off, true, false and null",
+                remedy="write a text for each class; a class that is called null needs quotes",
             )
         written = written or _names_as_written(description)
-        repairs.add("class name that is a number taken as text", f"{description}, class {number} is {written[number]}")
+        repairs.add("class name taken as it is written", f"{description}, class {number} is {written[number]}")
         value[number] = written[number]
     check_count(content.get("nc"), value, description, "nc")
     return [name.strip() for name in value]
@@ -67,11 +68,9 @@ def _in_order(value: Any, description: Path) -> Any:
 
 
 def _names_as_written(description: Path) -> list[str]:
-    """The texts of the names: YAML reads 007 as 7 and 1.10 as 1.1."""
-    import yaml
-
-    names: Any = yaml.load(text_of(description), Loader=yaml.BaseLoader)["names"]  # only texts
-    return [str(name) for name in _in_order(names, description)]
+    """The texts of the names: YAML reads no as false, 007 as 7 and 1.10 as 1.1."""
+    content = read_yaml(description, remedy="write `names: [cat, dog]`", kind=DataError, as_written=True)
+    return [str(name) for name in _in_order(content["names"], description)]
 
 
 def listed_names(path: Path) -> list[str]:

@@ -209,6 +209,7 @@ def test_images_behind_a_link_and_label_suffixes_in_upper_case(folder: Path, tmp
     [
         ("[0, 007]", ("0", "007"), 2),
         ("[1.10, 2024-01-01]", ("1.10", "2024-01-01"), 2),
+        ("[no, On]", ("no", "On"), 2),
         ("{0: 12:30, 1: 0x1F}", ("12:30", "0x1F"), 2),
         ("{'0': cat, '1': 1_000}", ("cat", "1_000"), 1),
         ("{1: dog, 0: cat}", ("cat", "dog"), 0),
@@ -223,14 +224,14 @@ def test_names_of_classes(folder: Path, names: str, expected: tuple[str, ...], c
     text(folder / "data.yaml", f"names: {names}\ntrain: images/train\nnc: 2")
     dataset = read(folder)
     assert dataset.categories == expected
-    assert dataset.repairs.counts["class name that is a number taken as text"] == counted
+    assert dataset.repairs.counts["class name taken as it is written"] == counted
 
 
 @pytest.mark.parametrize(
     ("description", "message", "remedy"),
     [
-        ("names: [0, 1, no, yes]", "the name of class 2 is False", "put quotes around no, yes"),
-        ("names: [cat, null]", "the name of class 1 is None", "put quotes"),
+        ("names: [cat, null]", "the name of class 1 is None", "needs quotes"),
+        ("names: [cat, cat, [dog]]", "the name of class 2 is", "a text for each class"),
         ("names: [cat, '']", "the name of class 1 is ''", ""),
         ("names: {0: cat, 2: dog}", r"the numbers in `names` are \[0, 2\]", "without a gap"),
         ("names: cat, dog", "`names` is 'cat, dog'", "names: "),
