@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from openworld.errors import ConfigError, EnvironmentProblem
-from openworld.runtime.gpus import driver, gpu_names, hidden, lacks_kernels, why_not_seen
+from openworld.runtime.gpus import driver, gpu_count, gpu_names, hidden, lacks_kernels, why_not_seen
 
 logger = logging.getLogger(__name__)
 
@@ -48,17 +48,16 @@ def select_device(name: str) -> str:
     if name.strip().lower() == "auto":
         return _automatic()
     device = _spelled(name)
-    names = gpu_names()
-    here = ", ".join(("cpu", *(f"cuda:{number} ({found})" for number, found in enumerate(names))))
     if device is None:
         several = "; for several GPUs start a process on each with torchrun" if "," in name else ""
-        raise ConfigError(f"there is no device {name!r}", remedy=f"give auto, or what is here: {here}{several}")
+        raise ConfigError(f"there is no device {name!r}", remedy=f"give auto, or what is here: {_here()}{several}")
     if device == "cpu":
         return device
-    if _number(device) >= len(names):
+    count = gpu_count()
+    if _number(device) >= count:
         raise EnvironmentProblem(
-            f"device {name!r} was asked for and torch sees {len(names) or 'no'} GPU{'s' if len(names) > 1 else ''}",
-            remedy=f"set model.device (or --device) to auto, or to what is here: {here}; `openworld doctor` says why",
+            f"device {name!r} was asked for and torch sees {count or 'no'} GPU{'s' if count > 1 else ''}",
+            remedy=f"set model.device (or --device) to auto, or to what is here: {_here()}; see `openworld doctor`",
         )
     if "LOCAL_RANK" not in os.environ and (problem := lacks_kernels(_number(device))):
         raise EnvironmentProblem(
@@ -67,16 +66,19 @@ def select_device(name: str) -> str:
     return device
 
 
+def _here() -> str:
+    return ", ".join(("cpu", *(f"cuda:{number} ({name})" for number, name in enumerate(gpu_names()))))
+
+
 def _automatic() -> str:
-    names = gpu_names()
-    problem = None
-    if names and "LOCAL_RANK" not in os.environ:
+    count, problem = gpu_count(), None
+    if count and "LOCAL_RANK" not in os.environ:
         problem = lacks_kernels(0)
-    elif not names and not hidden() and (found := driver()):
+    elif not count and not hidden() and (found := driver()):
         problem = f"{found}; {why_not_seen(found)[0]}"
     if problem is not None:
         _warn_once(f"the CPU is used, though there is a GPU: {problem}; see `openworld doctor`")
-    return "cuda" if names and problem is None else "cpu"
+    return "cuda" if count and problem is None else "cpu"
 
 
 @cache
@@ -104,7 +106,7 @@ def _number(device: str) -> int:
 def device_is_here(name: str) -> bool:
     """Return whether this is a device and, if it is a GPU, torch sees one of this number (``cuda``: any)."""
     device = _spelled(name)
-    return device == "cpu" or (device is not None and _number(device) < len(gpu_names()))
+    return device == "cpu" or (device is not None and _number(device) < gpu_count())
 
 
 def device_of_finished_run(configured: str, wanted: str | None) -> str:

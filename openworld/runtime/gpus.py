@@ -19,13 +19,18 @@ _DRIVER = re.compile(r"(?:Driver|KMD) Version:\s*([\d.]+)")
 _SUPPORTED = re.compile(r"CUDA(?: UMD)? Version:\s*([\d.]+)")
 
 
+def gpu_count() -> int:
+    """Return the number of GPUs that torch sees."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def gpu_names() -> list[str]:
     """Return the names of the GPUs that torch sees, by number."""
     import torch
 
-    if not torch.cuda.is_available():
-        return []
-    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return [torch.cuda.get_device_name(number) for number in range(gpu_count())]
 
 
 def lacks_kernels(number: int) -> str | None:

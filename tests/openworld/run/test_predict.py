@@ -21,6 +21,7 @@ from openworld.labels import LabelSpace
 from openworld.methods.ore.options import EnergyOptions, OreOptions
 from openworld.run.checkpoints import Progress, checkpoints_of, save_progress
 from openworld.run.predict import predict_folder
+from openworld.runtime import environment
 from openworld.runtime.environment import device_of_finished_run, select_device
 from openworld.runtime.runlog import RunLog
 from ssl_backbones.backbones import ResNetOptions
@@ -107,6 +108,7 @@ def test_the_device_of_a_finished_run(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(environment, "lacks_kernels", lambda _: None)
     assert device_of_finished_run(configured, wanted) == expected
 
 
