@@ -22,6 +22,8 @@ def decode_file(path: Path) -> dict[str, Any]:
         raise AnnotationError(f"cannot be read ({error.strerror})", where=str(path), remedy="check the path") from None
     except (ValueError, RecursionError) as error:
         raise AnnotationError(f"is not valid JSON ({error})", where=str(path), remedy="export the file again") from None
+    if (tool := _other_tool(root)) is not None:
+        raise AnnotationError(f"is {tool}", where=str(path), remedy="export the annotations as COCO")
     if not isinstance(root, dict):
         raise AnnotationError(
             f"holds a {type(root).__name__} where COCO has an object",
@@ -32,6 +34,22 @@ def decode_file(path: Path) -> dict[str, Any]:
         if not isinstance(root.get(key), list):
             raise AnnotationError(f"has no list {key!r}", where=str(path), remedy="give a COCO detection file")
     return root
+
+
+def _other_tool(root: Any) -> str | None:
+    """What a file of another tool is, by the keys that no COCO file has; None for all others."""
+    if isinstance(root, dict):
+        if "shapes" in root and "imagePath" in root:
+            return "a file of labelme, which has one per image"
+        first = next(iter(root.values()), None)
+        if "_via_img_metadata" in root or (isinstance(first, dict) and {"filename", "regions"} <= first.keys()):
+            return "a project of the VGG Image Annotator (VIA)"
+    elif isinstance(root, list) and root and isinstance(root[0], dict):
+        if {"image", "annotations"} <= root[0].keys():
+            return "a file of CreateML"
+        if "data" in root[0] and ("annotations" in root[0] or "completions" in root[0]):
+            return "JSON of Label Studio"
+    return None
 
 
 def one_set(root: dict[str, Any], image_set: str, path: Path) -> dict[str, Any]:

@@ -27,7 +27,8 @@ encodings UTF-8, UTF-16, UTF-32, of one byte per       read
 character, and of Chinese, Japanese and Korean
 ``difficult`` in words                                 read; neither yes nor no: taken for no, counted
 polygon without bndbox                                 becomes its box, counted
-object that LabelMe marks as deleted                   dropped, counted
+object that LabelMe marks as deleted                   left out, counted
+corner at pixel 0, of tools that count from 0          taken for the edge of the image, counted
 width or height missing or not positive                read from the image file or, without it, the extent of the
                                                        boxes; counted
 image that the list repeats                            read once, counted; ``Record.listed`` keeps the number
@@ -168,7 +169,7 @@ def _parse(
         sizes[image] = content.size or found_size(
             Path(finder.find(name, content.filename) or finder.expected(name, content.filename)),
             np.array([one.box for one in content.objects], dtype=np.float64).reshape(-1, 4),
-            f"{name}.xml declares {content.declared[0]!r} x {content.declared[1]!r}",
+            f"{name}.xml declares {_size_text(content.declared)}",
             repairs,
             upright=upright,
         )
@@ -180,6 +181,10 @@ def _parse(
     def describe(number: int) -> str:
         return f"{names[image_of[number]]}.xml, object {found[number].position}"
 
+    from_zero = given[:, :2] == -1.0
+    for number in np.flatnonzero(from_zero.any(axis=1)).tolist():
+        repairs.add("corner at pixel 0, though VOC counts from 1", describe(number))
+    given[:, :2][from_zero] = 0.0
     boxes, kept = clean_boxes(given, sizes[image_index, 0], sizes[image_index, 1], repairs, describe)
     chosen = [found[number] for number in kept.tolist()]
     categories = sorted({one.name for one in chosen})
@@ -198,6 +203,10 @@ def _parse(
         annotation_ids=Names(f"{names[image_of[number]]}/{found[number].position}" for number in kept.tolist()),
         repairs=repairs,
     )
+
+
+def _size_text(declared: tuple[str | None, str | None]) -> str:
+    return "no size" if declared == (None, None) else f"{declared[0]!r} x {declared[1]!r}"
 
 
 def _image_paths(names: Iterable[str], dataset: Dataset, finder: ImageFiles) -> list[str]:

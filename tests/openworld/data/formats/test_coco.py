@@ -16,7 +16,7 @@ from openworld.data.formats.coco import coco_category_names, read_coco
 from openworld.data.formats.coco_writer import write_coco
 from openworld.data.formats.read import read_dataset
 from openworld.data.options import SourceOptions
-from openworld.errors import ConfigError, DataError
+from openworld.errors import AnnotationError, ConfigError, DataError
 from openworld.records import check_files
 
 CONTENT: dict[str, Any] = {
@@ -247,6 +247,33 @@ def test_a_folder_with_a_coco_file_names_it(tmp_path: Path, place: str) -> None:
     with pytest.raises(DataError) as caught:
         read_dataset(SourceOptions(annotations=str(tmp_path)))
     assert caught.value.remedy == f"name the file of the annotations, such as {tmp_path / place}"
+
+
+def test_a_folder_with_several_coco_files_names_that_of_the_set(tmp_path: Path) -> None:
+    for name in ("test", "train", "valid"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "_annotations.coco.json").write_text("{}")
+    with pytest.raises(DataError) as caught:
+        read_dataset(SourceOptions(annotations=str(tmp_path)), "train")
+    assert caught.value.remedy is not None and caught.value.remedy.endswith("/train/_annotations.coco.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "tool"),
+    [
+        ({"version": "5.0", "flags": {}, "shapes": [], "imagePath": "a.jpg", "imageData": None}, "labelme"),
+        ({"a.jpg123": {"filename": "a.jpg", "size": 123, "regions": [], "file_attributes": {}}}, "VIA"),
+        ({"_via_settings": {}, "_via_img_metadata": {}, "_via_attributes": {}}, "VIA"),
+        ([{"image": "a.jpg", "annotations": [{"label": "cat", "coordinates": {}}]}], "CreateML"),
+        ([{"id": 1, "annotations": [], "data": {"image": "/data/upload/a.jpg"}}], "Label Studio"),
+    ],
+)
+def test_a_file_of_another_tool_is_named(tmp_path: Path, content: object, tool: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(AnnotationError, match=tool) as caught:
+        read_dataset(SourceOptions(annotations=str(path)))
+    assert caught.value.where == str(path) and caught.value.remedy == "export the annotations as COCO"
 
 
 def test_scoring_needs_no_images(tmp_path: Path) -> None:
