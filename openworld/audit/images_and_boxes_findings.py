@@ -40,7 +40,8 @@ def _files(name: str, facts: Mapping[str, Any]) -> list[Finding]:
             make_finding(
                 "problem",
                 name,
-                f"{missing['images']:,} of {counted(facts['images'], 'image')} of {name} do not exist (e.g. "
+                f"{missing['images']:,} of {counted(facts['images'], 'image')} of {name} "
+                f"{'does' if facts['images'] == 1 else 'do'} not exist (e.g. "
                 f"{missing['examples'][0]['path']}{searched}).",
                 f"Name the folder that holds them with --{name}-images, or as data.{name}.images of a configuration; "
                 "or fetch them.",

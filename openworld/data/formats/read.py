@@ -12,6 +12,8 @@ from openworld.errors import DataError
 from openworld.records import Dataset
 from openworld.runtime.folders import visible_files, visible_folders
 
+_ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
+
 
 def read_dataset(source: SourceOptions, role: str | None = None) -> Dataset:
     """Read and validate one annotated set of images, with the names and files as they are written there.
@@ -52,6 +54,8 @@ def _detected(path: Path, role: str | None) -> str:
     if files:
         likely = [file for file in files if role is not None and role in str(file.relative_to(path))]
         remedy = f"name the file of the annotations, such as {(likely or files)[0]}"
+    elif path.suffix.lower() in _ARCHIVES:
+        remedy = "unpack it, and name the file or the folder in it"
     elif path.suffix.lower() == ".xml":
         remedy = "name the folder of the .xml files"
     else:

@@ -49,7 +49,7 @@ import numpy as np
 from openworld.data.boxes import clean_boxes
 from openworld.data.formats import Place, Reader
 from openworld.data.formats.cache import cached
-from openworld.data.formats.sizes import found_size
+from openworld.data.formats.sizes import found_size, size_text
 from openworld.data.formats.voc_layout import ImageFiles, Layout, default_layout, find_layout, list_file
 from openworld.data.formats.voc_lists import listed_files, missing_list, xml_files
 from openworld.data.formats.voc_xml import VocObject, read_voc_image
@@ -169,7 +169,7 @@ def _parse(
         sizes[image] = content.size or found_size(
             Path(finder.find(name, content.filename) or finder.expected(name, content.filename)),
             np.array([one.box for one in content.objects], dtype=np.float64).reshape(-1, 4),
-            f"{name}.xml declares {_size_text(content.declared)}",
+            f"{name}.xml declares {size_text(*content.declared)}",
             repairs,
             upright=upright,
         )
@@ -203,10 +203,6 @@ def _parse(
         annotation_ids=Names(f"{names[image_of[number]]}/{found[number].position}" for number in kept.tolist()),
         repairs=repairs,
     )
-
-
-def _size_text(declared: tuple[str | None, str | None]) -> str:
-    return "no size" if declared == (None, None) else f"{declared[0]!r} x {declared[1]!r}"
 
 
 def _image_paths(names: Iterable[str], dataset: Dataset, finder: ImageFiles) -> list[str]:

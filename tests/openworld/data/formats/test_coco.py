@@ -259,21 +259,39 @@ def test_a_folder_with_several_coco_files_names_that_of_the_set(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("content", "tool"),
+    ("content", "tool", "remedy"),
     [
-        ({"version": "5.0", "flags": {}, "shapes": [], "imagePath": "a.jpg", "imageData": None}, "labelme"),
-        ({"a.jpg123": {"filename": "a.jpg", "size": 123, "regions": [], "file_attributes": {}}}, "VIA"),
-        ({"_via_settings": {}, "_via_img_metadata": {}, "_via_attributes": {}}, "VIA"),
-        ([{"image": "a.jpg", "annotations": [{"label": "cat", "coordinates": {}}]}], "CreateML"),
-        ([{"id": 1, "annotations": [], "data": {"image": "/data/upload/a.jpg"}}], "Label Studio"),
+        ({"version": "5.0", "flags": {}, "shapes": [], "imagePath": "a.jpg", "imageData": None}, "labelme", "as COCO"),
+        ({"a.jpg123": {"filename": "a.jpg", "size": 123, "regions": [], "file_attributes": {}}}, "VIA", "as COCO"),
+        ({"_via_settings": {}, "_via_img_metadata": {}, "_via_attributes": {}}, "VIA", "as COCO"),
+        ([{"image": "a.jpg", "annotations": [{"label": "cat", "coordinates": {}}]}], "CreateML", "as COCO"),
+        ([{"id": 1, "annotations": [], "data": {"image": "/data/upload/a.jpg"}}], "Label Studio", "as COCO"),
+        (
+            {"images": [{"id": 1}], "categories": [], "annotations": [{"image_id": 1, "segments_info": []}]},
+            "panoptic",
+            "instances",
+        ),
+        (
+            {"images": [{"id": 1, "coco_url": "http://a/train2017/1.jpg"}], "categories": [], "annotations": []},
+            "LVIS",
+            "coco_url",
+        ),
     ],
 )
-def test_a_file_of_another_tool_is_named(tmp_path: Path, content: object, tool: str) -> None:
+def test_a_file_of_another_tool_is_named(tmp_path: Path, content: object, tool: str, remedy: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(content))
     with pytest.raises(AnnotationError, match=tool) as caught:
         read_dataset(SourceOptions(annotations=str(path)))
-    assert caught.value.where == str(path) and caught.value.remedy == "export the annotations as COCO"
+    assert caught.value.where == str(path) and remedy in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("name", ["export.zip", "export.TAR", "a.tar.gz", "b.tgz", "c.7z"])
+def test_an_archive_is_to_be_unpacked(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(DataError) as caught:
+        read_dataset(SourceOptions(annotations=str(tmp_path / name)))
+    assert str(caught.value.remedy).startswith("unpack it")
 
 
 def test_scoring_needs_no_images(tmp_path: Path) -> None:
