@@ -216,7 +216,7 @@ def _classes(result: Mapping[str, Any]) -> list[Finding]:
     classes, tasks, sets = result["classes"], result["tasks"], result["sets"]
     taught = [row for row in classes if row["task"] is not None or not tasks]
     for name, level, harm in (
-        ("train", "problem", "that cannot be learned"),
+        ("train", "problem" if tasks else "warning", "that cannot be learned"),
         ("test", "warning", "no average precision there"),
     ):
         if name in sets and (absent := [row["class"] for row in taught if not row[name]]):

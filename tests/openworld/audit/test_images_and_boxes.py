@@ -168,6 +168,8 @@ def test_findings(sets: dict[str, Dataset], words: str) -> None:
 def test_classes_without_objects(sets: dict[str, Dataset]) -> None:
     found = {one["finding"]: one["level"] for one in check_data(sets, [["cow"]])["findings"]}
     assert found["1 class has no object in train (cow): that cannot be learned."] == "problem"
+    found = {one["finding"]: one["level"] for one in check_data(sets)["findings"]}  # Roboflow's class 0, say
+    assert found["1 class has no object in train (cow): that cannot be learned."] == "warning"
 
 
 def test_what_to_do_about_repairs(sets: dict[str, Dataset]) -> None:
