@@ -56,8 +56,9 @@ def labels_of(paths: Sequence[Path]) -> list[int]:
     if len(names) < 2:
         raise DataError(
             f"the {len(paths)} images have no labels: all lie in a folder named {', '.join(names) or '(none)'}",
-            where="pretraining",
-            remedy="sort the images into one folder per class, images/<class>/*.jpg, or choose a method without labels",
+            where=str(paths[0].parent) if paths else None,
+            remedy="sort the images into one folder per class, images/<class>/*.jpg; only probes and methods that "
+            "learn from labels need this",
         )
     return [names.index(path.parent.name) for path in paths]
 

@@ -40,7 +40,8 @@ def _files(name: str, facts: Mapping[str, Any]) -> list[Finding]:
             make_finding(
                 "problem",
                 name,
-                f"{missing['images']:,} of {counted(facts['images'], 'image')} of {name} do not exist (e.g. "
+                f"{missing['images']:,} of {counted(facts['images'], 'image')} of {name} "
+                f"{'does' if facts['images'] == 1 else 'do'} not exist (e.g. "
                 f"{missing['examples'][0]['path']}{searched}).",
                 f"Name the folder that holds them with --{name}-images, or as data.{name}.images of a configuration; "
                 "or fetch them.",
@@ -123,17 +124,20 @@ def _annotations(name: str, facts: Mapping[str, Any]) -> list[Finding]:
     for kind, count in facts["repairs"].items():
         if kind == "polygon turned into its box":  # as it should
             continue
+        harmful = kind in facts["harmful_repairs"]
+        advice = "Correct them in the files" if harmful else "Nothing, if the samples look right"
         found.append(
             make_finding(
-                "warning" if kind in facts["harmful_repairs"] else "note",
+                "warning" if harmful else "note",
                 name,
                 f"Annotations of {name} were repaired while reading: {kind} ({count:,}). The first: "
                 f"{'; '.join(facts['repair_examples'][kind])}.",
-                "Correct them in the files; repairs.csv of --output names them all.",
+                f"{advice}; repairs.csv of --output names them all.",
             )
         )
     if number := facts["without_objects"]["images"]:
-        effect = "every detection there is a false positive" if name == "test" else "training leaves them out"
+        left_out = f"training leaves {'it' if number == 1 else 'them'} out"
+        effect = "every detection there is a false positive" if name == "test" else left_out
         found.append(
             make_finding(
                 "note",
@@ -212,7 +216,7 @@ def _classes(result: Mapping[str, Any]) -> list[Finding]:
     classes, tasks, sets = result["classes"], result["tasks"], result["sets"]
     taught = [row for row in classes if row["task"] is not None or not tasks]
     for name, level, harm in (
-        ("train", "problem", "that cannot be learned"),
+        ("train", "problem" if tasks else "warning", "that cannot be learned"),
         ("test", "warning", "no average precision there"),
     ):
         if name in sets and (absent := [row["class"] for row in taught if not row[name]]):
@@ -222,7 +226,7 @@ def _classes(result: Mapping[str, Any]) -> list[Finding]:
                     name,
                     f"{counted(len(absent), 'class', 'classes')} {has_or_have(len(absent))} no object in {name} "
                     f"({shown(absent)}): {harm}.",
-                    "Correct the names, or add images that show them.",
+                    "Correct the names, or add images that show them, or leave them out of the schedule.",
                 )
             )
     if "train" in sets and (few := [row for row in taught if 0 < row["train"] < FEW_OBJECTS]):

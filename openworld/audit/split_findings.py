@@ -105,7 +105,8 @@ def _colliding_ids(name: str, collisions: Mapping[str, Any], protocols: Mapping[
 def _empty_images(name: str, empty: Mapping[str, Any]) -> list[Finding]:
     if not empty["images"]:
         return []
-    effect = "every detection there is a false positive" if name == "test" else "training leaves them out"
+    left_out = f"training leaves {'it' if empty['images'] == 1 else 'them'} out"
+    effect = "every detection there is a false positive" if name == "test" else left_out
     return [
         make_finding(
             "note",

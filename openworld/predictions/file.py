@@ -256,6 +256,12 @@ def read_predictions(path: Path, repairs: Repairs | None = None) -> Predictions:
     path = Path(path)
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
+        if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
+            raise DataError(
+                "holds COCO annotations, not predictions",
+                where=str(path),
+                remedy="give predictions.json of `openworld predict`, or COCO results, which are a list",
+            )
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise DataError(
             f"the format is {found!r}, not {FORMAT!r}",

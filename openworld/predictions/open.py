@@ -119,15 +119,15 @@ def _first_character(path: Path) -> str:
 
 
 def _foreign(path: Path, form: str, schedule: Schedule | None, task: int | None) -> tuple[Schedule, LabelSpace]:
-    for name, value in (("schedule", schedule), ("task", task)):
-        if value is None:
-            raise ConfigError(
-                f"{form} need{'s' if form.startswith('a ') else ''} a {name}",
-                where=str(path),
-                remedy=f"give the {name}: the form itself does not say which classes the detector knew",
-            )
-    assert schedule is not None and task is not None
-    return schedule, schedule.at(task)
+    if schedule is not None and task is not None:
+        return schedule, schedule.at(task)
+    missing = [name for name, value in (("schedule", schedule), ("task", task)) if value is None]
+    raise ConfigError(
+        f"{form} need{'s' if form.startswith('a ') else ''} a {' and a '.join(missing)}",
+        where=str(path),
+        remedy=f"add {' and '.join(f'--{name}' for name in missing)}: the form itself does not say which classes the "
+        "detector knew",
+    )
 
 
 def _own(

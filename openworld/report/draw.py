@@ -10,10 +10,12 @@ Boxes are ``x1 y1 x2 y2`` in pixels of the image that is passed in; drawings are
 from __future__ import annotations
 
 import colorsys
+import functools
 import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -159,8 +161,12 @@ def _boxes(boxes: Any) -> npt.NDArray[np.float64]:
     return np.concatenate([np.minimum(array[:, :2], array[:, 2:]), np.maximum(array[:, :2], array[:, 2:])], axis=1)
 
 
+@functools.cache
 def _font(size: int) -> Any:
-    return ImageFont.load_default(size=size)
+    """The font of the plots: Pillow's own lacks letters with accents, Greek and Cyrillic."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 def _draw(

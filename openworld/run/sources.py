@@ -216,6 +216,8 @@ def open_ground_truth(
     found = read_schedule(schedule) if schedule is not None else read_schedule(run) if run is not None else None
     if annotations is None:
         if run is None:
+            if (absent := next((path for path in predictions if not path.exists()), None)) is not None:
+                raise DataError("no such file or folder", where=str(absent), remedy="check the path of the predictions")
             raise ConfigError(
                 "nothing to score against",
                 remedy="name the annotations with --ground-truth, or give the folder of a run, which has its own",

@@ -46,6 +46,8 @@ def test_labels_are_names_of_folders() -> None:
     for none in ([], paths[:1], [Path("1.jpg"), Path("2.jpg")]):
         with pytest.raises(DataError, match="have no labels"):
             labels_of(none)
+    with pytest.raises(DataError, match="x/train/dog: the 1 images have no labels"):
+        labels_of(paths[:1])
 
 
 @pytest.mark.parametrize(("cache", "labels"), [(10, {0: 0, 1: 1, 2: 3, 3: 4}), (0, {0: 0, 1: 1, 2: 3, 3: 3, 4: 4})])

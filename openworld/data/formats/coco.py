@@ -5,11 +5,12 @@ I images, N boxes.
 What the reader does with defects:
 
 =====================================================  ===========================================================
-not JSON, no images/categories/annotations list        AnnotationError
+not JSON, no images/categories/annotations list; a     AnnotationError
+file of another tool, a panoptic or an LVIS file
 record without id, file_name, name, image_id or        AnnotationError naming file, record and field
 category_id; a value that is not a number; a bbox
 that is not four of them, or is x1 y1 x2 y2 by the
-areas; a panoptic annotation
+areas
 image id or category id given twice                    AnnotationError
 file_name that climbs out of the folder of the images  AnnotationError
 or lies on a drive, in the form of any system; one
@@ -74,7 +75,7 @@ from openworld.data.formats.coco_fields import (
 from openworld.data.formats.coco_file import decode_file, one_set
 from openworld.data.formats.file_names import check_name, is_encodable
 from openworld.data.formats.image_folder import locate_images
-from openworld.data.formats.sizes import found_size, usable_size
+from openworld.data.formats.sizes import found_size, size_text, usable_size
 from openworld.errors import AnnotationError
 from openworld.records import Dataset, ImageId, IntArray, Names, Repairs
 
@@ -163,7 +164,7 @@ def _parse(path: Path, images: Path | None, image_set: str | None, whole_pixels:
         sizes[number] = declared[number] or found_size(
             Path(files[number]),
             boxes[bounds[number] : bounds[number + 1]],
-            f"{Where(path, 'images', number, entry)} declares {entry.get('width')!r} x {entry.get('height')!r}",
+            f"{Where(path, 'images', number, entry)} declares {size_text(entry.get('width'), entry.get('height'))}",
             repairs,
             upright=upright,
         )

@@ -40,7 +40,7 @@ def box_of(entry: dict[str, Any], where: Where, size: tuple[int, int] | None, re
         the box, which may still be unusable, or None for an annotation from which none can be taken.
 
     Raises:
-        AnnotationError: a bbox that is something else, a panoptic annotation.
+        AnnotationError: a bbox that is something else.
     """
     box = entry.get("bbox")
     if isinstance(box, list) and len(box) == 4 and box != [None] * 4:
@@ -48,12 +48,6 @@ def box_of(entry: dict[str, Any], where: Where, size: tuple[int, int] | None, re
         return x, y, x + width, y + height
     if box is not None and box not in ([], {}, "", [None] * 4):
         raise AnnotationError(f"bbox is {box!r}", where=str(where), remedy="give [x, y, width, height] in pixels")
-    if "segments_info" in entry:
-        raise AnnotationError(
-            "is an annotation for panoptic segmentation",
-            where=str(where),
-            remedy="give the file of the instances, such as instances_train2017.json",
-        )
     shape = entry.get("segmentation")
     if isinstance(shape, dict):
         found = _box_of_mask(shape, size)

@@ -22,6 +22,8 @@ def decode_file(path: Path) -> dict[str, Any]:
         raise AnnotationError(f"cannot be read ({error.strerror})", where=str(path), remedy="check the path") from None
     except (ValueError, RecursionError) as error:
         raise AnnotationError(f"is not valid JSON ({error})", where=str(path), remedy="export the file again") from None
+    if (other := _other_file(root)) is not None:
+        raise AnnotationError(f"is {other[0]}", where=str(path), remedy=other[1])
     if not isinstance(root, dict):
         raise AnnotationError(
             f"holds a {type(root).__name__} where COCO has an object",
@@ -32,6 +34,33 @@ def decode_file(path: Path) -> dict[str, Any]:
         if not isinstance(root.get(key), list):
             raise AnnotationError(f"has no list {key!r}", where=str(path), remedy="give a COCO detection file")
     return root
+
+
+_EXPORT = "export the annotations as COCO"
+
+
+def _other_file(root: Any) -> tuple[str, str] | None:
+    """What a file of another kind is and what to do, by the keys that no COCO detection file has; None for others."""
+    if isinstance(root, dict):
+        first = next(iter(root.values()), None)
+        if "shapes" in root and "imagePath" in root:
+            return "a file of labelme, which has one per image", _EXPORT
+        if "_via_img_metadata" in root or (isinstance(first, dict) and {"filename", "regions"} <= first.keys()):
+            return "a project of the VGG Image Annotator (VIA)", _EXPORT
+        if "segments_info" in _first_entry(root.get("annotations")):
+            return "a panoptic COCO file", "give the file of the instances, such as instances_train2017.json"
+        if "coco_url" in (image := _first_entry(root.get("images"))) and "file_name" not in image:
+            return "an LVIS file, whose images have no file_name", "write as file_name the last two parts of coco_url"
+    entry = _first_entry(root)
+    if {"image", "annotations"} <= entry.keys():
+        return "a file of CreateML", _EXPORT
+    if "data" in entry and ("annotations" in entry or "completions" in entry):
+        return "JSON of Label Studio", _EXPORT
+    return None
+
+
+def _first_entry(entries: Any) -> dict[str, Any]:
+    return entries[0] if isinstance(entries, list) and entries and isinstance(entries[0], dict) else {}
 
 
 def one_set(root: dict[str, Any], image_set: str, path: Path) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from openworld.errors import DataError
 from openworld.records import Dataset
 from openworld.runtime.folders import visible_files, visible_folders
 
+_ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
+
 
 def read_dataset(source: SourceOptions, role: str | None = None) -> Dataset:
     """Read and validate one annotated set of images, with the names and files as they are written there.
@@ -34,7 +36,7 @@ def read_dataset(source: SourceOptions, role: str | None = None) -> Dataset:
     path = Path(source.annotations)
     if not path.exists():
         raise DataError("no such file or folder", where=str(path), remedy="check the path of the annotations")
-    reader = FORMATS[_detected(path) if source.format == "auto" else source.format].reader
+    reader = FORMATS[_detected(path, role) if source.format == "auto" else source.format].reader
     images = None if source.images is None else Path(source.images)
     upright = None if source.orientation == "auto" else source.orientation == "upright"
     place = Place(path, images, source.image_set, cache_folder() if source.cache else None, upright)
@@ -43,16 +45,19 @@ def read_dataset(source: SourceOptions, role: str | None = None) -> Dataset:
     return reader.read(place)
 
 
-def _detected(path: Path) -> str:
+def _detected(path: Path, role: str | None) -> str:
     """Name of the first format that detects the annotations."""
     for name, form in FORMATS.items():
         if form.reader.detects(path):
             return name
     files = [file for place in (path, *visible_folders(path)) for file in visible_files(place, (".json",), deep=False)]
-    raise DataError(
-        f"is not a {annotations_help()}",
-        where=str(path),
-        remedy=f"name the file of the annotations, such as {files[0]}"
-        if files
-        else f"correct the path, or set `format` to one of: {', '.join(FORMATS)}",
-    )
+    if files:
+        likely = [file for file in files if role is not None and role in str(file.relative_to(path))]
+        remedy = f"name the file of the annotations, such as {(likely or files)[0]}"
+    elif path.suffix.lower() in _ARCHIVES:
+        remedy = "unpack it, and name the file or the folder in it"
+    elif path.suffix.lower() == ".xml":
+        remedy = "name the folder of the .xml files"
+    else:
+        remedy = f"correct the path, or set `format` to one of: {', '.join(FORMATS)}"
+    raise DataError(f"is not a {annotations_help()}", where=str(path), remedy=remedy)

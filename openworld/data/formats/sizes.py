@@ -24,6 +24,11 @@ def usable_size(width: float, height: float) -> tuple[int, int] | None:
     return None
 
 
+def size_text(width: object, height: object) -> str:
+    """What annotations declare as the size, for messages."""
+    return "no size" if width is None and height is None else f"{width!r} x {height!r}"
+
+
 def found_size(
     file: Path, boxes: NDArray[np.float64], message: str, repairs: Repairs, *, upright: bool | None
 ) -> tuple[int, int]:

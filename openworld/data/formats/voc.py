@@ -27,7 +27,8 @@ encodings UTF-8, UTF-16, UTF-32, of one byte per       read
 character, and of Chinese, Japanese and Korean
 ``difficult`` in words                                 read; neither yes nor no: taken for no, counted
 polygon without bndbox                                 becomes its box, counted
-object that LabelMe marks as deleted                   dropped, counted
+object that LabelMe marks as deleted                   left out, counted
+corner at pixel 0, of tools that count from 0          taken for the edge of the image, counted
 width or height missing or not positive                read from the image file or, without it, the extent of the
                                                        boxes; counted
 image that the list repeats                            read once, counted; ``Record.listed`` keeps the number
@@ -48,7 +49,7 @@ import numpy as np
 from openworld.data.boxes import clean_boxes
 from openworld.data.formats import Place, Reader
 from openworld.data.formats.cache import cached
-from openworld.data.formats.sizes import found_size
+from openworld.data.formats.sizes import found_size, size_text
 from openworld.data.formats.voc_layout import ImageFiles, Layout, default_layout, find_layout, list_file
 from openworld.data.formats.voc_lists import listed_files, missing_list, xml_files
 from openworld.data.formats.voc_xml import VocObject, read_voc_image
@@ -168,7 +169,7 @@ def _parse(
         sizes[image] = content.size or found_size(
             Path(finder.find(name, content.filename) or finder.expected(name, content.filename)),
             np.array([one.box for one in content.objects], dtype=np.float64).reshape(-1, 4),
-            f"{name}.xml declares {content.declared[0]!r} x {content.declared[1]!r}",
+            f"{name}.xml declares {size_text(*content.declared)}",
             repairs,
             upright=upright,
         )
@@ -180,6 +181,10 @@ def _parse(
     def describe(number: int) -> str:
         return f"{names[image_of[number]]}.xml, object {found[number].position}"
 
+    from_zero = given[:, :2] == -1.0
+    for number in np.flatnonzero(from_zero.any(axis=1)).tolist():
+        repairs.add("corner at pixel 0, though VOC counts from 1", describe(number))
+    given[:, :2][from_zero] = 0.0
     boxes, kept = clean_boxes(given, sizes[image_index, 0], sizes[image_index, 1], repairs, describe)
     chosen = [found[number] for number in kept.tolist()]
     categories = sorted({one.name for one in chosen})

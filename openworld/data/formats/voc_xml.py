@@ -91,8 +91,9 @@ def read_voc_image(file: str, name: str, repairs: Repairs) -> VocImage:
             element.tag = element.tag.rpartition("}")[2].lower()
         elements = tree.findall(".//object")
         if tree.tag != "annotation" and not elements:
+            whose = ", as CVAT's own XML has it" if tree.tag == "annotations" else ""
             raise AnnotationError(
-                f"is not a VOC annotation: its root is <{tree.tag}>",
+                f"is not a VOC annotation: its root is <{tree.tag}>{whose}",
                 where=file,
                 remedy="export the annotations as Pascal VOC, or remove the file if it holds something else",
             )
@@ -100,7 +101,7 @@ def read_voc_image(file: str, name: str, repairs: Repairs) -> VocImage:
     for position, element in enumerate(elements):
         where = f"{file}, object {position}"
         if (element.findtext("deleted") or "").strip().lower() in YES:  # LabelMe keeps them
-            repairs.add("dropped: object marked as deleted", f"{name}.xml, object {position}")
+            repairs.add("object marked as deleted left out", f"{name}.xml, object {position}")
             continue
         label = (element.findtext("name") or "").strip()
         if not label:

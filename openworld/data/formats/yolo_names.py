@@ -42,7 +42,7 @@ def names_of_yaml(content: Mapping[str, Any], description: Path, root: Path, rep
             continue
         if name is None or isinstance(name, str | list | dict):
             raise DataError(
-                f"the name of class {number} is {name!r}",
+                f"the name of class {number} is {'null' if name is None else repr(name)}",
                 where=str(description),
                 remedy="write a text for each class; a class that is called null needs quotes",
             )

@@ -150,7 +150,7 @@ def test_facts(sets: dict[str, Dataset]) -> None:
         "warning train: 22 boxes of train are on another of the same class",
         "warning test: 1 box of test is on another of a different class",
         "warning train: Annotations of train were repaired while reading: dropped: inverted (1).",
-        "note train: 1 image of train has no object (e.g. 4): training leaves them out.",
+        "note train: 1 image of train has no object (e.g. 4): training leaves it out.",
         "problem train_test: 1 image of test is in train, too, byte for byte (e.g. x is 1): the detector is tested on",
         "warning train_test: 1 image of test looks like an image of train (e.g. y like 2",
         "warning train: 2 classes have fewer than 20 objects in train (dog: 13, cat: 13).",
@@ -168,6 +168,16 @@ def test_findings(sets: dict[str, Dataset], words: str) -> None:
 def test_classes_without_objects(sets: dict[str, Dataset]) -> None:
     found = {one["finding"]: one["level"] for one in check_data(sets, [["cow"]])["findings"]}
     assert found["1 class has no object in train (cow): that cannot be learned."] == "problem"
+    found = {one["finding"]: one["level"] for one in check_data(sets)["findings"]}  # Roboflow's class 0, say
+    assert found["1 class has no object in train (cow): that cannot be learned."] == "warning"
+
+
+def test_what_to_do_about_repairs(sets: dict[str, Dataset]) -> None:
+    """Records that were brought into the form that was meant need no work; records that are lost do."""
+    sets["train"].repairs.add("keypoints left out", "a.txt, line 1")
+    remedies = {one["level"]: one["remedy"] for one in check_data(sets)["findings"] if "repaired" in one["finding"]}
+    assert remedies["note"].startswith("Nothing, if the samples look right;")
+    assert remedies["warning"].startswith("Correct them in the files;")
 
 
 def test_what_cannot_be_checked(sets: dict[str, Dataset]) -> None:

@@ -128,7 +128,7 @@ def test_what_a_task_is_not_told() -> None:
     assert third["images_with_unknown_objects"] == 0
     text = findings(result)
     assert "Training images show objects that are not told: 5 at task 1 and 3 at task 2." in text
-    assert "1 image of train has no object (e.g. e): training leaves them out." in text
+    assert "1 image of train has no object (e.g. e): training leaves it out." in text
     assert "Objects of train, as the task is told" in printed(result)
 
 

@@ -183,3 +183,28 @@ def test_dropped_annotations_of_the_ground_truth_are_said(files: Path, caplog: p
     main(evaluate(files, "--coco", "false"))
     (said,) = caplog.messages
     assert said.startswith("ground truth: dropped: category_id that nothing has (1), for instance ") and "77" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem", "remedy"),
+    [
+        (("results.json", "--ground-truth", "truth.json"), "needs a schedule and a task", "add --schedule and --task:"),
+        (("results.json", "--ground-truth", "truth.json", "--task", "1"), "needs a schedule", "add --schedule:"),
+        (("truth.json", "--ground-truth", "truth.json"), "holds COCO annotations, not predictions", "predictions.json"),
+        (("nowhere",), "nowhere: no such file or folder", "check the path of the predictions"),
+        (("results.json",), "nothing to score against", "--ground-truth"),
+    ],
+)
+def test_what_is_missing_is_named_with_its_option(
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    problem: str,
+    remedy: str,
+) -> None:
+    monkeypatch.chdir(files)
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", "--predictions", *arguments])
+    first, second = capsys.readouterr().err.strip().splitlines()
+    assert caught.value.code == 2 and problem in first and second.startswith("What to do: ") and remedy in second

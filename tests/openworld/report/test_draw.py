@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from openworld.report import draw
 from openworld.report.draw import (
     NOT_TAUGHT_COLOUR,
     UNKNOWN_COLOUR,
@@ -98,3 +99,12 @@ def test_contact_sheet() -> None:
     sheet = contact_sheet([Image.new("RGB", (40, 30), (9, 9, 9))] * 3, 2, gap=5)
     assert sheet.size == (2 * 45 + 5, 2 * 35 + 5)
     assert contact_sheet([], 3).width > 0
+
+
+@pytest.mark.parametrize("letters", ["ÄÖ", "éè", "łń", "ЖШ", "αβ", "₂³"])
+def test_names_in_other_letters_are_drawn(letters: str) -> None:
+    """A font without a letter draws one box for all that it lacks."""
+    font = draw._font(20)
+    lacking = bytes(font.getmask("\U0010fffd"))
+    first, second = (bytes(font.getmask(letter)) for letter in letters)
+    assert first != second and lacking not in (first, second)

@@ -170,6 +170,7 @@ def test_what_predictions_are_scored_on(run: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_to_score_against(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "found.json").write_text("[]")
     with pytest.raises(ConfigError, match="nothing to score against") as error:
         open_ground_truth([tmp_path / "found.json"], None)
     assert "--ground-truth" in str(error.value)

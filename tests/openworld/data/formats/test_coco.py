@@ -16,7 +16,7 @@ from openworld.data.formats.coco import coco_category_names, read_coco
 from openworld.data.formats.coco_writer import write_coco
 from openworld.data.formats.read import read_dataset
 from openworld.data.options import SourceOptions
-from openworld.errors import ConfigError, DataError
+from openworld.errors import AnnotationError, ConfigError, DataError
 from openworld.records import check_files
 
 CONTENT: dict[str, Any] = {
@@ -247,6 +247,51 @@ def test_a_folder_with_a_coco_file_names_it(tmp_path: Path, place: str) -> None:
     with pytest.raises(DataError) as caught:
         read_dataset(SourceOptions(annotations=str(tmp_path)))
     assert caught.value.remedy == f"name the file of the annotations, such as {tmp_path / place}"
+
+
+def test_a_folder_with_several_coco_files_names_that_of_the_set(tmp_path: Path) -> None:
+    for name in ("test", "train", "valid"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "_annotations.coco.json").write_text("{}")
+    with pytest.raises(DataError) as caught:
+        read_dataset(SourceOptions(annotations=str(tmp_path)), "train")
+    assert caught.value.remedy is not None and caught.value.remedy.endswith("/train/_annotations.coco.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "tool", "remedy"),
+    [
+        ({"version": "5.0", "flags": {}, "shapes": [], "imagePath": "a.jpg", "imageData": None}, "labelme", "as COCO"),
+        ({"a.jpg123": {"filename": "a.jpg", "size": 123, "regions": [], "file_attributes": {}}}, "VIA", "as COCO"),
+        ({"_via_settings": {}, "_via_img_metadata": {}, "_via_attributes": {}}, "VIA", "as COCO"),
+        ([{"image": "a.jpg", "annotations": [{"label": "cat", "coordinates": {}}]}], "CreateML", "as COCO"),
+        ([{"id": 1, "annotations": [], "data": {"image": "/data/upload/a.jpg"}}], "Label Studio", "as COCO"),
+        (
+            {"images": [{"id": 1}], "categories": [], "annotations": [{"image_id": 1, "segments_info": []}]},
+            "panoptic",
+            "instances",
+        ),
+        (
+            {"images": [{"id": 1, "coco_url": "http://a/train2017/1.jpg"}], "categories": [], "annotations": []},
+            "LVIS",
+            "coco_url",
+        ),
+    ],
+)
+def test_a_file_of_another_tool_is_named(tmp_path: Path, content: object, tool: str, remedy: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(AnnotationError, match=tool) as caught:
+        read_dataset(SourceOptions(annotations=str(path)))
+    assert caught.value.where == str(path) and remedy in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("name", ["export.zip", "export.TAR", "a.tar.gz", "b.tgz", "c.7z"])
+def test_an_archive_is_to_be_unpacked(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(DataError) as caught:
+        read_dataset(SourceOptions(annotations=str(tmp_path / name)))
+    assert str(caught.value.remedy).startswith("unpack it")
 
 
 def test_scoring_needs_no_images(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_a_file_without_any_box_is_refused(tmp_path: Path, entries: list[dict[st
 
 def test_a_panoptic_file_is_refused(tmp_path: Path) -> None:
     segments = {"file_name": "a.png", "segments_info": [{"id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}]}
-    with pytest.raises(AnnotationError, match=r"annotation 0: is an annotation for panoptic") as caught:
+    with pytest.raises(AnnotationError, match=r"set\.json: is a panoptic COCO file") as caught:
         read(tmp_path, segments)
     assert "instances_train2017.json" in str(caught.value)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from openworld.data.formats.read import read_dataset
 from openworld.data.formats.voc import read_voc
-from openworld.errors import AnnotationError
+from openworld.data.options import SourceOptions
+from openworld.errors import AnnotationError, DataError
 from openworld.records import Dataset
 
 BOX = "<bndbox><xmin>11</xmin><ymin>6</ymin><xmax>30</xmax><ymax>20</ymax></bndbox>"
@@ -59,12 +62,41 @@ def test_polygon_without_a_box(tmp_path: Path, polygon: str) -> None:
     assert beside.boxes.tolist() == [[10, 5, 30, 20]] and not beside.repairs.counts
 
 
+def test_corners_at_pixel_0(tmp_path: Path) -> None:
+    """Label Studio, FiftyOne and PaddleLabel count from 0; the message has the file's numbers, not those behind it."""
+    dataset = read(tmp_path, WHOLE.replace(">11<", ">0<"))
+    assert dataset.boxes.tolist() == [[0, 5, 30, 20]]
+    assert dataset.repairs.counts == {"corner at pixel 0, though VOC counts from 1": 1}
+    assert dataset.repairs.examples[0].endswith(": a.xml, object 0")
+    beyond = read(tmp_path, WHOLE.replace(">11<", ">0<").replace(">30<", ">50<"))
+    assert beyond.boxes.tolist() == [[0, 5, 40, 20]] and beyond.repairs.counts["clipped to the image"] == 1
+
+
+def test_files_of_cvat_and_single_files_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "annotations.xml"
+    file.write_text("<annotations><version>1.1</version><image id='0' name='a.jpg'/></annotations>")
+    with pytest.raises(AnnotationError, match="CVAT") as caught:
+        read_voc(tmp_path)
+    assert caught.value.where == str(file)
+    with pytest.raises(DataError) as single:
+        read_dataset(SourceOptions(annotations=str(file)))
+    assert single.value.remedy == "name the folder of the .xml files"
+
+
+def test_a_file_without_a_size_says_so(tmp_path: Path) -> None:
+    (tmp_path / "JPEGImages").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "JPEGImages/a.png")
+    dataset = read(tmp_path, f"<annotation>{OBJECT}</annotation>")
+    assert dataset.sizes.tolist() == [[40, 30]]
+    assert dataset.repairs.examples == ["size read from the image file: a.xml declares no size"]
+
+
 def test_deleted_objects_of_labelme(tmp_path: Path) -> None:
     deleted = OBJECT.replace("<name>red", "<deleted>1</deleted><name>blue")
     kept = OBJECT.replace("<name>", "<deleted>0</deleted><name>")
     dataset = read(tmp_path, WHOLE.replace(OBJECT, deleted + kept))
     assert dataset.categories == ("red",) and dataset.annotation_ids == ("a/1",)
-    assert dataset.repairs.counts == {"dropped: object marked as deleted": 1}
+    assert dataset.repairs.counts == {"object marked as deleted left out": 1}
 
 
 @pytest.mark.parametrize(

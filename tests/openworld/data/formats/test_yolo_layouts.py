@@ -230,7 +230,7 @@ def test_names_of_classes(folder: Path, names: str, expected: tuple[str, ...], c
 @pytest.mark.parametrize(
     ("description", "message", "remedy"),
     [
-        ("names: [cat, null]", "the name of class 1 is None", "needs quotes"),
+        ("names: [cat, null]", "the name of class 1 is null", "needs quotes"),
         ("names: [cat, cat, [dog]]", "the name of class 2 is", "a text for each class"),
         ("names: [cat, '']", "the name of class 1 is ''", ""),
         ("names: {0: cat, 2: dog}", r"the numbers in `names` are \[0, 2\]", "without a gap"),
