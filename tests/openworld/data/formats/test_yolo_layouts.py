@@ -319,6 +319,12 @@ def test_home_in_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_right(read(folder / "other"))
 
 
+def test_home_of_nobody_in_path(folder: Path) -> None:
+    text(folder / "other/data.yaml", f"path: ~nobody-of-this-name/set\n{TRAIN}")
+    with pytest.raises(DataError, match=r"`path` names .*~nobody-of-this-name/set, which is not a folder"):
+        read(folder / "other")
+
+
 # -- any names in any layout -------------------------------------------------------------------------------------------
 
 stems = st.lists(
