@@ -10,7 +10,7 @@ file of another tool, a panoptic or an LVIS file
 record without id, file_name, name, image_id or        AnnotationError naming file, record and field
 category_id; a value that is not a number; a bbox
 that is not four of them, or is x1 y1 x2 y2 by the
-areas
+areas or the sizes of the images
 image id or category id given twice                    AnnotationError
 file_name that climbs out of the folder of the images  AnnotationError
 or lies on a drive, in the form of any system; one
@@ -208,7 +208,7 @@ def _annotations(
     found: list[_Annotation] = []
     seen: set[ImageId] = set()
     any_box = not entries
-    check_order(entries, path)
+    check_order(entries, path, dict(zip(image_ids, sizes, strict=True)))
     for position, entry in enumerate(entries):
         where = Where(path, "annotations", position, entry)
         check_object(entry, where)

@@ -29,6 +29,8 @@ a line with another number of fields, or a field that  DataError naming file and
 is not a number, or a class that is not a whole number
 coordinates that are not fractions (beyond 2)          DataError naming file and line
 scores and track ids after an object                   DataError naming file and line
+boxes that seem to be x1 y1 x2 y2: read as they        DataError
+should be, many leave their image
 two images with one label file; a set without labels   DataError
 an image of a list that leaves the root                DataError
 byte order mark, empty lines, CRLF, tabs, upper case   read
@@ -66,7 +68,7 @@ from openworld.data.formats import Place, Reader
 from openworld.data.formats.class_numbers import note_numbers_from_one
 from openworld.data.formats.yolo_evidence import Evidence
 from openworld.data.formats.yolo_layout import CLASS_LISTS, SETS, find_layout, is_yolo
-from openworld.data.formats.yolo_lines import Lines, read_lines
+from openworld.data.formats.yolo_lines import Lines, check_order, read_lines
 from openworld.data.formats.yolo_paths import below, text_of
 from openworld.errors import DataError
 from openworld.records import Dataset, Record, Repairs, file_exists
@@ -111,6 +113,7 @@ def read_yolo(path: Path, images: Path | None = None, image_set: str | None = No
         for file, label in labels.items()
     }
     pose = evidence.are_boxes(layout.keypoints)
+    check_order(lines.values(), path)
     stems = Counter(file.stem for file in counts)
     unique = max(stems.values(), default=1) == 1
     records: list[Record] = []

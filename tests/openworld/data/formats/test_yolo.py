@@ -210,6 +210,7 @@ def test_lines_that_cannot_be_used(folder: Path, line: str, message: str) -> Non
         ("[1]", "holds a list, not a mapping"),
         ("train: images/train", "`names` is None"),
         ("{train: images/train, names: {0: cat, 2: dog}}", r"the numbers in `names` are \[0, 2\]"),
+        ("{train: images/train, names: [cat, null]}", "the name of class 1 is None"),
         ("{test: images/test, names: [cat, dog]}", "has no set 'train'"),
         ("{train: images/none, names: [cat, dog]}", "does not exist"),
         ("{train: none.txt, names: [cat, dog]}", "the list of images does not exist"),
@@ -303,3 +304,21 @@ def test_any_numbers_load_repair_or_raise(folder: Path, values: list[float]) -> 
     assert np.isfinite(boxes).all()
     assert (boxes[:, 2:] - boxes[:, :2] >= 1).all()
     assert (boxes >= 0).all() and (boxes <= [100, 50, 100, 50]).all()
+
+
+def test_corners_are_refused(folder: Path) -> None:
+    corners = ["0.1 0.2 0.9 0.6", "0.5 0.5 0.7 0.9", "0.6 0.1 1 0.3", "0.05 0.1 0.2 0.2", "0 0 0.3 0.4"]
+    text(folder / "labels/train/a.txt", "".join(f"0 {line}\n" for line in corners))
+    with pytest.raises(DataError, match=r"seem to be x1 y1 x2 y2: .* 3 of 5 leave their image") as caught:
+        read(folder)
+    assert caught.value.where == str(folder)
+    assert "a.txt, line 1\nWhat to do: write `class cx cy width height`" in str(caught.value)
+
+
+def test_large_boxes_are_no_corners(folder: Path) -> None:
+    """Boxes at the edge that somebody let leave the image; and large ones that stay in it."""
+    lines = ["0 0.05 0.1 0.4 0.4", "0 0.9 0.9 0.4 0.4", "0 0.5 0.5 1 1", "0 0.4 0.5 0.8 0.9", "0 0.9 0.1 0.5 0.2"]
+    text(folder / "labels/train/a.txt", "\n".join(lines))
+    assert len(read(folder)[0].boxes) == 5
+    text(folder / "labels/train/a.txt", "0 0.5 0.5 1 1\n" * 20)
+    assert len(read(folder)[0].boxes) == 20
