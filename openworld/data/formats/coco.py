@@ -24,6 +24,8 @@ images in another folder, see                          found, where nobody names
 file_name that is a URL                                kept; such a file does not exist
 file_name with backslashes, a leading slash, a query,  read so where only the file of that name exists, counted
 ``%20``, in the other Unicode form, in other case
+two such names for one file that only a query or the   AnnotationError
+case tells apart
 file_name that repeats the folder that was named       read, counted
 a key given twice in one record                        read; the last counts, as JSON readers do
 iscrowd, area or annotation id missing                 read; area is not used, ids become the position
