@@ -45,6 +45,8 @@ class number that nothing has                          object dropped, counted
 class numbers from 1 to the number of names            the same, and said to be one too large
 two classes of one name                                merged, counted
 image that a list repeats                              read once, counted; ``Record.listed`` keeps the count
+label file whose name differs from that of the image   read, counted; names of lists in another Unicode form, too
+in case or Unicode form only
 image without a label file                             no objects, counted
 label file without an image                            left out, counted
 image whose file is missing or whose size cannot be    image dropped, counted; missing ones are in
@@ -57,7 +59,7 @@ boxes                                                  :func:`openworld.data.box
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +68,7 @@ import numpy as np
 from openworld.data.boxes import clean_boxes
 from openworld.data.formats import Place, Reader
 from openworld.data.formats.class_numbers import note_numbers_from_one
+from openworld.data.formats.file_names import folded
 from openworld.data.formats.yolo_evidence import Evidence
 from openworld.data.formats.yolo_layout import CLASS_LISTS, SETS, find_layout, is_yolo
 from openworld.data.formats.yolo_lines import Lines, check_order, read_lines
@@ -154,6 +157,8 @@ def _merge(names: Sequence[str], where: Path, repairs: Repairs) -> tuple[tuple[s
     return tuple(positions), category_of
 
 
+OTHER_SPELLING = "label file in other case or Unicode form than the image"
+"""Kind of repair."""
 _NO_LABELS = frozenset((*CLASS_LISTS, *(f"{name}.txt" for name in (*SETS, "images"))))
 """Names of class lists and lists of images, which lie among the labels of some layouts."""
 
@@ -186,6 +191,7 @@ def _label_files(files: Sequence[Path], where: Path, repairs: Repairs) -> dict[P
         for label in visible_files(folder, (".txt",), deep=False):  # .TXT sorts first, and is replaced
             if label.is_file():
                 present[label.with_suffix(".txt")] = label
+    _take_other_spellings(present, owners, repairs)
     if present.keys().isdisjoint(owners):
         raise DataError(
             f"none of its {len(files)} images has a label file, such as {next(iter(owners), 'labels/a.txt')}",
@@ -199,6 +205,29 @@ def _label_files(files: Sequence[Path], where: Path, repairs: Repairs) -> dict[P
         if label not in owners and label.name not in _NO_LABELS and not _belongs_to_another_set(label, files):
             repairs.add("label file without an image", str(label))
     return {file: present.get(label) for label, file in owners.items()}
+
+
+def _take_other_spellings(present: dict[Path, Path], owners: Mapping[Path, Path], repairs: Repairs) -> None:
+    """Give images without a label file the one whose name differs in case or Unicode form, where only one does.
+
+    Args:
+        present: label files by the name that they should have; changed.
+        owners: image of each label file that there should be.
+        repairs: counts it.
+    """
+    wanted: dict[tuple[Path, str], list[Path]] = {}
+    for label in owners:
+        if label not in present:
+            wanted.setdefault((label.parent, folded(label.name)), []).append(label)
+    found: dict[tuple[Path, str], list[Path]] = {}
+    for label in present if wanted else ():
+        if label not in owners:
+            found.setdefault((label.parent, folded(label.name)), []).append(label)
+    for key, labels in wanted.items():
+        others = found.get(key, [])
+        if len(labels) == len(others) == 1 and not _belongs_to_another_set(others[0], list(owners.values())):
+            present[labels[0]] = present.pop(others[0])
+            repairs.add(OTHER_SPELLING, f"{present[labels[0]]} is taken for {owners[labels[0]]}")
 
 
 def _belongs_to_another_set(label: Path, files: Sequence[Path]) -> bool:
