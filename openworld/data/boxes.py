@@ -87,7 +87,7 @@ def are_corners(
     first: NDArray[np.float64],
     second: NDArray[np.float64],
     limits: NDArray[np.float64] | float,
-    outside: NDArray[np.bool_],
+    outside: NDArray[np.bool_] | np.bool_,
 ) -> bool:
     """Whether the boxes of a set seem to be ``x1 y1 x2 y2``, and to have been read as something else.
 
@@ -101,9 +101,9 @@ def are_corners(
         True where at least four of five boxes are corners inside their image, and three or more, and at least one of
         five, are outside as they were read.
     """
-    inside = ((first >= 0) & (second > first) & (second <= np.multiply(limits, 1.01))).all(axis=1)
-    count = int(outside.sum())
-    return count >= 3 and 5 * count >= len(outside) and 5 * int(inside.sum()) >= 4 * len(inside)
+    corners = (first >= 0) & (second > first) & (second <= np.multiply(limits, 1.01))
+    inside, count = int(np.count_nonzero(corners.all(axis=1))), int(np.count_nonzero(outside))
+    return count >= 3 and 5 * count >= len(first) and 5 * inside >= 4 * len(first)
 
 
 def _text(box: NDArray[np.float64]) -> str:

@@ -88,7 +88,7 @@ def check_order(entries: Sequence[Any], path: Path, sizes: Mapping[ImageId, tupl
     ]
     boxes = np.array(rows, dtype=np.float64).reshape(-1, 6)
     first, second, limits = boxes[:, :2], boxes[:, 2:4], boxes[:, 4:]
-    outside = (first + second > 1.05 * limits).any(axis=1)
+    outside = np.any((first + second > 1.05 * limits), axis=1)
     if are_corners(first, second, limits, outside):
         row = int(np.argmax(outside))
         width, height = rows[row][4:]

@@ -98,7 +98,7 @@ def check_order(files: Iterable[Lines], where: object) -> None:
     short = [(lines, row) for lines in files for row in np.flatnonzero(~lines.long).tolist()]
     boxes = np.array([lines.boxes[row] for lines, row in short], dtype=np.float64).reshape(-1, 4)
     middles, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-    outside = ((boxes < -0.05) | (boxes > 1.05)).any(axis=1)
+    outside = np.any(((boxes < -0.05) | (boxes > 1.05)), axis=1)
     if are_corners(middles, sides, 1.0, outside):
         lines, row = short[int(np.argmax(outside))]
         raise DataError(
