@@ -59,7 +59,7 @@ boxes                                                  :func:`openworld.data.box
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -191,7 +191,8 @@ def _label_files(files: Sequence[Path], where: Path, repairs: Repairs) -> dict[P
         for label in visible_files(folder, (".txt",), deep=False):  # .TXT sorts first, and is replaced
             if label.is_file():
                 present[label.with_suffix(".txt")] = label
-    _take_other_spellings(present, owners, repairs)
+    suffixes = {file.suffix for file in files}
+    _take_other_spellings(present, owners, suffixes, repairs)
     if present.keys().isdisjoint(owners):
         raise DataError(
             f"none of its {len(files)} images has a label file, such as {next(iter(owners), 'labels/a.txt')}",
@@ -202,17 +203,20 @@ def _label_files(files: Sequence[Path], where: Path, repairs: Repairs) -> dict[P
         if label not in present:
             repairs.add("image without a label file", f"{label} does not exist")
     for label in present:
-        if label not in owners and label.name not in _NO_LABELS and not _belongs_to_another_set(label, files):
+        if label not in owners and label.name not in _NO_LABELS and not _belongs_to_another_set(label, suffixes):
             repairs.add("label file without an image", str(label))
     return {file: present.get(label) for label, file in owners.items()}
 
 
-def _take_other_spellings(present: dict[Path, Path], owners: Mapping[Path, Path], repairs: Repairs) -> None:
+def _take_other_spellings(
+    present: dict[Path, Path], owners: Mapping[Path, Path], suffixes: Collection[str], repairs: Repairs
+) -> None:
     """Give images without a label file the one whose name differs in case or Unicode form, where only one does.
 
     Args:
         present: label files by the name that they should have; changed.
         owners: image of each label file that there should be.
+        suffixes: of the images.
         repairs: counts it.
     """
     wanted: dict[tuple[Path, str], list[Path]] = {}
@@ -225,18 +229,17 @@ def _take_other_spellings(present: dict[Path, Path], owners: Mapping[Path, Path]
             found.setdefault((label.parent, folded(label.name)), []).append(label)
     for key, labels in wanted.items():
         others = found.get(key, [])
-        if len(labels) == len(others) == 1 and not _belongs_to_another_set(others[0], list(owners.values())):
+        if len(labels) == len(others) == 1 and not _belongs_to_another_set(others[0], suffixes):
             present[labels[0]] = present.pop(others[0])
             repairs.add(OTHER_SPELLING, f"{present[labels[0]]} is taken for {owners[labels[0]]}")
 
 
-def _belongs_to_another_set(label: Path, files: Sequence[Path]) -> bool:
-    """Lists cut one folder into sets: its other images exist, but are not of this set."""
+def _belongs_to_another_set(label: Path, suffixes: Collection[str]) -> bool:
+    """Lists cut one folder into sets: its other images exist, but are not of this set, which has these suffixes."""
     parts = list(label.parent.parts)
     if "labels" in parts:
         parts[len(parts) - 1 - parts[::-1].index("labels")] = "images"
     folder = Path(*parts)
-    suffixes = {file.suffix for file in files}
     return any((folder / f"{label.stem}{suffix}").is_file() for suffix in suffixes)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
@@ -322,3 +322,29 @@ def test_large_boxes_are_no_corners(folder: Path) -> None:
     assert len(read(folder)[0].boxes) == 5
     text(folder / "labels/train/a.txt", "0 0.5 0.5 1 1\n" * 20)
     assert len(read(folder)[0].boxes) == 20
+
+
+def test_lists_of_a_large_folder_take_no_time_for_each_pair_of_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a folder is listed, and the labels of the other half lie beside: work grows with the number of files."""
+    asked = [0]
+    suffix = PurePath.suffix.fget  # type: ignore[attr-defined]
+
+    def counted(path: PurePath) -> str:
+        asked[0] += 1
+        return suffix(path)
+
+    def work(images: int) -> int:
+        root = tmp_path / str(images)
+        for number in range(images):
+            image(root / f"images/{number}.jpg", (8, 8))
+            text(root / f"labels/{number}.txt", "0 0.5 0.5 0.5 0.5")
+        text(root / "list.txt", "".join(f"images/{number}.jpg\n" for number in range(0, images, 2)))
+        text(root / "data.yaml", "train: list.txt\nnames: [cat]\n")
+        asked[0] = 0
+        assert len(read(root)) == images // 2
+        return asked[0]
+
+    monkeypatch.setattr(PurePath, "suffix", property(counted))
+    assert work(120) < 4 * work(40)
