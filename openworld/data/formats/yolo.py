@@ -12,7 +12,8 @@ Two layouts are the usual ones. A ``data.yaml`` names the classes and the sets::
 Without one, ``images/`` and ``labels/`` lie side by side, and ``classes.txt`` (in the root or in ``labels/``) names one
 class a line; ``image_set`` then names a folder below ``images/``. :mod:`openworld.data.formats.yolo_layout` has the
 layouts of other tools, Darknet's ``obj.data`` among them. The labels of ``…/images/…/a.jpg`` are in
-``…/labels/…/a.txt``, or beside the image where no folder of its path is called ``images``.
+``…/labels/…/a.txt``, or beside the image where no folder of its path is called ``images``, or there is no such
+``labels`` and .txt files lie there.
 
 What the reader does with defects:
 
@@ -174,11 +175,19 @@ def label_file(image: Path) -> Path:
     return Path(*parts) / f"{image.stem}.txt"
 
 
+def _has_labels_beside(images: Path) -> bool:
+    """Whether labels lie beside the images, although a folder of their path is called ``images``, as labelImg does."""
+    if label_file(images / "a.jpg").parent.is_dir():
+        return False
+    return any(file.name not in _NO_LABELS for file in visible_files(images, (".txt",), deep=False))
+
+
 def _label_files(files: Sequence[Path], where: Path, repairs: Repairs) -> dict[Path, Path | None]:
     """The label file of each image, None where there is none."""
     owners: dict[Path, Path] = {}
+    beside = {folder for folder in {file.parent for file in files} if _has_labels_beside(folder)}
     for file in files:
-        label = label_file(file)
+        label = file.with_suffix(".txt") if file.parent in beside else label_file(file)
         if label in owners:
             raise DataError(
                 f"{owners[label].name} and {file.name} share {label.name}",

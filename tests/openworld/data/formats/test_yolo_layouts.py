@@ -326,6 +326,21 @@ def test_home_of_nobody_in_path(folder: Path) -> None:
         read(folder / "other")
 
 
+@pytest.mark.parametrize("place", ["images", "images/set", "images/a/train"])
+def test_labels_beside_images_below_a_folder_called_images(tmp_path: Path, place: str) -> None:
+    """labelImg saves labels and classes.txt beside the images, whatever the folder is called."""
+    pictures(tmp_path / place, tmp_path / place, "a", "b")
+    text(tmp_path / place / "classes.txt", NAMES)
+    assert_right(read(tmp_path / place, None))
+
+
+def test_labels_of_a_folder_labels_come_first(tmp_path: Path) -> None:
+    pictures(tmp_path / "images", tmp_path / "labels", "a", "b")
+    text(tmp_path / "images/a.txt", "1 0.5 0.5 1 1\n")
+    text(tmp_path / "classes.txt", NAMES)
+    assert_right(read(tmp_path, None))
+
+
 # -- names in another case or Unicode form -----------------------------------------------------------------------------
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
