@@ -76,7 +76,7 @@ from openworld.data.formats.yolo_lines import Lines, check_order, read_lines
 from openworld.data.formats.yolo_paths import below, text_of
 from openworld.errors import DataError
 from openworld.records import Dataset, Record, Repairs, file_exists
-from openworld.runtime.folders import visible_files
+from openworld.runtime.folders import is_hidden, visible_files
 from openworld.runtime.images import image_size
 
 
@@ -200,6 +200,9 @@ def _label_files(files: Sequence[Path], where: Path, repairs: Repairs) -> dict[P
         for label in visible_files(folder, (".txt",), deep=False):  # .TXT sorts first, and is replaced
             if label.is_file():
                 present[label.with_suffix(".txt")] = label
+    for label in owners:
+        if is_hidden(label.name) and label.is_file():  # of an image that a list names
+            present[label] = label
     suffixes = {file.suffix for file in files}
     _take_other_spellings(present, owners, suffixes, repairs)
     if present.keys().isdisjoint(owners):
