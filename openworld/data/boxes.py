@@ -83,6 +83,29 @@ def _problem(box: NDArray[np.float64], clipped: FloatArray) -> str | None:
     return None
 
 
+def are_corners(
+    first: NDArray[np.float64],
+    second: NDArray[np.float64],
+    limits: NDArray[np.float64] | float,
+    outside: NDArray[np.bool_] | np.bool_,
+) -> bool:
+    """Whether the boxes of a set seem to be ``x1 y1 x2 y2``, and to have been read as something else.
+
+    Args:
+        first: (N, 2) the first two numbers of each box.
+        second: (N, 2) the other two.
+        limits: (N, 2) width and height of their images, in the same unit.
+        outside: (N,) whether a box leaves its image by far, as it was read.
+
+    Returns:
+        True where at least four of five boxes are corners inside their image, and three or more, and at least one of
+        five, are outside as they were read.
+    """
+    corners = (first >= 0) & (second > first) & (second <= np.multiply(limits, 1.01))
+    inside, count = int(np.count_nonzero(corners.all(axis=1))), int(np.count_nonzero(outside))
+    return count >= 3 and 5 * count >= len(first) and 5 * inside >= 4 * len(first)
+
+
 def _text(box: NDArray[np.float64]) -> str:
     return "[" + ", ".join(f"{value:g}" for value in box) + "]"
 

@@ -1,8 +1,8 @@
 """Which image of the ground truth a file of predictions means.
 
 An image id is matched as it is written, or else as text (7 and "7"), or else by the name of the image file: as a path
-whose last parts are those of an annotated image, or else by the stem ("000000000139" and 000000000139.jpg). Where
-several images fit equally well, none is taken.
+whose last parts are those of an annotated image, or else by the stem ("000000000139" and 000000000139.jpg), in any
+Unicode form. Where several images fit equally well, none is taken.
 
     predicted              annotated                          means
     7                      id 7                               it, whatever the files are called
@@ -15,6 +15,7 @@ several images fit equally well, none is taken.
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -94,8 +95,9 @@ class AnnotatedImages:
 
 
 def _parts(path: str) -> list[str]:
-    """Name and folders of a path, from its end."""
-    return [part for part in reversed(path.replace("\\", "/").split("/")) if part not in ("", ".")]
+    """Name and folders of a path, from its end, in one Unicode form: file systems change it."""
+    text = unicodedata.normalize("NFC", path).replace("\\", "/")
+    return [part for part in reversed(text.split("/")) if part not in ("", ".")]
 
 
 def _closeness(wanted: Sequence[str], found: Sequence[str]) -> tuple[bool, int]:
@@ -175,7 +177,7 @@ def _places(images: AnnotatedImages, name: ImageId, file: str, where: Path) -> l
 
 
 def _same_name(images: AnnotatedImages, place: int, file: str) -> bool:
-    return images.records[place].path.name == _parts(file)[0]
+    return _parts(str(images.records[place].path))[0] == _parts(file)[0]
 
 
 def _nearest(predictions: Predictions, numbers: Sequence[int], record: Record) -> list[int]:

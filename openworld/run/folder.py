@@ -156,8 +156,12 @@ def check_shares(config: RunConfig) -> None:
 # -- ownership of the folder ------------------------------------------------------------------------------------------
 
 PLACES = (
-    *(f"data.{role}.{key}" for role in ("train", "val", "test") for key in ("annotations", "images", "cache")),
-    *(f"data.benchmark.{key}" for key in ("root", "cache")),
+    *(
+        f"data.{role}.{key}"
+        for role in ("train", "val", "test")
+        for key in ("annotations", "images", "image_set", "cache")
+    ),
+    *(f"data.benchmark.{key}" for key in ("root", "voc2007", "voc2012", "coco", "cache")),
     "pretrain.images",
 )
 """Options that say where data lie. They may differ when a run is resumed, since the data themselves are compared."""

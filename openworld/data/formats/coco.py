@@ -10,7 +10,7 @@ file of another tool, a panoptic or an LVIS file
 record without id, file_name, name, image_id or        AnnotationError naming file, record and field
 category_id; a value that is not a number; a bbox
 that is not four of them, or is x1 y1 x2 y2 by the
-areas
+areas or the sizes of the images
 image id or category id given twice                    AnnotationError
 file_name that climbs out of the folder of the images  AnnotationError
 or lies on a drive, in the form of any system; one
@@ -24,6 +24,8 @@ images in another folder, see                          found, where nobody names
 file_name that is a URL                                kept; such a file does not exist
 file_name with backslashes, a leading slash, a query,  read so where only the file of that name exists, counted
 ``%20``, in the other Unicode form, in other case
+two such names for one file that only a query or the   AnnotationError
+case tells apart
 file_name that repeats the folder that was named       read, counted
 a key given twice in one record                        read; the last counts, as JSON readers do
 iscrowd, area or annotation id missing                 read; area is not used, ids become the position
@@ -208,7 +210,7 @@ def _annotations(
     found: list[_Annotation] = []
     seen: set[ImageId] = set()
     any_box = not entries
-    check_order(entries, path)
+    check_order(entries, path, dict(zip(image_ids, sizes, strict=True)))
     for position, entry in enumerate(entries):
         where = Where(path, "annotations", position, entry)
         check_object(entry, where)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from openworld.data.boxes import are_corners
 from openworld.data.formats.coco_fields import Where, number_of
 from openworld.errors import AnnotationError
-from openworld.records import Repairs
+from openworld.records import ImageId, Repairs
 
 Box = tuple[float, float, float, float]
 
@@ -62,16 +63,44 @@ def box_of(entry: dict[str, Any], where: Where, size: tuple[int, int] | None, re
     return None
 
 
-def check_order(entries: Sequence[Any], path: Path) -> None:
-    """Refuse a file whose bboxes are corners x1 y1 x2 y2, as the areas beside them prove.
+def check_order(entries: Sequence[Any], path: Path, sizes: Mapping[ImageId, tuple[int, int] | None]) -> None:
+    """Refuse a file whose bboxes are corners x1 y1 x2 y2, as the areas beside them prove, or the sizes of the images.
 
     Args:
-        entries: the annotations. The first :data:`COMPARED` are looked at, if they have a bbox and a positive area.
+        entries: the annotations. The first :data:`COMPARED` are looked at, if they have a bbox and a positive area, or
+            an image of known size.
         path: of the file, for the message.
+        sizes: width and height of each image in pixels by its id, None where they are not known.
 
     Raises:
-        AnnotationError: each has the area between such corners, and three or more cannot have it otherwise.
+        AnnotationError: each has the area between such corners, and three or more cannot have it otherwise. Or at least
+            four of five are corners inside their image, and three or more, and one of five, leave it as
+            ``[x, y, width, height]``.
     """
+    _check_areas(entries, path)
+    rows = [
+        (*entry["bbox"], *size)
+        for entry in entries[:COMPARED]
+        if isinstance(entry, dict) and isinstance(entry.get("bbox"), list) and len(entry["bbox"]) == 4
+        if all(type(value) in (int, float) and abs(value) < 1e9 for value in entry["bbox"])
+        if isinstance(entry.get("image_id"), int | str)
+        if (size := sizes.get(entry["image_id"])) is not None
+    ]
+    boxes = np.array(rows, dtype=np.float64).reshape(-1, 6)
+    first, second, limits = boxes[:, :2], boxes[:, 2:4], boxes[:, 4:]
+    outside = np.any((first + second > 1.05 * limits), axis=1)
+    if are_corners(first, second, limits, outside):
+        row = int(np.argmax(outside))
+        width, height = rows[row][4:]
+        raise AnnotationError(
+            f"bbox of its annotations seems to be [x1, y1, x2, y2]: as [x, y, width, height], {outside.sum()} of "
+            f"{len(rows)} leave their image, as does {[*rows[row][:4]]} of {width}x{height} pixels",
+            where=str(path),
+            remedy="write bbox as [x, y, width, height]",
+        )
+
+
+def _check_areas(entries: Sequence[Any], path: Path) -> None:
     rows = [
         (*entry["bbox"], entry["area"])
         for entry in entries[:COMPARED]

@@ -30,7 +30,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from openworld.data.formats.file_names import check_inside, is_inside
+from openworld.data.formats.file_names import check_inside, folded, is_inside
+from openworld.errors import AnnotationError
 from openworld.records import Repairs, file_exists
 
 PROBES = 48
@@ -41,16 +42,19 @@ REPEATED = "folder of the images repeated in file_name"
 BELOW = "image in a folder below the one that `images` names"
 OTHER_CASE = "file_name in other case than the file"
 OTHER_FORM = "file_name in another Unicode form than the file"
+QUERY = "query after file_name left out"
 """Kinds of repair, beside those of ``_CHANGES``."""
 
 _CHANGES: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("backslashes of file_name read as slashes", lambda name: name.replace("\\", "/")),
     ("path of file_name taken out of an address", lambda name: name.rpartition("?d=")[2]),  # Label Studio's local files
     ("slash before file_name left out", lambda name: name.removeprefix("/")),
-    ("query after file_name left out", lambda name: name.partition("?")[0]),
+    (QUERY, lambda name: name.partition("?")[0]),
     ("file_name decoded as in a URL", unquote),
 )
 """What tools do to file names, and what undoes it, in the order in which it is undone."""
+_LOSSY = frozenset((QUERY, OTHER_CASE))
+"""What can make one name of two that name different files."""
 _PLAIN = re.compile(r"[^/\\%?\x80-\U0010ffff][^\\%?\x80-\U0010ffff]*")
 """Names that have no other spelling than the one in which they are written."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -89,7 +93,8 @@ def locate_images(annotations: Path, images: Path | None, names: Sequence[str], 
         repairs: counts names that are read in another spelling than the one in which they are written.
 
     Raises:
-        AnnotationError: a name that climbs out of the folder or lies on a drive, or is absolute and elsewhere.
+        AnnotationError: a name that climbs out of the folder or lies on a drive, or is absolute and elsewhere; or two
+            names that may both mean one file.
     """
     local = [name for name in names if not _URL.match(name)]
     probes = local[:: max(1, -(-len(local) // PROBES))]
@@ -97,6 +102,7 @@ def locate_images(annotations: Path, images: Path | None, names: Sequence[str], 
     files, kind, hits = _choose(places, probes, set(names))
     some_missing = 0 < hits < len(probes)
     paths = []
+    assumed_files = set()
     for position, name in enumerate(names):
         found = _Found(name, ())
         if some_missing or not (_PLAIN.fullmatch(name) and is_inside(name)):
@@ -105,8 +111,24 @@ def locate_images(annotations: Path, images: Path | None, names: Sequence[str], 
         path = f"{files.folder}/{found.name}"
         for assumed in found.kinds if kind is None else (kind, *found.kinds):
             repairs.add(assumed, f"{annotations}, images[{position}]: {name!r} is taken for {path}")
+        if not _LOSSY.isdisjoint(found.kinds):
+            assumed_files.add(path)
         paths.append(path)
+    if assumed_files:
+        _check_told_apart(annotations, names, paths, assumed_files)
     return Located(paths, _searched(names, probes, places, hits))
+
+
+def _check_told_apart(annotations: Path, names: Sequence[str], paths: Sequence[str], assumed: AbstractSet[str]) -> None:
+    """Refuse two names for one file that was found by leaving out what may tell them apart."""
+    owners: dict[str, str] = {}
+    for position, (name, path) in enumerate(zip(names, paths, strict=True)):
+        if path in assumed and owners.setdefault(path, name) != name:
+            raise AnnotationError(
+                f"file names {owners[path]!r} and {name!r} may both mean {path}",
+                where=f"{annotations}, images[{position}]",
+                remedy="write the names as the files are called, each image's own",
+            )
 
 
 def _searched(names: Sequence[str], probes: Sequence[str], places: Sequence[_Place], hits: int) -> str:
@@ -249,7 +271,7 @@ class _Files:
         """The only entry of the folder whose name differs in case at most, or None."""
         place = ""
         for part in PurePosixPath(name).parts:
-            entries = self._folded(place).get(_fold(part), [])
+            entries = self._folded(place).get(folded(part), [])
             if part not in entries and len(entries) != 1:
                 return None
             place = f"{place}/{part if part in entries else entries[0]}"
@@ -261,13 +283,8 @@ class _Files:
             found: dict[str, list[str]] = {}
             try:
                 for entry in sorted(os.listdir(f"{self.folder}{below}")):  # noqa: PTH208
-                    found.setdefault(_fold(entry), []).append(entry)
+                    found.setdefault(folded(entry), []).append(entry)
             except OSError:
                 pass
             self._entries[below] = found
         return self._entries[below]
-
-
-def _fold(name: str) -> str:
-    """A name without case, in one Unicode form."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -22,6 +22,8 @@ XML files in folders below                             read; names keep the fold
 suffix of the image                                    any; ``<filename>`` decides between images of one stem, or
                                                        else the likeliest suffix, counted
 ``<filename>`` of another image that is there          the stem counts, counted
+image whose name differs from that of the XML file in  read where there is one such image, counted; names of lists
+case or Unicode form only                              in another Unicode form, too
 XML file in the root beside ``Annotations/``           left out, counted
 encodings UTF-8, UTF-16, UTF-32, of one byte per       read
 character, and of Chinese, Japanese and Korean
@@ -210,7 +212,7 @@ def _image_paths(names: Iterable[str], dataset: Dataset, finder: ImageFiles) -> 
     owners: dict[str, str] = {}
     for name, filename in zip(names, map(str, dataset.paths), strict=True):
         path = finder.find(name, filename)
-        doubt = None if path is None else finder.doubt(path, filename)
+        doubt = None if path is None else finder.doubt(path, name, filename)
         if path is not None and doubt is not None:
             kind, other = doubt
             dataset.repairs.add(kind, f"{name}.xml: {path} is taken, and there is {other}")

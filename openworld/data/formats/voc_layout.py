@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from openworld.data.formats.file_names import folded
 from openworld.runtime.folders import is_hidden, visible_files, visible_folders
 from openworld.runtime.images import SUFFIXES
 
@@ -190,12 +191,13 @@ class ImageFiles:
     def __init__(self, folders: Sequence[Path]) -> None:
         self._folders = [os.fspath(folder) for folder in folders]
         self._stems: dict[str, dict[str, list[str]]] = {}
+        self._spellings: dict[str, dict[str, list[str]]] = {}
 
     def find(self, name: str, filename: str) -> str | None:
         """The image of an XML file, or None if there is none.
 
         The stem of the XML file decides, and ``<filename>`` between two images of one stem. Where no image has the
-        stem, ``<filename>`` says which it is.
+        stem, ``<filename>`` says which it is, or else the only image whose stem differs in case or Unicode form.
 
         Args:
             name: of the XML file, below the folder of the annotations, without its suffix.
@@ -213,13 +215,20 @@ class ImageFiles:
                 candidates = self._listed(folder).get(os.path.splitext(wanted)[0])  # noqa: PTH122
                 if candidates:
                     return f"{folder}/{wanted if wanted in candidates else candidates[0]}"
+        for folder in self._places(below):
+            spellings = self._folded(folder).get(folded(stem), ())
+            if len(spellings) == 1:
+                return f"{folder}/{self._listed(folder)[spellings[0]][0]}"
         return None
 
-    def doubt(self, path: str, filename: str) -> tuple[str, str] | None:
-        """What speaks against the image that was found for a ``<filename>``: a kind of repair, and which other image.
+    def doubt(self, path: str, name: str, filename: str) -> tuple[str, str] | None:
+        """What speaks against the image that was found for an XML file: a kind of repair, and which name it is of.
 
         None: nothing.
         """
+        stem, stem_found = (os.path.basename(text) for text in (name, os.path.splitext(path)[0]))  # noqa: PTH119, PTH122
+        if stem != stem_found and folded(stem) == folded(stem_found):
+            return "image in other case or Unicode form than its XML file", f"no {stem!r}"
         given = filename.replace("\\", "/").rpartition("/")[2]
         folder, _, found = path.rpartition("/")
         if given == found:
@@ -242,6 +251,15 @@ class ImageFiles:
             for folder in self._folders
             for inner in dict.fromkeys((*below, ""))
         ]
+
+    def _folded(self, folder: str) -> dict[str, list[str]]:
+        """Stems of a folder by their name without case, in one Unicode form."""
+        if folder not in self._spellings:
+            found: dict[str, list[str]] = {}
+            for stem in self._listed(folder):
+                found.setdefault(folded(stem), []).append(stem)
+            self._spellings[folder] = found
+        return self._spellings[folder]
 
     def _listed(self, folder: str) -> dict[str, list[str]]:
         """Stem to the names of its image files, the likeliest first."""

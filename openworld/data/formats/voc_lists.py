@@ -8,6 +8,7 @@ write quotes around names with blanks, suffixes, folders in front, backslashes, 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -174,7 +175,13 @@ def _is_there(name: str, layout: Layout) -> bool:
 
 
 def _meanings(text: str, layout: Layout) -> Iterator[str]:
-    """Names of XML files that a text may mean, the most literal first."""
+    """Names of XML files that a text may mean, the most literal first, then in both Unicode forms."""
+    yield from _literal_meanings(text, layout)
+    for form in () if text.isascii() else ("NFC", "NFD"):
+        yield from _literal_meanings(unicodedata.normalize(form, text), layout)
+
+
+def _literal_meanings(text: str, layout: Layout) -> Iterator[str]:
     yield text
     if _ONLY_A_NAME.fullmatch(text):
         return

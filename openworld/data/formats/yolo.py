@@ -12,7 +12,8 @@ Two layouts are the usual ones. A ``data.yaml`` names the classes and the sets::
 Without one, ``images/`` and ``labels/`` lie side by side, and ``classes.txt`` (in the root or in ``labels/``) names one
 class a line; ``image_set`` then names a folder below ``images/``. :mod:`openworld.data.formats.yolo_layout` has the
 layouts of other tools, Darknet's ``obj.data`` among them. The labels of ``…/images/…/a.jpg`` are in
-``…/labels/…/a.txt``, or beside the image where no folder of its path is called ``images``.
+``…/labels/…/a.txt``, or beside the image where no folder of its path is called ``images``, or there is no such
+``labels`` and .txt files lie there.
 
 What the reader does with defects:
 
@@ -29,6 +30,8 @@ a line with another number of fields, or a field that  DataError naming file and
 is not a number, or a class that is not a whole number
 coordinates that are not fractions (beyond 2)          DataError naming file and line
 scores and track ids after an object                   DataError naming file and line
+boxes that seem to be x1 y1 x2 y2: read as they        DataError
+should be, many leave their image
 two images with one label file; a set without labels   DataError
 an image of a list that leaves the root                DataError
 byte order mark, empty lines, CRLF, tabs, upper case   read
@@ -43,6 +46,8 @@ class number that nothing has                          object dropped, counted
 class numbers from 1 to the number of names            the same, and said to be one too large
 two classes of one name                                merged, counted
 image that a list repeats                              read once, counted; ``Record.listed`` keeps the count
+label file whose name differs from that of the image   read, counted; names of lists in another Unicode form, too
+in case or Unicode form only
 image without a label file                             no objects, counted
 label file without an image                            left out, counted
 image whose file is missing or whose size cannot be    image dropped, counted; missing ones are in
@@ -55,7 +60,7 @@ boxes                                                  :func:`openworld.data.box
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,13 +69,14 @@ import numpy as np
 from openworld.data.boxes import clean_boxes
 from openworld.data.formats import Place, Reader
 from openworld.data.formats.class_numbers import note_numbers_from_one
+from openworld.data.formats.file_names import folded
 from openworld.data.formats.yolo_evidence import Evidence
 from openworld.data.formats.yolo_layout import CLASS_LISTS, SETS, find_layout, is_yolo
-from openworld.data.formats.yolo_lines import Lines, read_lines
+from openworld.data.formats.yolo_lines import Lines, check_order, read_lines
 from openworld.data.formats.yolo_paths import below, text_of
 from openworld.errors import DataError
 from openworld.records import Dataset, Record, Repairs, file_exists
-from openworld.runtime.folders import visible_files
+from openworld.runtime.folders import is_hidden, visible_files
 from openworld.runtime.images import image_size
 
 
@@ -111,6 +117,7 @@ def read_yolo(path: Path, images: Path | None = None, image_set: str | None = No
         for file, label in labels.items()
     }
     pose = evidence.are_boxes(layout.keypoints)
+    check_order(lines.values(), path)
     stems = Counter(file.stem for file in counts)
     unique = max(stems.values(), default=1) == 1
     records: list[Record] = []
@@ -151,6 +158,8 @@ def _merge(names: Sequence[str], where: Path, repairs: Repairs) -> tuple[tuple[s
     return tuple(positions), category_of
 
 
+OTHER_SPELLING = "label file in other case or Unicode form than the image"
+"""Kind of repair."""
 _NO_LABELS = frozenset((*CLASS_LISTS, *(f"{name}.txt" for name in (*SETS, "images"))))
 """Names of class lists and lists of images, which lie among the labels of some layouts."""
 
@@ -166,11 +175,19 @@ def label_file(image: Path) -> Path:
     return Path(*parts) / f"{image.stem}.txt"
 
 
+def _has_labels_beside(images: Path) -> bool:
+    """Whether labels lie beside the images, although a folder of their path is called ``images``, as labelImg does."""
+    if label_file(images / "a.jpg").parent.is_dir():
+        return False
+    return any(file.name not in _NO_LABELS for file in visible_files(images, (".txt",), deep=False))
+
+
 def _label_files(files: Sequence[Path], where: Path, repairs: Repairs) -> dict[Path, Path | None]:
     """The label file of each image, None where there is none."""
     owners: dict[Path, Path] = {}
+    beside = {folder for folder in {file.parent for file in files} if _has_labels_beside(folder)}
     for file in files:
-        label = label_file(file)
+        label = file.with_suffix(".txt") if file.parent in beside else label_file(file)
         if label in owners:
             raise DataError(
                 f"{owners[label].name} and {file.name} share {label.name}",
@@ -183,6 +200,11 @@ def _label_files(files: Sequence[Path], where: Path, repairs: Repairs) -> dict[P
         for label in visible_files(folder, (".txt",), deep=False):  # .TXT sorts first, and is replaced
             if label.is_file():
                 present[label.with_suffix(".txt")] = label
+    for label in owners:
+        if is_hidden(label.name) and label.is_file():  # of an image that a list names
+            present[label] = label
+    suffixes = {file.suffix for file in files}
+    _take_other_spellings(present, owners, suffixes, repairs)
     if present.keys().isdisjoint(owners):
         raise DataError(
             f"none of its {len(files)} images has a label file, such as {next(iter(owners), 'labels/a.txt')}",
@@ -193,18 +215,43 @@ def _label_files(files: Sequence[Path], where: Path, repairs: Repairs) -> dict[P
         if label not in present:
             repairs.add("image without a label file", f"{label} does not exist")
     for label in present:
-        if label not in owners and label.name not in _NO_LABELS and not _belongs_to_another_set(label, files):
+        if label not in owners and label.name not in _NO_LABELS and not _belongs_to_another_set(label, suffixes):
             repairs.add("label file without an image", str(label))
     return {file: present.get(label) for label, file in owners.items()}
 
 
-def _belongs_to_another_set(label: Path, files: Sequence[Path]) -> bool:
-    """Lists cut one folder into sets: its other images exist, but are not of this set."""
+def _take_other_spellings(
+    present: dict[Path, Path], owners: Mapping[Path, Path], suffixes: Collection[str], repairs: Repairs
+) -> None:
+    """Give images without a label file the one whose name differs in case or Unicode form, where only one does.
+
+    Args:
+        present: label files by the name that they should have; changed.
+        owners: image of each label file that there should be.
+        suffixes: of the images.
+        repairs: counts it.
+    """
+    wanted: dict[tuple[Path, str], list[Path]] = {}
+    for label in owners:
+        if label not in present:
+            wanted.setdefault((label.parent, folded(label.name)), []).append(label)
+    found: dict[tuple[Path, str], list[Path]] = {}
+    for label in present if wanted else ():
+        if label not in owners:
+            found.setdefault((label.parent, folded(label.name)), []).append(label)
+    for key, labels in wanted.items():
+        others = found.get(key, [])
+        if len(labels) == len(others) == 1 and not _belongs_to_another_set(others[0], suffixes):
+            present[labels[0]] = present.pop(others[0])
+            repairs.add(OTHER_SPELLING, f"{present[labels[0]]} is taken for {owners[labels[0]]}")
+
+
+def _belongs_to_another_set(label: Path, suffixes: Collection[str]) -> bool:
+    """Lists cut one folder into sets: its other images exist, but are not of this set, which has these suffixes."""
     parts = list(label.parent.parts)
     if "labels" in parts:
         parts[len(parts) - 1 - parts[::-1].index("labels")] = "images"
     folder = Path(*parts)
-    suffixes = {file.suffix for file in files}
     return any((folder / f"{label.stem}{suffix}").is_file() for suffix in suffixes)
 
 

@@ -9,7 +9,8 @@
 ===========================================  ===========================================================================
 
 Nothing on a long line says which of these it is, and a wrong guess is a wrong box. ``kpt_shape`` of a data.yaml says
-it: ``[K, 2]`` and ``[K, 3]`` are pose, null is polygons. Without it the lines of the whole set are looked at together:
+it: ``[K, 2]`` and ``[K, 3]`` are pose, null is polygons; pose whose first four values are no box inside the image on
+more than one line of five is refused. Without it the lines of the whole set are looked at together:
 
 ==================================================  ====================================================================
 all have 4 + 3 K values (K >= 2), every third is    pose: a coordinate of 2 lies an image's width outside the image
@@ -153,6 +154,13 @@ class Evidence:
                     f"has {count + 1} fields; kpt_shape [{keypoints.count}, {keypoints.dimension}] means "
                     f"{keypoints.values + 1}",
                     _EXTRA.get(extra, f"correct kpt_shape in data.yaml, or write {_POLYGONS}"),
+                )
+            if not _mostly(seen.boxes, seen.lines):
+                _refuse(
+                    seen,
+                    f"has as many values as kpt_shape [{keypoints.count}, {keypoints.dimension}] says, and the first "
+                    f"four of {seen.lines - seen.boxes} of {seen.lines} such lines are no box inside the image",
+                    f"write {_POLYGONS} into data.yaml if these are polygons; otherwise correct the boxes",
                 )
 
     def _are_certain_poses(self) -> bool:

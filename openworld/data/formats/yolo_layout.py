@@ -217,8 +217,7 @@ def _root(content: Mapping[str, Any], description: Path, repairs: Repairs) -> Pa
     value = content.get("path")
     if value is not None and not isinstance(value, str):
         raise DataError(f"`path` is {value!r}", where=str(description), remedy="give the root folder of the data set")
-    entry = str(Path(value).expanduser()) if value else "."
-    root = located(entry, description.parent, f"{description}: path", repairs)
+    root = located(_home_expanded(value) if value else ".", description.parent, f"{description}: path", repairs)
     if not root.is_dir():
         raise DataError(
             f"`path` names {root}, which is not a folder",
@@ -226,6 +225,14 @@ def _root(content: Mapping[str, Any], description: Path, repairs: Repairs) -> Pa
             remedy=f"make `path` relative to {description.name}, or remove it where both are one folder",
         )
     return root
+
+
+def _home_expanded(entry: str) -> str:
+    """The path with the home folder in place of ``~``; as it is where nobody knows of such a home."""
+    try:
+        return str(Path(entry).expanduser())
+    except RuntimeError:  # of another user, ~name, that this machine does not have
+        return entry
 
 
 def _keypoints(content: Mapping[str, Any], description: Path) -> Keypoints | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from openworld.data.boxes import are_corners
 from openworld.data.formats.yolo_evidence import DIVIDE, MAX_FRACTION, Evidence, largest_of
 from openworld.errors import DataError
 
@@ -86,6 +87,26 @@ def read_lines(path: Path, text: str, evidence: Evidence) -> Lines:
         np.array(extents, dtype=np.float64).reshape(-1, 4),
         np.array(long, dtype=np.bool_),
     )
+
+
+def check_order(files: Iterable[Lines], where: object) -> None:
+    """Refuse a set whose boxes seem to be corners ``x1 y1 x2 y2`` in fractions of the image.
+
+    Raises:
+        DataError: see :func:`openworld.data.boxes.are_corners`.
+    """
+    short = [(lines, row) for lines in files for row in np.flatnonzero(~lines.long).tolist()]
+    boxes = np.array([lines.boxes[row] for lines, row in short], dtype=np.float64).reshape(-1, 4)
+    middles, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    outside = np.any(((boxes < -0.05) | (boxes > 1.05)), axis=1)
+    if are_corners(middles, sides, 1.0, outside):
+        lines, row = short[int(np.argmax(outside))]
+        raise DataError(
+            f"its boxes seem to be x1 y1 x2 y2: as cx cy width height, {outside.sum():,} of {len(short):,} leave their "
+            f"image, as in {lines.path}, line {lines.numbers[row]}",
+            where=str(where),
+            remedy="write `class cx cy width height`: the middle of the box and its sides, in fractions of the image",
+        )
 
 
 def _extent(values: Sequence[float]) -> list[float]:

@@ -6,6 +6,7 @@
 ``../images`` in front of what is in the root      without it, counted (Roboflow)
 ``data/obj_train_data/a.jpg`` beside the list      without ``data/`` and what stands in front of it, counted (Darknet
                                                    is started one folder above)
+in another Unicode form than the file              read, counted
 absolute, inside the root                          read
 a drive or a share of Windows                      DataError
 a name of a list that leaves the root              DataError
@@ -17,6 +18,7 @@ Names that exist as they are written are never changed.
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 
 from openworld.data.formats.file_names import check_inside
@@ -24,7 +26,7 @@ from openworld.errors import DataError
 from openworld.records import Repairs
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
-_PLAIN = re.compile(r"(?!\.\.?/|data/)[^\\\"'#:\x00-\x1f]*")
+_PLAIN = re.compile(r"(?!\.\.?/|data/)[^\\\"'#:\x00-\x1f\x80-\U0010ffff]*")
 """Most entries of most lists; only a name that can mean several files is looked for on the disk."""
 
 
@@ -76,6 +78,10 @@ def located(entry: str, base: Path, where: str, repairs: Repairs) -> Path:
         text = text.replace("\\", "/")
     if (base / text).exists():
         return base / text
+    for form in ("NFC", "NFD"):
+        if (base / unicodedata.normalize(form, text)).exists():
+            repairs.add("path in another Unicode form than the file", f"{where}: {entry}")
+            return base / unicodedata.normalize(form, text)
     if text.startswith("../") and (base / text.removeprefix("../")).exists():
         repairs.add("../ left out of a folder", f"{where} is {entry}, and {base / text.removeprefix('../')} exists")
         return base / text.removeprefix("../")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +200,12 @@ def test_scores_that_rounding_took_out_of_range(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="a score is a number from 0 to 1"):
             open_predictions(own, truth)
         own.write_text(own.read_text().replace(str(wrong), "1.0009"))
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_in_another_unicode_form_are_the_same(forms: tuple[str, str]) -> None:
+    """A folder that passed through macOS has its names decomposed."""
+    stored, written = (unicodedata.normalize(form, "caf\u00e9/b\u00fcro.jpg") for form in forms)
+    images = AnnotatedImages(annotated({1: stored, 2: "cafe/buro.jpg"}))
+    for name in (written, f"/elsewhere/{written}", written.rpartition("/")[2], written.rpartition("/")[2][:-4]):
+        assert images.matches(name) == [0]

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,29 @@ def test_data_that_have_moved_are_the_same(data: Path, start: Callable[..., Path
         changed = configured(tmp_path / "elsewhere" / "sets")
         changed.train.steps += 1
         start(changed, resume=True)
+
+
+def test_a_list_that_has_moved_is_the_same(data: Path, start: Callable[..., Path], tmp_path: Path) -> None:
+    """An image list that lies outside of the set: its content counts, and not its path."""
+    for number in range(12):
+        file = data / f"voc/Annotations/train{number}.xml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        size = "<size><width>60</width><height>50</height></size>"
+        box = "<bndbox><xmin>21</xmin><ymin>11</ymin><xmax>40</xmax><ymax>30</ymax></bndbox>"
+        name = f"<name>{CLASSES[number % 2]}</name>"
+        file.write_text(f"<annotation>{size}<object>{name}{box}</object></annotation>")
+    shutil.copytree(data / "images", data / "voc/JPEGImages")
+
+    def listed(path: Path, images: int) -> RunConfig:
+        path.write_text("".join(f"train{number}\n" for number in range(images)))
+        config = configured(data)
+        source = SourceOptions(annotations=str(data / "voc"), image_set=str(path))
+        return replace(config, data=replace(config.data, train=source))
+
+    start(listed(tmp_path / "one.txt", 8))
+    start(listed(tmp_path / "other.txt", 8), resume=True)
+    with pytest.raises(DataError, match="train is not the set"):
+        start(listed(tmp_path / "other.txt", 9), resume=True)
 
 
 def test_a_moved_run_that_noted_no_data_is_refused(data: Path, start: Callable[..., Path], tmp_path: Path) -> None:

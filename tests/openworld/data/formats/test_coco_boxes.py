@@ -214,3 +214,21 @@ def test_areas_that_say_nothing(tmp_path: Path, area: Any) -> None:
 def test_one_annotation_of_another_order_is_no_proof(tmp_path: Path) -> None:
     mixed = [*[with_area("corners", box) for box in CORNERS], with_area("coco", (10, 10, 20, 30))]
     assert len(read(tmp_path, *mixed).boxes) == 5
+
+
+@pytest.mark.parametrize("area", ["none", "product"])
+def test_corners_that_leave_the_image_as_sides_are_refused(tmp_path: Path, area: str) -> None:
+    """Without areas, or with those that a tool computed of the same numbers."""
+    boxes = [(30, 20, 50, 45), (5, 5, 9, 40), (20, 30, 55, 50), (40, 0, 60, 12), (0, 0, 8, 9)]
+    entries = [{"bbox": [*box], **({"area": box[2] * box[3]} if area == "product" else {})} for box in boxes]
+    with pytest.raises(AnnotationError, match=r"seems to be \[x1, y1, x2, y2\]: .* 3 of 5 leave their image") as caught:
+        read(tmp_path, *entries)
+    assert "[30, 20, 50, 45] of 60x50 pixels\nWhat to do: write bbox as [x, y, width, height]" in str(caught.value)
+
+
+def test_boxes_that_leave_the_image_are_no_corners(tmp_path: Path) -> None:
+    """Two of them only; or many, of which some can be no corners."""
+    large = [[1, 2, 70, 60], [3, 4, 58, 60]]
+    assert len(read(tmp_path, *[{"bbox": box} for box in large]).boxes) == 2
+    right = [[40, 10, 30, 20], [50, 10, 15, 9]]
+    assert len(read(tmp_path, *[{"bbox": box} for box in [*large, [2, 3, 59, 70], *right]]).boxes) == 5

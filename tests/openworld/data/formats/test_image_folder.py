@@ -257,6 +257,27 @@ CHARACTERS = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("names", "file"),
+    [(["a.jpg", "A.jpg", "b.jpg"], "A.JPG"), (["a.jpg?v=1", "a.jpg?v=2", "b.jpg"], "a.jpg")],
+)
+def test_two_names_for_one_file_are_refused(tmp_path: Path, names: list[str], file: str) -> None:
+    """Which of them the picture belongs to is not known, so that the other one would get its boxes."""
+    touch(tmp_path / "images", [file, "b.jpg"])
+    with pytest.raises(AnnotationError, match=r"images\[1\]: file names '.*' and '.*' may both mean") as caught:
+        read_coco(annotate(tmp_path / "set.json", names))
+    assert f"{names[0]!r} and {names[1]!r} may both mean {tmp_path}/images/{file}" in str(caught.value)
+
+
+def test_two_images_of_one_file_are_kept(tmp_path: Path) -> None:
+    """The same name twice, and in two Unicode forms, is one file, whatever it is called on the disk."""
+    touch(tmp_path / "images", ["A.JPG", decomposed("caf\u00e9.jpg")])
+    dataset = read_coco(
+        annotate(tmp_path / "set.json", ["a.jpg", "a.jpg", "caf\u00e9.jpg", decomposed("caf\u00e9.jpg")])
+    )
+    assert [path.name for path in files(dataset)] == ["A.JPG", "A.JPG", *[decomposed("caf\u00e9.jpg")] * 2]
+
+
 def test_names_of_any_kind_in_any_layout(tmp_path: Path) -> None:
     """A property of exporters: files are found under the names that they have, and those are what is returned."""
     rng = random.Random(0)

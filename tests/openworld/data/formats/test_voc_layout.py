@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -240,3 +241,36 @@ def test_size_of_an_image_that_filename_names(tmp_path: Path) -> None:
     dataset = read_voc(tmp_path)
     assert (dataset[0].width, dataset[0].height) == (40, 30)
     assert dataset.repairs.counts == {"size read from the image file": 1}
+
+
+OTHER = "image in other case or Unicode form than its XML file"
+COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+
+
+@pytest.mark.parametrize(
+    ("files", "expected", "counted"),
+    [
+        ("Annotations/img_1.xml JPEGImages/IMG_1.JPG", {"img_1": "JPEGImages/IMG_1.JPG"}, 1),
+        (f"Annotations/{COMPOSED}.xml JPEGImages/{DECOMPOSED}.jpg", {COMPOSED: f"JPEGImages/{DECOMPOSED}.jpg"}, 1),
+        (f"{DECOMPOSED}.xml {COMPOSED}.jpg", {DECOMPOSED: f"{COMPOSED}.jpg"}, 1),
+        # One that is called so is taken, and of two that are not none.
+        ("Annotations/a.xml JPEGImages/a.jpg JPEGImages/A.jpg", {"a": "JPEGImages/a.jpg"}, 0),
+        ("Annotations/aa.xml JPEGImages/AA.jpg JPEGImages/Aa.jpg", {"aa": "JPEGImages/aa.jpg"}, 0),
+    ],
+)
+def test_images_called_otherwise_in_case_or_form(
+    tmp_path: Path, files: str, expected: dict[str, str], counted: int
+) -> None:
+    make(tmp_path, files)
+    dataset = read_voc(tmp_path)
+    assert images(dataset, tmp_path) == expected
+    assert dataset.repairs.counts[OTHER] == counted
+
+
+@pytest.mark.parametrize("line", ["{}", "{} -1", "JPEGImages/{}.jpg"])
+@pytest.mark.parametrize(("listed", "stored"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+def test_lists_in_another_unicode_form(tmp_path: Path, line: str, listed: str, stored: str) -> None:
+    make(tmp_path, f"Annotations/{stored}.xml JPEGImages/{stored}.jpg")
+    (tmp_path / "list.txt").write_text(line.format(listed), encoding="utf-8")
+    dataset = read_voc(tmp_path, image_set=str(tmp_path / "list.txt"))
+    assert images(dataset, tmp_path) == {stored: f"JPEGImages/{stored}.jpg"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pytest
@@ -210,6 +210,7 @@ def test_lines_that_cannot_be_used(folder: Path, line: str, message: str) -> Non
         ("[1]", "holds a list, not a mapping"),
         ("train: images/train", "`names` is None"),
         ("{train: images/train, names: {0: cat, 2: dog}}", r"the numbers in `names` are \[0, 2\]"),
+        ("{train: images/train, names: [cat, null]}", "the name of class 1 is null"),
         ("{test: images/test, names: [cat, dog]}", "has no set 'train'"),
         ("{train: images/none, names: [cat, dog]}", "does not exist"),
         ("{train: none.txt, names: [cat, dog]}", "the list of images does not exist"),
@@ -303,3 +304,47 @@ def test_any_numbers_load_repair_or_raise(folder: Path, values: list[float]) -> 
     assert np.isfinite(boxes).all()
     assert (boxes[:, 2:] - boxes[:, :2] >= 1).all()
     assert (boxes >= 0).all() and (boxes <= [100, 50, 100, 50]).all()
+
+
+def test_corners_are_refused(folder: Path) -> None:
+    corners = ["0.1 0.2 0.9 0.6", "0.5 0.5 0.7 0.9", "0.6 0.1 1 0.3", "0.05 0.1 0.2 0.2", "0 0 0.3 0.4"]
+    text(folder / "labels/train/a.txt", "".join(f"0 {line}\n" for line in corners))
+    with pytest.raises(DataError, match=r"seem to be x1 y1 x2 y2: .* 3 of 5 leave their image") as caught:
+        read(folder)
+    assert caught.value.where == str(folder)
+    assert "a.txt, line 1\nWhat to do: write `class cx cy width height`" in str(caught.value)
+
+
+def test_large_boxes_are_no_corners(folder: Path) -> None:
+    """Boxes at the edge that somebody let leave the image; and large ones that stay in it."""
+    lines = ["0 0.05 0.1 0.4 0.4", "0 0.9 0.9 0.4 0.4", "0 0.5 0.5 1 1", "0 0.4 0.5 0.8 0.9", "0 0.9 0.1 0.5 0.2"]
+    text(folder / "labels/train/a.txt", "\n".join(lines))
+    assert len(read(folder)[0].boxes) == 5
+    text(folder / "labels/train/a.txt", "0 0.5 0.5 1 1\n" * 20)
+    assert len(read(folder)[0].boxes) == 20
+
+
+def test_lists_of_a_large_folder_take_no_time_for_each_pair_of_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a folder is listed, and the labels of the other half lie beside: work grows with the number of files."""
+    asked = [0]
+    suffix = PurePath.suffix.fget  # type: ignore[attr-defined]
+
+    def counted(path: PurePath) -> str:
+        asked[0] += 1
+        return suffix(path)
+
+    def work(images: int) -> int:
+        root = tmp_path / str(images)
+        for number in range(images):
+            image(root / f"images/{number}.jpg", (8, 8))
+            text(root / f"labels/{number}.txt", "0 0.5 0.5 0.5 0.5")
+        text(root / "list.txt", "".join(f"images/{number}.jpg\n" for number in range(0, images, 2)))
+        text(root / "data.yaml", "train: list.txt\nnames: [cat]\n")
+        asked[0] = 0
+        assert len(read(root)) == images // 2
+        return asked[0]
+
+    monkeypatch.setattr(PurePath, "suffix", property(counted))
+    assert work(120) < 4 * work(40)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -317,6 +318,69 @@ def test_home_in_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder.parent))
     text(folder / "other/data.yaml", f"path: ~/{folder.name}\n{TRAIN}")
     assert_right(read(folder / "other"))
+
+
+def test_home_of_nobody_in_path(folder: Path) -> None:
+    text(folder / "other/data.yaml", f"path: ~nobody-of-this-name/set\n{TRAIN}")
+    with pytest.raises(DataError, match=r"`path` names .*~nobody-of-this-name/set, which is not a folder"):
+        read(folder / "other")
+
+
+@pytest.mark.parametrize("place", ["images", "images/set", "images/a/train"])
+def test_labels_beside_images_below_a_folder_called_images(tmp_path: Path, place: str) -> None:
+    """labelImg saves labels and classes.txt beside the images, whatever the folder is called."""
+    pictures(tmp_path / place, tmp_path / place, "a", "b")
+    text(tmp_path / place / "classes.txt", NAMES)
+    assert_right(read(tmp_path / place, None))
+
+
+def test_labels_of_a_folder_labels_come_first(tmp_path: Path) -> None:
+    pictures(tmp_path / "images", tmp_path / "labels", "a", "b")
+    text(tmp_path / "images/a.txt", "1 0.5 0.5 1 1\n")
+    text(tmp_path / "classes.txt", NAMES)
+    assert_right(read(tmp_path, None))
+
+
+# -- names in another case or Unicode form -----------------------------------------------------------------------------
+
+COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+OTHER = "label_file_in_other_case_or_Unicode_form_than_the_image"
+
+
+@pytest.mark.parametrize(
+    ("image", "label"), [("IMG_1", "img_1"), ("a", "A"), (COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)]
+)
+def test_labels_called_otherwise_in_case_or_form(tmp_path: Path, image: str, label: str) -> None:
+    pictures(tmp_path / "images", tmp_path / "labels", image)
+    (tmp_path / f"labels/{image}.txt").rename(tmp_path / f"labels/{label}.txt")
+    text(tmp_path / "classes.txt", NAMES)
+    assert_right(read(tmp_path, None), 1, **{OTHER: 1})
+
+
+def test_labels_that_may_be_of_several_images_are_not_taken(tmp_path: Path) -> None:
+    """Two images for one file, two files for one image, and the file of an image that the list leaves out."""
+    text(tmp_path / "data.yaml", "names: [cat, dog]\ntrain: list.txt\n")
+    pictures(tmp_path / "images", tmp_path / "labels", "good", "aa", "AA", "bb", "cc", "CC")
+    for file in ("aa", "AA", "bb"):
+        (tmp_path / f"labels/{file}.txt").unlink()
+    for file in ("Aa", "Bb", "BB"):
+        text(tmp_path / f"labels/{file}.txt", LABELS)
+    (tmp_path / "labels/cc.txt").unlink()
+    text(tmp_path / "list.txt", "".join(f"images/{stem}.jpg\n" for stem in ("good", "aa", "AA", "bb", "cc")))
+    dataset = read(tmp_path)
+    assert {record.image_id: len(record) for record in dataset} == {"good": 2, "aa": 0, "AA": 0, "bb": 0, "cc": 0}
+    assert dataset.repairs.counts["image without a label file"] == 4
+
+
+@pytest.mark.parametrize(("written", "stored"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+@pytest.mark.parametrize("entry", ["images/{}", "images/{}/{}.jpg"])
+def test_paths_in_another_unicode_form(tmp_path: Path, written: str, stored: str, entry: str) -> None:
+    pictures(tmp_path / "images" / stored, tmp_path / "labels" / stored, stored)
+    listed = entry.format(written, written)
+    if listed.endswith(".jpg"):
+        text(tmp_path / "list.txt", listed)
+    text(tmp_path / "data.yaml", f"names: [cat, dog]\ntrain: {'list.txt' if listed.endswith('.jpg') else listed}\n")
+    assert_right(read(tmp_path), 1, path_in_another_Unicode_form_than_the_file=1)
 
 
 # -- any names in any layout -------------------------------------------------------------------------------------------

@@ -268,6 +268,18 @@ def test_one_bad_label_does_not_make_polygons_of_a_pose_set() -> None:
         read([good] * 4 + [bad])
 
 
+def test_polygons_are_no_keypoints_though_their_number_fits() -> None:
+    """A kpt_shape that another export left behind; corners of rectangles have eight values, as two keypoints have."""
+    rectangle = "0 0.7 0.1 0.9 0.1 0.9 0.4 0.7 0.4"
+    pose = "0 0.3 0.3 0.2 0.2 0.3 0.3 0.25 0.35"
+    with pytest.raises(
+        DataError, match=r"kpt_shape \[2, 2\] says, and the first four of 2 of 6 .* are no box"
+    ) as caught:
+        read([pose] * 4 + [rectangle] * 2, Keypoints(2, 2))
+    assert "write `kpt_shape: null` for polygons" in str(caught.value)
+    assert len(read([pose] * 4 + [rectangle], Keypoints(2, 2))) == 5
+
+
 @pytest.mark.parametrize(
     ("content", "remedy"),
     [
