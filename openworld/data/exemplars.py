@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openworld.columns import ImageId
 from openworld.data.options import ExemplarOptions
 from openworld.errors import DataError, NumericsError
 from openworld.labels import LabelSpace
-from openworld.records import ImageId
 
 ImageRows = tuple[ImageId, Sequence[int]]
 """An image id and the head rows of its annotations."""

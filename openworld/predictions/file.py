@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from openworld.errors import DataError, OpenWorldError
 from openworld.labels import UNKNOWN_NAME, LabelSpace
 from openworld.predictions.rounding import BEYOND, within_rounding
-from openworld.records import Repairs
+from openworld.repairs import Repairs
 from openworld.runtime.files import write_atomic
 from openworld.structures import Detections
 

@@ -22,10 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from openworld.columns import ImageId
 from openworld.data.formats.sizes import FROM_BOXES
 from openworld.errors import DataError
 from openworld.predictions.file import Predictions
-from openworld.records import Dataset, ImageId, Record, Repairs
+from openworld.records import Dataset, Record
+from openworld.repairs import Repairs
 from openworld.runtime.images import SUFFIXES
 
 BY_FILE = "images matched by the names of their files"

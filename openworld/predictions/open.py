@@ -14,7 +14,8 @@ from openworld.predictions.foreign.coco_results import read_coco_results
 from openworld.predictions.foreign.match import Unseen
 from openworld.predictions.foreign.voc_text import read_voc_detections
 from openworld.predictions.images import matched_by_file
-from openworld.records import Dataset, Repairs
+from openworld.records import Dataset
+from openworld.repairs import Repairs
 from openworld.runtime.folders import visible_files
 
 

@@ -6,9 +6,10 @@ from contextlib import suppress
 
 import numpy as np
 
+from openworld.columns import ImageId
 from openworld.errors import DataError
 from openworld.predictions.file import Predictions
-from openworld.records import Dataset, ImageId
+from openworld.records import Dataset
 from openworld.runtime.image_headers import read_header
 
 

@@ -58,6 +58,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from openworld.columns import ImageId, IntArray, Names
 from openworld.data.boxes import clean_boxes
 from openworld.data.formats import Reader
 from openworld.data.formats.cache import cached
@@ -76,7 +77,8 @@ from openworld.data.formats.file_names import check_name, is_encodable
 from openworld.data.formats.image_folder import locate_images
 from openworld.data.formats.sizes import found_size, usable_size
 from openworld.errors import AnnotationError
-from openworld.records import Dataset, ImageId, IntArray, Names, Repairs
+from openworld.records import Dataset
+from openworld.repairs import Repairs
 
 
 def read_coco(

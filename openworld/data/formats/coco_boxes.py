@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from openworld.data.formats.coco_fields import Where, number_of
 from openworld.errors import AnnotationError
-from openworld.records import Repairs
+from openworld.repairs import Repairs
 
 Box = tuple[float, float, float, float]
 

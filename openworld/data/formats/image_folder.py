@@ -31,7 +31,8 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from openworld.data.formats.file_names import check_inside, is_inside
-from openworld.records import Repairs, file_exists
+from openworld.records import file_exists
+from openworld.repairs import Repairs
 
 PROBES = 48
 """File names that are looked for in each folder, spread over all of them."""

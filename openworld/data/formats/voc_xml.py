@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from openworld.data.formats.sizes import usable_size
 from openworld.errors import AnnotationError
-from openworld.records import Repairs
+from openworld.repairs import Repairs
 
 _DECLARED = re.compile(rb"""\s*<\?xml[^>]*?\bencoding\s*=\s*["']([\w.:-]+)["']""")
 _MARKS = (

@@ -69,7 +69,8 @@ from openworld.data.formats.yolo_layout import CLASS_LISTS, SETS, find_layout, i
 from openworld.data.formats.yolo_lines import Lines, read_lines
 from openworld.data.formats.yolo_paths import below, text_of
 from openworld.errors import DataError
-from openworld.records import Dataset, Record, Repairs, file_exists
+from openworld.records import Dataset, Record, file_exists
+from openworld.repairs import Repairs
 from openworld.runtime.folders import visible_files
 from openworld.runtime.images import image_size
 

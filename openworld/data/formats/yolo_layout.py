@@ -27,7 +27,7 @@ from openworld.data.formats.yolo_evidence import KEYPOINT_DIMENSIONS, Keypoints
 from openworld.data.formats.yolo_names import check_count, listed_names, names_of_yaml
 from openworld.data.formats.yolo_paths import listed_images, located, text_of
 from openworld.errors import DataError
-from openworld.records import Repairs
+from openworld.repairs import Repairs
 from openworld.runtime.files import read_yaml
 from openworld.runtime.folders import visible_files
 from openworld.runtime.images import find_images

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from openworld.data.formats.file_names import check_inside
 from openworld.errors import DataError
-from openworld.records import Repairs
+from openworld.repairs import Repairs
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _PLAIN = re.compile(r"(?!\.\.?/|data/)[^\\\"'#:\x00-\x1f]*")

@@ -25,7 +25,8 @@ from openworld.predictions.foreign.match import (
     class_rows,
     nearest_class,
 )
-from openworld.records import Dataset, Repairs
+from openworld.records import Dataset
+from openworld.repairs import Repairs
 from openworld.runtime.folders import visible_files
 
 FIELDS = ("image_id", "score", "xmin", "ymin", "xmax", "ymax")

@@ -19,7 +19,8 @@ from openworld.predictions.foreign.coco_results import read_coco_results
 from openworld.predictions.foreign.voc_text import read_voc_detections
 from openworld.predictions.open import open_predictions
 from openworld.predictions.score import evaluate_predictions
-from openworld.records import Dataset, Record, Repairs
+from openworld.records import Dataset, Record
+from openworld.repairs import Repairs
 from openworld.structures import Detections
 
 TASKS = (("cat", "traffic light"), ("wine_glass",), ("cow",))
