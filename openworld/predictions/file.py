@@ -354,7 +354,7 @@ def read_json(path: Path) -> Any:
         DataError: it cannot be read, or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())
     except OSError as error:
         raise DataError(
             f"cannot be read: {error.strerror or error}", where=str(path), remedy="check the path and its permissions"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -114,9 +115,10 @@ def _tasks_of_run(folder: Path) -> dict[int, Path]:
 def _first_character(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1].decode("latin-1")
+            head = file.read(4096)
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror})", where=str(path), remedy="check the path") from None
+    return head.decode(json.detect_encoding(head), "ignore").lstrip()[:1]
 
 
 def _foreign(path: Path, form: str, schedule: Schedule | None, task: int | None) -> tuple[Schedule, LabelSpace]:

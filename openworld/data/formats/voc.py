@@ -154,8 +154,8 @@ def _parse(
     repairs = Repairs()
     names = list(counts)
     for name, times in counts.items():
-        for _ in range(times - 1):
-            repairs.add("image listed again", f"{where.name} names {name} {times} times")
+        if times > 1:
+            repairs.add("image listed again", f"{where.name} names {name} {times} times", times - 1)
 
     # All objects, image after image, and the size of each image.
     found: list[VocObject] = []

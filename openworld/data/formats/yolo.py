@@ -71,7 +71,7 @@ from openworld.data.formats.yolo_paths import below, text_of
 from openworld.errors import DataError
 from openworld.records import Dataset, Record, file_exists
 from openworld.repairs import Repairs
-from openworld.runtime.folders import visible_files
+from openworld.runtime.folders import is_hidden, visible_files
 from openworld.runtime.images import image_size
 
 
@@ -103,8 +103,8 @@ def read_yolo(path: Path, images: Path | None = None, image_set: str | None = No
     categories, category_of = _merge(layout.names, layout.where, repairs)
     counts = Counter(files)
     for file, times in counts.items():
-        for _ in range(times - 1):
-            repairs.add("image listed again", f"{path}: {file.name} is listed {times} times")
+        if times > 1:
+            repairs.add("image listed again", f"{path}: {file.name} is listed {times} times", times - 1)
     labels = _label_files(list(counts), path, repairs)
     evidence = Evidence()
     lines = {
@@ -184,6 +184,9 @@ def _label_files(files: Sequence[Path], where: Path, repairs: Repairs) -> dict[P
         for label in visible_files(folder, (".txt",), deep=False):  # .TXT sorts first, and is replaced
             if label.is_file():
                 present[label.with_suffix(".txt")] = label
+    for label in owners:
+        if is_hidden(label.name) and label.is_file():  # a list names the image
+            present[label] = label
     if present.keys().isdisjoint(owners):
         raise DataError(
             f"none of its {len(files)} images has a label file, such as {next(iter(owners), 'labels/a.txt')}",

@@ -210,7 +210,7 @@ def test_lines_that_cannot_be_used(folder: Path, line: str, message: str) -> Non
         ("[1]", "holds a list, not a mapping"),
         ("train: images/train", "`names` is None"),
         ("{train: images/train, names: {0: cat, 2: dog}}", r"the numbers in `names` are \[0, 2\]"),
-        ("{train: images/train, names: [cat, no]}", "the name of class 1 is False"),
+        ("{train: images/train, names: [cat, null]}", "the name of class 1 is None"),
         ("{test: images/test, names: [cat, dog]}", "has no set 'train'"),
         ("{train: images/none, names: [cat, dog]}", "does not exist"),
         ("{train: none.txt, names: [cat, dog]}", "the list of images does not exist"),
