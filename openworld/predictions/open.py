@@ -15,6 +15,7 @@ from openworld.predictions.foreign.coco_results import read_coco_results
 from openworld.predictions.foreign.match import Unseen
 from openworld.predictions.foreign.voc_text import read_voc_detections
 from openworld.predictions.images import matched_by_file
+from openworld.predictions.pictures import check_sizes
 from openworld.records import Dataset
 from openworld.repairs import Repairs
 from openworld.runtime.folders import visible_files
@@ -155,4 +156,6 @@ def _own(
                     where=str(path),
                     remedy="leave the schedule out, the file has its own; or correct it",
                 )
-    return matched_by_file(predictions, dataset, path, repairs)
+    matched = matched_by_file(predictions, dataset, path, repairs)
+    check_sizes(matched, dataset, path)
+    return matched

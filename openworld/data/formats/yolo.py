@@ -64,8 +64,9 @@ import numpy as np
 from openworld.data.boxes import clean_boxes
 from openworld.data.formats import Place, Reader
 from openworld.data.formats.class_numbers import note_numbers_from_one
+from openworld.data.formats.set_names import SET_NAMES
 from openworld.data.formats.yolo_evidence import Evidence
-from openworld.data.formats.yolo_layout import CLASS_LISTS, SETS, find_layout, is_yolo
+from openworld.data.formats.yolo_layout import CLASS_LISTS, find_layout, is_yolo
 from openworld.data.formats.yolo_lines import Lines, read_lines
 from openworld.data.formats.yolo_paths import below, text_of
 from openworld.errors import DataError
@@ -152,7 +153,7 @@ def _merge(names: Sequence[str], where: Path, repairs: Repairs) -> tuple[tuple[s
     return tuple(positions), category_of
 
 
-_NO_LABELS = frozenset((*CLASS_LISTS, *(f"{name}.txt" for name in (*SETS, "images"))))
+_NO_LABELS = frozenset((*CLASS_LISTS, *(f"{name}.txt" for name in (*SET_NAMES, "images"))))
 """Names of class lists and lists of images, which lie among the labels of some layouts."""
 
 

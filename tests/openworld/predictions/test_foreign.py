@@ -346,7 +346,7 @@ def test_bad_folders(tmp_path: Path) -> None:
     (folder / "hound.txt").write_text("")
     with pytest.raises(DataError, match=r"hound\.txt: holds the class 'cat', as cat\.txt does"):
         read_voc_detections(folder, DATASET, SPACE, rename=SCHEDULE.rename)
-    (folder / "hound.txt").write_bytes(b"\xff\xfe")
+    (folder / "hound.txt").write_bytes(b"\x81\xff")
     with pytest.raises(DataError, match=r"hound\.txt: cannot be read"):
         read_voc_detections(folder, DATASET, SPACE, rename={"hound": "cow"})
 
