@@ -22,7 +22,7 @@ from typing import Any
 
 from openworld.columns import ImageId
 from openworld.errors import DataError
-from openworld.predictions.file import Predictions
+from openworld.predictions.arrays import Predictions
 from openworld.records import Dataset, Record
 from openworld.repairs import Repairs
 from openworld.runtime.images import SUFFIXES

@@ -10,7 +10,8 @@ from pathlib import Path
 from openworld.data.schedules import Schedule
 from openworld.errors import ConfigError, DataError
 from openworld.labels import LabelSpace
-from openworld.predictions.file import Predictions, read_predictions
+from openworld.predictions.arrays import Predictions
+from openworld.predictions.file import read_predictions
 from openworld.predictions.foreign.coco_results import read_coco_results
 from openworld.predictions.foreign.match import Unseen
 from openworld.predictions.foreign.voc_text import read_voc_detections

@@ -11,7 +11,7 @@ import numpy as np
 from openworld.columns import ImageId, IntArray
 from openworld.data.formats.sizes import FROM_BOXES
 from openworld.errors import DataError
-from openworld.predictions.file import Predictions
+from openworld.predictions.arrays import Predictions
 from openworld.records import BoolArray, Dataset
 from openworld.runtime.image_headers import read_header
 

@@ -13,7 +13,7 @@ from openworld.metrics.coco import coco_average_precision
 from openworld.metrics.ground_truth import GroundTruth, ScoredBoxes
 from openworld.metrics.owod import evaluate
 from openworld.metrics.protocols import UNIQUE, Protocol
-from openworld.predictions.file import Predictions
+from openworld.predictions.arrays import Predictions
 from openworld.predictions.pictures import check_orientation
 from openworld.records import Dataset
 

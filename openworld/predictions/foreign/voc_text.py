@@ -16,7 +16,7 @@ import numpy as np
 
 from openworld.errors import DataError
 from openworld.labels import LabelSpace
-from openworld.predictions.file import Predictions
+from openworld.predictions.arrays import Predictions
 from openworld.predictions.foreign.match import (
     ForeignDetections,
     Quote,

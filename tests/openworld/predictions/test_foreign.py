@@ -14,7 +14,8 @@ import torch
 from openworld.data.schedules import COCO_TO_VOC, Schedule
 from openworld.errors import ConfigError, DataError
 from openworld.labels import LabelSpace
-from openworld.predictions.file import PredictedImage, Predictions, read_predictions, write_predictions
+from openworld.predictions.arrays import Predictions
+from openworld.predictions.file import PredictedImage, read_predictions, write_predictions
 from openworld.predictions.foreign.coco_results import read_coco_results
 from openworld.predictions.foreign.voc_text import read_voc_detections
 from openworld.predictions.open import open_predictions
