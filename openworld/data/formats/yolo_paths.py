@@ -106,9 +106,8 @@ def listed_images(path: Path, root: Path, repairs: Repairs) -> list[Path]:
         if not entry or (entry.startswith("#") and not (root / entry).exists()):
             continue
         where = f"{path}, line {number}"
-        for inside in roots:
-            if Path(entry).is_relative_to(inside):
-                entry = str(Path(entry).relative_to(inside))
+        if entry.startswith("/"):
+            entry = str(below(Path(entry), next((one for one in roots if Path(entry).is_relative_to(one)), root)))
         base = path.parent if entry.startswith("./") else root
         file = located(entry, base, where, repairs)
         check_inside(str(below(file, base)), where)
