@@ -113,7 +113,7 @@ def read_coco(
 
     settings = {"format": "coco", "set": image_set, "whole pixels": whole_pixels}
     dataset = cached(cache, path, settings, {str(path): 1}, parse)
-    # Where the files lie is no part of what is kept.
+    # The cache does not keep where the image files lie.
     located = locate_images(path, images, [str(name) for name in dataset.paths], dataset.repairs)
     return replace(dataset, paths=Names(located.paths), searched=located.searched, upright=upright)
 

@@ -102,7 +102,7 @@ def _polygons(shape: Any) -> list[NDArray[np.float64]]:
     """The polygons of a segmentation, each (P, 2) float64 x y.
 
     COCO has a list of polygons ``[x1, y1, x2, y2, …]``. One that is not in a list is read, too, and points ``[x, y]``
-    in place of the numbers. What has fewer than three points may be a box or a line, and is no polygon.
+    in place of the numbers. What has fewer than three points may be a box or a line, and is not a polygon.
     """
     if not isinstance(shape, list):
         return []

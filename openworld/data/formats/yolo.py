@@ -254,7 +254,7 @@ def _record(
 
 
 def _usable_rows(lines: Lines, pose: bool, count: int, repairs: Repairs) -> list[int]:
-    """Objects whose class is among so many; what was done to the others, and to long lines, is counted."""
+    """Rows with a class number below ``count``; counts the others as dropped, and what was done to long lines."""
     kind = "keypoints left out" if pose else "polygon turned into its box"
     rows = []
     for row, (number, category) in enumerate(zip(lines.numbers, lines.classes, strict=True)):
