@@ -9,154 +9,22 @@ Boxes are ``x1 y1 x2 y2`` in pixels of the original image, 0-based, with ``x2 - 
 
 from __future__ import annotations
 
-import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from openworld.columns import ImageId, IntArray, Names, ends_of, members_of
 from openworld.errors import DataError
+from openworld.repairs import Repairs
 
-ImageId = int | str
 FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
-
-
-@dataclass
-class Repairs:
-    """Repairs made while reading: how often each kind occurred, and its first cases in words.
-
-    Each kind keeps its own cases, so that a frequent one does not crowd out a rare one.
-    """
-
-    MAX_CASES = 10_000
-    """Most cases that are kept of one kind; about a megabyte."""
-    SHOWN = 3
-    """Cases of each kind among the examples."""
-    HARMFUL = ("dropped", "class numbers begin at 1")
-    """How the kinds are called that cost records or leave them wrong."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    cases: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, kind: str, message: str, times: int = 1) -> None:
-        """Count a repair, or several that one message names; the message names file, record and value."""
-        self.counts[kind] += times
-        kept = self.cases.setdefault(kind, [])
-        if len(kept) < self.MAX_CASES:
-            kept.append(message)
-
-    def extend(self, other: Repairs) -> None:
-        """Add the repairs of another part of the set."""
-        self.counts += other.counts
-        for kind, messages in other.cases.items():
-            kept = self.cases.setdefault(kind, [])
-            kept += messages[: self.MAX_CASES - len(kept)]
-
-    @property
-    def harmful(self) -> dict[str, int]:
-        """The kinds that took records out of the set or leave them wrong, by their names, and how often each occurred.
-
-        All others brought a record into the form that was meant.
-        """
-        return {kind: count for kind, count in self.counts.items() if kind.startswith(self.HARMFUL)}
-
-    @property
-    def examples(self) -> list[str]:
-        """The first cases of every kind, each with its kind."""
-        return [f"{kind}: {message}" for kind, messages in self.cases.items() for message in messages[: self.SHOWN]]
-
-    def as_json(self) -> dict[str, Any]:
-        return {"repairs": dict(sorted(self.counts.items())), "examples": self.examples}
-
-
-class Names(Sequence[ImageId]):
-    """A column of ids or texts, packed into one array of bytes.
-
-    Worker processes that are forked share the array with their parent. They would copy a list of texts bit by bit,
-    because using a Python object writes to its reference count.
-
-    Args:
-        values: whole numbers and texts.
-    """
-
-    def __init__(self, values: Iterable[ImageId] = ()) -> None:
-        parts = [json.dumps(value).encode() for value in values]
-        self.text: NDArray[np.uint8] = np.frombuffer(b"".join(parts), dtype=np.uint8)
-        self.ends = _ends(np.array([len(part) for part in parts], dtype=np.int64))
-
-    @classmethod
-    def of_arrays(cls, text: NDArray[np.uint8], ends: IntArray) -> Self:
-        """Wrap packed values: entry i is the JSON in ``text[ends[i]:ends[i + 1]]``."""
-        names = cls.__new__(cls)
-        names.text, names.ends = text, ends
-        return names
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    @overload
-    def __getitem__(self, index: int) -> ImageId: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Names: ...
-
-    def __getitem__(self, index: int | slice) -> ImageId | Names:
-        if isinstance(index, slice):
-            first, last, step = index.indices(len(self))
-            if step != 1:
-                return self.take(np.arange(first, last, step))
-            return Names.of_arrays(self.text, self.ends[first : max(first, last) + 1])
-        place = range(len(self))[index]
-        found: ImageId = json.loads(self.text[self.ends[place] : self.ends[place + 1]].tobytes())
-        return found
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and not isinstance(other, str) and tuple(self) == tuple(other)
-
-    __hash__ = None  # type: ignore[assignment]  # like a list
-
-    def __repr__(self) -> str:
-        return f"Names({list(self)!r})"
-
-    @classmethod
-    def joined(cls, parts: Sequence[Names]) -> Names:
-        """The entries of all parts, part after part."""
-        sizes = np.concatenate([np.diff(part.ends) for part in parts])
-        texts = [part.text[int(part.ends[0]) : int(part.ends[-1])] for part in parts]
-        return cls.of_arrays(np.concatenate(texts), _ends(sizes))
-
-    def take(self, rows: IntArray) -> Names:
-        """The entries of (M,) rows, in their order."""
-        places, ends = _members(self.ends, rows)
-        return Names.of_arrays(self.text[places], ends)
-
-
-def _ends(sizes: IntArray) -> IntArray:
-    """(G,) sizes of groups -> (G + 1,) where each begins and the last one ends."""
-    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes, dtype=np.int64)])
-
-
-def _members(offsets: IntArray, groups: IntArray) -> tuple[IntArray, IntArray]:
-    """Positions of all members of the groups, group after group.
-
-    Args:
-        offsets: (G + 1,) the members of group g are ``offsets[g]`` … ``offsets[g + 1] - 1``.
-        groups: (M,) the groups that are wanted.
-
-    Returns:
-        their members, and the (M + 1,) offsets of the groups among these.
-    """
-    sizes = np.diff(offsets)[groups]
-    ends = _ends(sizes)
-    return np.arange(ends[-1]) + np.repeat(offsets[groups] - ends[:-1], sizes), ends
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -305,7 +173,7 @@ class Dataset:
             paths=Names(str(row.path) for row in rows),
             sizes=np.array([(row.width, row.height) for row in rows], dtype=np.int64).reshape(-1, 2),
             listed=np.array([row.listed for row in rows], dtype=np.int64),
-            offsets=_ends(np.array([len(row) for row in rows], dtype=np.int64)),
+            offsets=ends_of(np.array([len(row) for row in rows], dtype=np.int64)),
             boxes=joined([row.boxes for row in rows], np.float32, 4),
             box_categories=joined([row.categories for row in rows], np.int64),
             ignore=joined([row.ignore for row in rows], np.bool_),
@@ -375,11 +243,11 @@ class Dataset:
             boxes: (N,) bool, boxes that are copied; the others are not in the result. None: all.
         """
         chosen = np.asarray(images, dtype=np.int64)
-        rows, offsets = _members(self.offsets, chosen)
+        rows, offsets = members_of(self.offsets, chosen)
         if boxes is not None:
             kept = boxes[rows]
             rows = rows[kept]
-            offsets = _ends(kept.astype(np.int64))[offsets]
+            offsets = ends_of(kept.astype(np.int64))[offsets]
         return replace(
             self,
             image_ids=self.image_ids.take(chosen),
@@ -437,7 +305,7 @@ def merged(parts: Sequence[Dataset]) -> Dataset:
         columns[column] = np.concatenate([getattr(part, column) for part in unified])
     return Dataset(
         categories=categories,
-        offsets=_ends(np.concatenate([np.diff(part.offsets) for part in parts])),
+        offsets=ends_of(np.concatenate([np.diff(part.offsets) for part in parts])),
         repairs=repairs,
         dropped_files=tuple(file for part in parts for file in part.dropped_files),
         searched="; ".join(dict.fromkeys(part.searched for part in parts if part.searched)),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from openworld.errors import ConfigError, DataError
+from openworld.runtime.text_files import NotText, read_text
 from ssl_backbones.methods.options import CaptionOptions
 from ssl_backbones.options import PretrainOptions
 from ssl_backbones.text import Tokenizer, tokenizer, tokens_of
@@ -78,8 +79,8 @@ def read_captions(path: Path, folder: Path) -> dict[Path, list[str]]:
         DataError: the file cannot be read, or a line or an annotation (the message names it) is not a caption.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        text = read_text(path)
+    except (OSError, NotText) as error:
         raise DataError(f"cannot be read ({error})", where=str(path), remedy="give the file of captions") from error
     try:
         whole = json.loads(text)

@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from openworld.columns import IntArray
 from openworld.errors import DataError
-from openworld.records import BoolArray, Dataset, FloatArray, IntArray
+from openworld.records import BoolArray, Dataset, FloatArray
 from openworld.runtime.files import sha256_of
 
 HashArray = NDArray[np.uint64]

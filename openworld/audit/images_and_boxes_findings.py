@@ -34,7 +34,7 @@ def _files(name: str, facts: Mapping[str, Any]) -> list[Finding]:
     found = []
     missing, unreadable = facts["missing"], facts["unreadable"]
     if missing["images"] and 2 * missing["images"] >= facts["images"]:
-        # The wrong folder, which is no reason to remove annotations.
+        # Probably the wrong folder: nobody should remove annotations for that.
         searched = f"; {missing['searched']}" if missing["searched"] else ""
         found.append(
             make_finding(

@@ -94,7 +94,7 @@ def write_check(
 def repairs_csv(sets: Mapping[str, Dataset]) -> str:
     """List the repairs of all sets, a line each: set, kind, and the record in words.
 
-    A kind with more than :attr:`openworld.records.Repairs.MAX_CASES` ends with the number of those that are not listed.
+    A kind with more than :attr:`openworld.repairs.Repairs.MAX_CASES` ends with the number of those that are not listed.
     """
     stream = io.StringIO(newline="")
     lines = csv.writer(stream)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openworld.columns import ImageId
 from openworld.errors import DataError
 from openworld.labels import LabelSpace
 from openworld.metrics.ground_truth import GroundTruth, ScoredBoxes
@@ -20,7 +21,6 @@ from openworld.metrics.owod import evaluate
 from openworld.metrics.protocol_inputs import as_number, read_list
 from openworld.metrics.protocols import UNIQUE, Protocol
 from openworld.metrics.scoring import score_detections
-from openworld.records import ImageId
 
 Flags = NDArray[np.bool_]
 

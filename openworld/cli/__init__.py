@@ -29,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = [argument for argument in arguments if argument != "--debug"]
     rank = os.environ.get("RANK")  # of a process that torchrun started
     who = "" if rank is None else f" in process {rank}"
-    logging.basicConfig(level=logging.WARNING, format=f"%(levelname)s{who} %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter(f"%(levelname)s{who} %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     with printable_streams():
         try:
             run_verb(arguments)
@@ -58,6 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             except OSError:
                 _write_no_more()
             _fail(file_problem(error), who)
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats lines of the log in which names from files cannot control the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), "utf-8")
 
 
 def _fail(error: OpenWorldError, who: str) -> NoReturn:

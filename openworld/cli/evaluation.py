@@ -82,7 +82,7 @@ def evaluate(arguments: Namespace) -> None:
     from openworld.metrics.protocols import PROTOCOLS, protocol_named, with_rules
     from openworld.predictions.open import open_predictions
     from openworld.predictions.score import evaluate_protocols
-    from openworld.records import Repairs
+    from openworld.repairs import Repairs
     from openworld.report.evaluation import checked_output, write_results
     from openworld.report.terminal import print_details, print_table
     from openworld.run.notices import say_repairs

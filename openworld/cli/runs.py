@@ -175,7 +175,7 @@ def pretrain(arguments: Namespace, options: PretrainOptions) -> None:
     from openworld.report.pretrain import build_pretrain_report, probe_rows
     from openworld.run.sources import pretraining_world
     from openworld.runtime.console import narrow_table, open_console
-    from openworld.runtime.distributed import first_goes_ahead, is_first, session
+    from openworld.runtime.distributed import first_goes_ahead, is_first, on_first, session
     from openworld.runtime.environment import select_device
     from openworld.runtime.images import find_images
     from openworld.runtime.outputs import output_folder
@@ -186,8 +186,8 @@ def pretrain(arguments: Namespace, options: PretrainOptions) -> None:
     output = output_folder(arguments.output)
     device, crops = select_device(arguments.device), None
     with session(device):
-        if not arguments.resume and is_first():
-            refuse_taken(output)  # before the synthetic world is drawn there
+        if not arguments.resume:
+            on_first(lambda: refuse_taken(output))  # before the synthetic world is drawn there
         if options.images is None:
             with first_goes_ahead():
                 paths, crops = pretraining_world(output, options)

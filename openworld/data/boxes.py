@@ -11,7 +11,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from openworld.records import FloatArray, IntArray, Repairs
+from openworld.columns import IntArray
+from openworld.records import FloatArray
+from openworld.repairs import Repairs
 
 MAX_COORDINATE = 1e6
 """Pixels. Larger coordinates are taken for damage."""

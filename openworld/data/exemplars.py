@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openworld.columns import ImageId
 from openworld.data.options import ExemplarOptions
 from openworld.errors import DataError, NumericsError
 from openworld.labels import LabelSpace
-from openworld.records import ImageId
+from openworld.runtime.text_files import NotText, read_text
 
 ImageRows = tuple[ImageId, Sequence[int]]
 """An image id and the head rows of its annotations."""
@@ -337,8 +338,8 @@ def listed_record(
 def _read_list(path: Path) -> dict[str, Any]:
     """The images of a list, each with where it stands, and what an exemplars.json says of them."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, NotText) as error:
         raise DataError(
             f"the exemplar list cannot be read ({error})",
             where=str(path),

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from openworld.columns import ImageId
 from openworld.errors import DataError
-from openworld.records import Dataset, FloatArray, ImageId
+from openworld.records import Dataset, FloatArray
 from openworld.runtime.image_depth import SAMPLE, spread
 from openworld.runtime.image_headers import Header, read_header
 

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from openworld.columns import ImageId, IntArray
 from openworld.errors import DataError
 from openworld.labels import LabelSpace
-from openworld.records import Dataset, ImageId, IntArray, Record
+from openworld.records import Dataset, Record
 from openworld.runtime.seeding import derive_seed
 
 

@@ -13,9 +13,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from openworld.columns import ImageId
 from openworld.errors import DataError
 from openworld.labels import LabelSpace
-from openworld.records import Dataset, ImageId
+from openworld.records import Dataset
 
 Reals = NDArray[np.float64]
 Whole = NDArray[np.int64]

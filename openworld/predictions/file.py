@@ -18,18 +18,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from openworld.errors import DataError, OpenWorldError
 from openworld.labels import UNKNOWN_NAME, LabelSpace
+from openworld.predictions.arrays import Predictions, Reals, Whole, wrong_numbers
 from openworld.predictions.rounding import BEYOND, within_rounding
-from openworld.records import Repairs
+from openworld.repairs import Repairs
 from openworld.runtime.files import write_atomic
 from openworld.structures import Detections
 
@@ -39,9 +39,6 @@ RESERVED = ("bbox", "label", "score", "best_known")
 """Keys of a detection that are not extra columns."""
 
 _ORIENTATIONS = {None: "size", False: "stored", True: "upright"}
-
-Reals = NDArray[np.float64]
-Whole = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -60,63 +57,6 @@ class PredictedImage:
     width: int
     height: int
     detections: Detections
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """The detections of one file as arrays. I images, N detections.
-
-    Args:
-        tasks: class names, one tuple a task.
-        task: the task whose model predicted, from 1.
-        image_ids: (I) ids, each once.
-        files: (I) image files.
-        widths, heights: (I,) int64 pixels.
-        image_index: (N,) int64, position of a detection's image.
-        boxes: (N, 4) float64 ``x1 y1 x2 y2``.
-        labels: (N,) int64 head rows, known or unknown.
-        scores: (N,) float64 in [0, 1].
-        best_known: (N,) int64, the best known class, -1 where the file has none.
-        extras: the method's columns by name, (N,) float64 each, NaN where a detection has none.
-        uses_unknown_labels: labels of unknown objects helped to decide what is unknown.
-        upright: whether the boxes are of the pictures as their EXIF tags turn them; None: the size of each tells.
-    """
-
-    tasks: tuple[tuple[str, ...], ...]
-    task: int
-    image_ids: tuple[int | str, ...]
-    files: tuple[str, ...]
-    widths: Whole
-    heights: Whole
-    image_index: Whole
-    boxes: Reals
-    labels: Whole
-    scores: Reals
-    best_known: Whole
-    extras: Mapping[str, Reals] = field(default_factory=dict)
-    uses_unknown_labels: bool = False
-    upright: bool | None = None
-
-    def __post_init__(self) -> None:
-        images, size = len(self.image_ids), len(self.boxes)
-        if self.boxes.shape != (size, 4):
-            raise ValueError(f"Predictions.boxes has shape {self.boxes.shape}, expected ({size}, 4)")
-        if len(self.files) != images:
-            raise ValueError(f"Predictions has {images} image_ids and {len(self.files)} files")
-        lengths = {"widths": images, "heights": images}
-        lengths |= dict.fromkeys(("image_index", "labels", "scores", "best_known"), size)
-        columns = {name: (getattr(self, name), length) for name, length in lengths.items()}
-        columns |= {f"extras[{name!r}]": (values, size) for name, values in self.extras.items()}
-        for name, (values, length) in columns.items():
-            if values.shape != (length,):
-                raise ValueError(f"Predictions.{name} has shape {values.shape}, expected ({length},)")
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-    @property
-    def label_space(self) -> LabelSpace:
-        return LabelSpace.of(self.tasks, self.task)
 
 
 def write_predictions(
@@ -216,13 +156,6 @@ def _check_size(width: Any, height: Any, where: str) -> None:
         raise DataError(
             f"width {width!r} and height {height!r}", where=where, remedy="give the image's size in whole pixels"
         )
-
-
-def wrong_numbers(boxes: Reals, scores: Reals) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which scores (N,) are not from 0 to 1, and which xyxy boxes (N, 4) are not finite or not ordered; both (N,)."""
-    wrong_score = ~((scores >= 0) & (scores <= 1))
-    unordered = (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1])
-    return wrong_score, unordered | ~np.isfinite(boxes).all(axis=1)
 
 
 def _check_numbers(boxes: Reals, scores: Reals, owner: Whole, wheres: list[str]) -> None:
@@ -360,7 +293,7 @@ def read_json(path: Path) -> Any:
         DataError: it cannot be read, or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())
     except OSError as error:
         raise DataError(
             f"cannot be read: {error.strerror or error}", where=str(path), remedy="check the path and its permissions"

@@ -21,12 +21,11 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
-from openworld.data.formats.sizes import FROM_BOXES
+from openworld.columns import ImageId
 from openworld.errors import DataError
-from openworld.predictions.file import Predictions
-from openworld.records import Dataset, ImageId, Record, Repairs
+from openworld.predictions.arrays import Predictions
+from openworld.records import Dataset, Record
+from openworld.repairs import Repairs
 from openworld.runtime.images import SUFFIXES
 
 BY_FILE = "images matched by the names of their files"
@@ -123,8 +122,8 @@ def matched_by_file(predictions: Predictions, dataset: Dataset, where: Path, rep
         repairs: counts the images that were matched by their files.
 
     Raises:
-        DataError: an image may be several annotated ones, or two may be the same; an id is that of another image than
-            its file; or an image was predicted in another size than it was annotated in.
+        DataError: an image may be several annotated ones, or two may be the same; or an id is that of another image
+            than its file.
     """
     images = AnnotatedImages(dataset)
     taken: dict[int, list[int]] = {}
@@ -147,10 +146,7 @@ def matched_by_file(predictions: Predictions, dataset: Dataset, where: Path, rep
             if repairs is not None:
                 repairs.add(BY_FILE, f"{where}: {predictions.files[chosen[0]]} is {record.image_id!r} ({record.path})")
             ids[chosen[0]] = record.image_id
-    matched = replace(predictions, image_ids=tuple(ids))
-    if FROM_BOXES not in dataset.repairs.counts:  # where the annotated sizes are known
-        _check_sizes(matched, images, where)
-    return matched
+    return replace(predictions, image_ids=tuple(ids))
 
 
 def _places(images: AnnotatedImages, name: ImageId, file: str, where: Path) -> list[int]:
@@ -190,23 +186,3 @@ def _nearest(predictions: Predictions, numbers: Sequence[int], record: Record) -
     ranked = {number: closeness(number) for number in numbers}
     best = max(ranked.values())
     return [number for number in numbers if ranked[number] == best]
-
-
-def _check_sizes(predictions: Predictions, images: AnnotatedImages, where: Path) -> None:
-    """Refuse boxes that are pixels of an image of another size."""
-    numbers = [number for number, name in enumerate(predictions.image_ids) if name in images.exact]
-    records = [images.records[images.exact[predictions.image_ids[number]]] for number in numbers]
-    annotated = np.array([(record.width, record.height) for record in records], dtype=np.int64).reshape(-1, 2)
-    predicted = np.stack([predictions.widths, predictions.heights], axis=1)[numbers]
-    # Exchanged sides are a question of how photographs are turned, which is another one than that of the file.
-    exchanged = (annotated == predicted[:, ::-1]).all(axis=1)
-    wrong = np.flatnonzero((annotated != predicted).any(axis=1) & ~exchanged)
-    if not wrong.size:
-        return
-    record, (width, height) = records[wrong[0]], predicted[wrong[0]].tolist()
-    raise DataError(
-        f"{wrong.size} of {len(numbers)} images were predicted in another size than they are annotated in: "
-        f"{record.image_id!r} ({record.path}) at {width}x{height}, annotated at {record.width}x{record.height}",
-        where=str(where),
-        remedy="score with the annotations of the files that were predicted, not of copies in another size",
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +10,15 @@ from pathlib import Path
 from openworld.data.schedules import Schedule
 from openworld.errors import ConfigError, DataError
 from openworld.labels import LabelSpace
-from openworld.predictions.file import Predictions, read_predictions
+from openworld.predictions.arrays import Predictions
+from openworld.predictions.file import read_predictions
 from openworld.predictions.foreign.coco_results import read_coco_results
 from openworld.predictions.foreign.match import Unseen
 from openworld.predictions.foreign.voc_text import read_voc_detections
 from openworld.predictions.images import matched_by_file
-from openworld.records import Dataset, Repairs
+from openworld.predictions.pictures import check_sizes
+from openworld.records import Dataset
+from openworld.repairs import Repairs
 from openworld.runtime.folders import visible_files
 
 
@@ -113,9 +117,10 @@ def _tasks_of_run(folder: Path) -> dict[int, Path]:
 def _first_character(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1].decode("latin-1")
+            head = file.read(4096)
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror})", where=str(path), remedy="check the path") from None
+    return head.decode(json.detect_encoding(head), "ignore").lstrip()[:1]
 
 
 def _foreign(path: Path, form: str, schedule: Schedule | None, task: int | None) -> tuple[Schedule, LabelSpace]:
@@ -152,4 +157,6 @@ def _own(
                     where=str(path),
                     remedy="leave the schedule out, the file has its own; or correct it",
                 )
-    return matched_by_file(predictions, dataset, path, repairs)
+    matched = matched_by_file(predictions, dataset, path, repairs)
+    check_sizes(matched, dataset, path)
+    return matched

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from openworld.columns import ImageId
 from openworld.errors import DataError
 from openworld.metrics.coco import coco_average_precision
 from openworld.metrics.ground_truth import GroundTruth, ScoredBoxes
 from openworld.metrics.owod import evaluate
 from openworld.metrics.protocols import UNIQUE, Protocol
-from openworld.predictions.file import Predictions
-from openworld.predictions.orientation import check_orientation
-from openworld.records import Dataset, ImageId
+from openworld.predictions.arrays import Predictions
+from openworld.predictions.pictures import check_orientation
+from openworld.records import Dataset
 
 
 def evaluate_predictions(

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from openworld.data.splits import check_training
 from openworld.labels import LabelSpace
-from openworld.records import Dataset, Repairs
+from openworld.records import Dataset
+from openworld.repairs import Repairs
 from openworld.run.sources import Sources
 
 logger = logging.getLogger("openworld.run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def predict_folder(
     """Detect on one image or on all images below a folder.
 
     All detections are written to ``output/predictions.json``; those with at least ``score`` are drawn into
-    ``output/drawings/``, unknown ones in their own style. An image that cannot be read is left out and named.
+    ``output/drawings/``, unknown ones in their own style: ``a.png`` for ``a.jpg``, and ``a.jpg.png`` beside another
+    image of the same stem. An image that cannot be read is left out and named.
 
     Args:
         run: folder of the run whose detector is used. Only config.yaml and the checkpoint of the task are needed.
@@ -71,6 +73,7 @@ def predict_folder(
     detector = load_task(run, config, task)
     space = detector.space
     root = images if images.is_dir() else images.parent
+    stems = Counter(path.with_suffix("") for path in paths)
     entries: list[PredictedImage] = []
     broken: list[str] = []
     with progress_bar("predict", len(paths)) as bar:
@@ -86,7 +89,8 @@ def predict_folder(
             name = path.relative_to(root).as_posix()
             entries.append(PredictedImage(name, str(path.resolve()), pixels.shape[-1], pixels.shape[-2], found))
             drawing = draw(pixels.permute(1, 2, 0).numpy(), found, space, score)
-            target = output / "drawings" / Path(name).with_suffix(".png")
+            drawn = f"{name}.png" if stems[path.with_suffix("")] > 1 else Path(name).with_suffix(".png")
+            target = output / "drawings" / drawn
             target.parent.mkdir(parents=True, exist_ok=True)
             drawing.save(target)
     if not entries:

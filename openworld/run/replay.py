@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from openworld.columns import ImageId
 from openworld.data.exemplars import ImageRows, Instances, exemplar_record, listed_record
 from openworld.data.loader import eval_batches, eval_target, local_batches
 from openworld.data.options import ExemplarOptions, LoaderOptions
@@ -23,7 +24,7 @@ from openworld.data.splits import View, replay_view, training_view
 from openworld.detector import Detector
 from openworld.errors import DataError
 from openworld.labels import LabelSpace
-from openworld.records import Dataset, ImageId
+from openworld.records import Dataset
 from openworld.runtime import distributed
 from openworld.runtime.runlog import progress_bar
 from openworld.structures import Regions, Target

@@ -19,23 +19,16 @@ a key that is a list, an alias inside of its own value
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Callable
 from typing import Any
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode
 
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it starts with
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
+from openworld.runtime.text_files import NotText, decoded
+
 _INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"
 _TAG = "tag:yaml.org,2002:"
-_SAVE = "save the file as UTF-8"
 _SHOWN = 60
 """Characters of a line that a message quotes."""
 
@@ -76,7 +69,10 @@ def parse(data: bytes | str, *, as_written: bool = False) -> Any:
     Raises:
         YamlFault: it cannot be read, see the table above.
     """
-    text = data if isinstance(data, str) else decoded(data)
+    try:
+        text = data if isinstance(data, str) else decoded(data)
+    except NotText as error:
+        raise YamlFault(str(error), "save the file as UTF-8") from None
     try:
         loader = (_AsWritten if as_written else _Values)(text.removeprefix("\ufeff"))
         node = loader.get_single_node()
@@ -93,25 +89,6 @@ def parse(data: bytes | str, *, as_written: bool = False) -> Any:
         raise _explained(error, text.split("\n")) from None
     except RecursionError:
         raise YamlFault("is nested too deep") from None
-
-
-def decoded(data: bytes) -> str:
-    """Decode a text file by its byte order mark, otherwise as UTF-8.
-
-    Raises:
-        YamlFault: it is in another encoding.
-    """
-    mark, encoding = next(((mark, name) for mark, name in _MARKS if data.startswith(mark)), (b"", "utf-8"))
-    if not mark and b"\0" in data[:4]:
-        raise YamlFault("is not UTF-8 (it looks like UTF-16 without a byte order mark)", _SAVE)
-    try:
-        text = data[len(mark) :].decode(encoding)
-    except UnicodeDecodeError as error:
-        before = error.object[: error.start].decode(encoding)
-        line, byte = before.replace("\r\n", "\n").replace("\r", "\n").count("\n") + 1, error.object[error.start]
-        name = encoding[:-3] if mark and encoding != "utf-8" else "utf-8"
-        raise YamlFault(f"line {line} is not {name.upper()} (byte 0x{byte:02x})", _SAVE) from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 class _Values(yaml.SafeLoader):

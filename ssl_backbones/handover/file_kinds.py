@@ -1,4 +1,4 @@
-"""What a weight file is, by its first bytes and not by its suffix; what is no weight file is named for what it is."""
+"""What a weight file is, by its first bytes and not by its suffix; other files are named for what they are."""
 
 from __future__ import annotations
 

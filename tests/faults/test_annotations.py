@@ -227,7 +227,7 @@ def test_deep_xml_is_only_deep(tmp_path: Path) -> None:
 
 def test_list_that_is_no_text_and_file_that_is_a_folder(tmp_path: Path) -> None:
     folder = voc(tmp_path, OBJECT)
-    (folder / "list.txt").write_bytes(b"\xff\xfe\x00a")
+    (folder / "list.txt").write_bytes(b"\x81\xfea")
     with pytest.raises(AnnotationError, match=r"list\.txt: cannot be read as text"):
         read_voc(folder, image_set=str(folder / "list.txt"))
     (folder / "Annotations/b.xml").mkdir()

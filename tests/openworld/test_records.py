@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openworld.columns import Names
 from openworld.errors import DataError
-from openworld.records import Dataset, Names, Record, Repairs, check_files, merged, renamed
+from openworld.records import Dataset, Record, check_files, merged, renamed
+from openworld.repairs import Repairs
 
 IDS = st.one_of(st.integers(-(10**30), 10**30), st.text(st.characters(exclude_categories=["Cs"]), max_size=5))
 NAMES = ("a", "b", "c")

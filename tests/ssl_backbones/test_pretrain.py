@@ -30,7 +30,8 @@ from ssl_backbones.methods.simclr_options import SimCLROptions
 from ssl_backbones.methods.sup_con import SupCon
 from ssl_backbones.methods.sup_con_options import SupConOptions
 from ssl_backbones.options import PretrainOptions
-from ssl_backbones.pretrain import LabelledCrops, pretrain
+from ssl_backbones.pretrain import pretrain
+from ssl_backbones.probes.labelled import LabelledCrops
 from ssl_backbones.views import RECIPES
 
 TINY: dict[str, Any] = {

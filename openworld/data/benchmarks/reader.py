@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
+from openworld.columns import ImageId, Names
 from openworld.data.benchmarks.lists import benchmark_named, read_list
 from openworld.data.formats.cache import cache_folder
 from openworld.data.formats.coco import read_coco
 from openworld.data.formats.voc import read_voc
 from openworld.data.options import BenchmarkOptions
 from openworld.errors import AnnotationError, ConfigError
-from openworld.records import Dataset, ImageId, Names, merged
+from openworld.records import Dataset, merged
 
 SOURCES = ("voc2007", "voc2012", "train2017", "val2017")
 """Where images come from: two folders of VOC, two sets of COCO."""

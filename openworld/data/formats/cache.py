@@ -27,8 +27,10 @@ from typing import Any
 import numpy as np
 
 from openworld import __version__
+from openworld.columns import Names
 from openworld.data.formats.sizes import FROM_BOXES, FROM_FILE, FROM_TAGGED_FILE
-from openworld.records import Dataset, Names, Repairs
+from openworld.records import Dataset
+from openworld.repairs import Repairs
 from openworld.runtime.files import write_atomic
 
 VARIABLE = "OPENWORLD_CACHE"
@@ -114,7 +116,8 @@ def _stat(file: str | Path) -> tuple[int, int, int, int]:
 def _code_state() -> str:
     """Digest of the state of the modules that readers are made of, so that nobody has to raise a version."""
     package = Path(__file__).parents[1]
-    modules = [*sorted(package.rglob("*.py")), *package.parent.glob("records.py")]
+    ground = [file for name in ("columns", "records", "repairs") for file in package.parent.glob(f"{name}.py")]
+    modules = [*sorted(package.rglob("*.py")), *ground]
     return _digest([__version__, [(str(module), _stat(module)[:2]) for module in modules]])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from openworld.records import Repairs
+from openworld.repairs import Repairs
 
 FROM_ONE = "class numbers begin at 1, and YOLO counts from 0"
 """Kind of repair, although nothing can be repaired: whether the numbers or the names are wrong is not known."""

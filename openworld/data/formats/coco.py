@@ -61,6 +61,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from openworld.columns import ImageId, IntArray, Names
 from openworld.data.boxes import clean_boxes
 from openworld.data.formats import Reader
 from openworld.data.formats.cache import cached
@@ -79,7 +80,8 @@ from openworld.data.formats.file_names import check_name, is_encodable
 from openworld.data.formats.image_folder import locate_images
 from openworld.data.formats.sizes import found_size, size_text, usable_size
 from openworld.errors import AnnotationError
-from openworld.records import Dataset, ImageId, IntArray, Names, Repairs
+from openworld.records import Dataset
+from openworld.repairs import Repairs
 
 
 def read_coco(
@@ -114,7 +116,7 @@ def read_coco(
 
     settings = {"format": "coco", "set": image_set, "whole pixels": whole_pixels}
     dataset = cached(cache, path, settings, {str(path): 1}, parse)
-    # Where the files lie is no part of what is kept.
+    # The cache does not keep where the image files lie.
     located = locate_images(path, images, [str(name) for name in dataset.paths], dataset.repairs)
     return replace(dataset, paths=Names(located.paths), searched=located.searched, upright=upright)
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openworld.columns import ImageId
 from openworld.data.boxes import are_corners
 from openworld.data.formats.coco_fields import Where, number_of
 from openworld.errors import AnnotationError
-from openworld.records import ImageId, Repairs
+from openworld.repairs import Repairs
 
 Box = tuple[float, float, float, float]
 
@@ -125,7 +126,7 @@ def _polygons(shape: Any) -> list[NDArray[np.float64]]:
     """The polygons of a segmentation, each (P, 2) float64 x y.
 
     COCO has a list of polygons ``[x1, y1, x2, y2, …]``. One that is not in a list is read, too, and points ``[x, y]``
-    in place of the numbers. What has fewer than three points may be a box or a line, and is no polygon.
+    in place of the numbers. What has fewer than three points may be a box or a line, and is not a polygon.
     """
     if not isinstance(shape, list):
         return []

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from openworld.columns import ImageId
 from openworld.data.formats.file_names import is_encodable
 from openworld.errors import AnnotationError
-from openworld.records import ImageId, Repairs
+from openworld.repairs import Repairs
 
 
 class Where(NamedTuple):

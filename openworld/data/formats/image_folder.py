@@ -32,7 +32,8 @@ from urllib.parse import unquote
 
 from openworld.data.formats.file_names import check_inside, folded, is_inside
 from openworld.errors import AnnotationError
-from openworld.records import Repairs, file_exists
+from openworld.records import file_exists
+from openworld.repairs import Repairs
 
 PROBES = 48
 """File names that are looked for in each folder, spread over all of them."""

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openworld.data.boxes import MAX_COORDINATE, size_of_boxes
-from openworld.records import Repairs, file_exists
+from openworld.records import file_exists
+from openworld.repairs import Repairs
 from openworld.runtime.image_headers import read_header
 
 FROM_FILE = "size read from the image file"

@@ -48,6 +48,7 @@ from pathlib import Path
 
 import numpy as np
 
+from openworld.columns import Names
 from openworld.data.boxes import clean_boxes
 from openworld.data.formats import Place, Reader
 from openworld.data.formats.cache import cached
@@ -56,7 +57,8 @@ from openworld.data.formats.voc_layout import ImageFiles, Layout, default_layout
 from openworld.data.formats.voc_lists import listed_files, missing_list, xml_files
 from openworld.data.formats.voc_xml import VocObject, read_voc_image
 from openworld.errors import AnnotationError
-from openworld.records import Dataset, Names, Repairs
+from openworld.records import Dataset
+from openworld.repairs import Repairs
 from openworld.runtime.folders import visible_files
 
 
@@ -155,8 +157,8 @@ def _parse(
     repairs = Repairs()
     names = list(counts)
     for name, times in counts.items():
-        for _ in range(times - 1):
-            repairs.add("image listed again", f"{where.name} names {name} {times} times")
+        if times > 1:
+            repairs.add("image listed again", f"{where.name} names {name} {times} times", times - 1)
 
     # All objects, image after image, and the size of each image.
     found: list[VocObject] = []

@@ -25,17 +25,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from openworld.data.formats.file_names import folded
+from openworld.data.formats.set_names import OF_ROLE, SET_NAMES
 from openworld.runtime.folders import is_hidden, visible_files, visible_folders
 from openworld.runtime.images import SUFFIXES
 
 _ANNOTATIONS = ("annotations", "annotation", "xmls", "xml", "labels")
 _IMAGES = ("jpegimages", "images", "image", "imgs", "img", "data")
-_ROLES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
-"""Names of the folders that a role means."""
 FOLDERS = frozenset(_ANNOTATIONS + _IMAGES)
 """Names of folders that image lists put in front of a name, in lower case."""
 
@@ -62,7 +57,7 @@ class Layout:
         """The set that a role means, or None."""
         if self.mixed:
             return None
-        return next((name for name in self.sets if name.lower() in _ROLES[role]), None)
+        return next((name for name in self.sets if name.lower() in OF_ROLE[role]), None)
 
     def only(self, name: str) -> Layout:
         """The layout of one of the sets."""
@@ -161,7 +156,7 @@ def _innermost(folder: Path) -> Path:
 
 
 def _names_a_set(folder: Path) -> bool:
-    return any(folder.name.lower() in names for names in _ROLES.values())
+    return folder.name.lower() in SET_NAMES
 
 
 def _is_yolo(place: Path) -> bool:

@@ -13,12 +13,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from openworld.data.formats.file_names import check_inside
+from openworld.data.formats.file_names import check_inside, is_inside
 from openworld.data.formats.voc_layout import FOLDERS, Layout, main_folder
 from openworld.errors import AnnotationError
 from openworld.records import file_exists
 from openworld.runtime.folders import visible_files
 from openworld.runtime.images import SUFFIXES
+from openworld.runtime.text_files import NotText, read_text
 
 _NUMBERS = re.compile(r"(\s+[+-]?\d+)+$")
 """The columns of the lists of one class: present (1), absent (-1), difficult (0); of persons: number of the object."""
@@ -113,10 +114,10 @@ def missing_list(image_set: str, layout: Layout) -> AnnotationError:
 def _lines(where: Path) -> dict[int, str]:
     """The lines that are not blank, by number."""
     try:
-        text = where.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
+        text = read_text(where)
+    except (OSError, NotText) as error:
         raise AnnotationError(
-            f"cannot be read as text ({error})", where=str(where), remedy="save it as UTF-8, with one name per line"
+            f"cannot be read as text: {error}", where=str(where), remedy="save it as UTF-8, with one name per line"
         ) from None
     lines = {number: line.strip() for number, line in enumerate(text.split("\n"), start=1) if line.strip()}
     if not lines:
@@ -171,7 +172,7 @@ def _without(line: str, columns: int) -> str:
 
 def _is_there(name: str, layout: Layout) -> bool:
     """Whether there is such an XML file, hidden or behind a link, which the index leaves out."""
-    return _is_inside(name) and file_exists(f"{layout.annotations}/{name}.xml")
+    return is_inside(name) and file_exists(f"{layout.annotations}/{name}.xml")
 
 
 def _meanings(text: str, layout: Layout) -> Iterator[str]:
@@ -204,11 +205,3 @@ def _with_and_without_suffix(name: str) -> tuple[str, ...]:
 def _unquoted(text: str) -> str:
     quoted = _QUOTED.fullmatch(text)
     return quoted[2] if quoted is not None else text
-
-
-def _is_inside(name: str) -> bool:
-    try:
-        check_inside(name, "")
-    except AnnotationError:
-        return False
-    return True

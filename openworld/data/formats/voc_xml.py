@@ -11,15 +11,12 @@ from typing import NamedTuple
 
 from openworld.data.formats.sizes import usable_size
 from openworld.errors import AnnotationError
-from openworld.records import Repairs
+from openworld.repairs import Repairs
+from openworld.runtime.text_files import MARKS
 
 _DECLARED = re.compile(rb"""\s*<\?xml[^>]*?\bencoding\s*=\s*["']([\w.:-]+)["']""")
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
+_BEGINNINGS = (
+    *MARKS,
     (b"<\0", "utf-16-le"),
     (b"\0<", "utf-16-be"),
 )
@@ -35,8 +32,8 @@ _MULTI_BYTE = {
 _BARE_AMPERSAND = re.compile(r"&(?!#\d+;|#x[0-9a-fA-F]+;|[\w.:-]+;)")
 _COORDINATE = re.compile(r"([xy])(min|max|\d*)")
 
-YES = frozenset(("1", "true", "yes", "y", "t"))
-NO = frozenset(("0", "false", "no", "n", "f"))
+_YES = frozenset(("1", "true", "yes", "y", "t"))
+_NO = frozenset(("0", "false", "no", "n", "f"))
 """Words for flags, in lower case."""
 
 
@@ -100,7 +97,7 @@ def read_voc_image(file: str, name: str, repairs: Repairs) -> VocImage:
     objects = []
     for position, element in enumerate(elements):
         where = f"{file}, object {position}"
-        if (element.findtext("deleted") or "").strip().lower() in YES:  # LabelMe keeps them
+        if (element.findtext("deleted") or "").strip().lower() in _YES:  # LabelMe keeps them
             repairs.add("object marked as deleted left out", f"{name}.xml, object {position}")
             continue
         label = (element.findtext("name") or "").strip()
@@ -139,7 +136,7 @@ def _parse(file: str) -> ElementTree.Element:
 
 def _decoded(data: bytes, file: str) -> str | bytes:
     """The text of an XML file; its bytes where its encoding has one byte per character, which the parser decodes."""
-    encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), None)
+    encoding = next((encoding for mark, encoding in _BEGINNINGS if data.startswith(mark)), None)
     declared = None
     if encoding is None:
         found = _DECLARED.match(data)
@@ -154,7 +151,7 @@ def _decoded(data: bytes, file: str) -> str | bytes:
     if encoding is None:
         return data
     try:
-        return data.decode(encoding)
+        return data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         says = f"declares {declared}" if declared is not None else "declares no encoding"
@@ -194,8 +191,8 @@ def _flag(element: ElementTree.Element, key: str, where: str, repairs: Repairs) 
     if text is None or text == "0":
         return False
     word = text.strip().lower()
-    if word in YES or word in NO:
-        return word in YES
+    if word in _YES or word in _NO:
+        return word in _YES
     try:
         return float(word) != 0
     except ValueError:

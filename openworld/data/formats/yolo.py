@@ -70,12 +70,14 @@ from openworld.data.boxes import clean_boxes
 from openworld.data.formats import Place, Reader
 from openworld.data.formats.class_numbers import note_numbers_from_one
 from openworld.data.formats.file_names import folded
+from openworld.data.formats.set_names import SET_NAMES
 from openworld.data.formats.yolo_evidence import Evidence
-from openworld.data.formats.yolo_layout import CLASS_LISTS, SETS, find_layout, is_yolo
+from openworld.data.formats.yolo_layout import CLASS_LISTS, find_layout, is_yolo
 from openworld.data.formats.yolo_lines import Lines, check_order, read_lines
 from openworld.data.formats.yolo_paths import below, text_of
 from openworld.errors import DataError
-from openworld.records import Dataset, Record, Repairs, file_exists
+from openworld.records import Dataset, Record, file_exists
+from openworld.repairs import Repairs
 from openworld.runtime.folders import is_hidden, visible_files
 from openworld.runtime.images import image_size
 
@@ -108,8 +110,8 @@ def read_yolo(path: Path, images: Path | None = None, image_set: str | None = No
     categories, category_of = _merge(layout.names, layout.where, repairs)
     counts = Counter(files)
     for file, times in counts.items():
-        for _ in range(times - 1):
-            repairs.add("image listed again", f"{path}: {file.name} is listed {times} times")
+        if times > 1:
+            repairs.add("image listed again", f"{path}: {file.name} is listed {times} times", times - 1)
     labels = _label_files(list(counts), path, repairs)
     evidence = Evidence()
     lines = {
@@ -160,7 +162,7 @@ def _merge(names: Sequence[str], where: Path, repairs: Repairs) -> tuple[tuple[s
 
 OTHER_SPELLING = "label file in other case or Unicode form than the image"
 """Kind of repair."""
-_NO_LABELS = frozenset((*CLASS_LISTS, *(f"{name}.txt" for name in (*SETS, "images"))))
+_NO_LABELS = frozenset((*CLASS_LISTS, *(f"{name}.txt" for name in (*SET_NAMES, "images"))))
 """Names of class lists and lists of images, which lie among the labels of some layouts."""
 
 
@@ -201,7 +203,7 @@ def _label_files(files: Sequence[Path], where: Path, repairs: Repairs) -> dict[P
             if label.is_file():
                 present[label.with_suffix(".txt")] = label
     for label in owners:
-        if is_hidden(label.name) and label.is_file():  # of an image that a list names
+        if is_hidden(label.name) and label.is_file():  # a list names the image
             present[label] = label
     suffixes = {file.suffix for file in files}
     _take_other_spellings(present, owners, suffixes, repairs)
@@ -296,7 +298,7 @@ def _record(
 
 
 def _usable_rows(lines: Lines, pose: bool, count: int, repairs: Repairs) -> list[int]:
-    """Objects whose class is among so many; what was done to the others, and to long lines, is counted."""
+    """Rows with a class number below ``count``; counts the others as dropped, and what was done to long lines."""
     kind = "keypoints left out" if pose else "polygon turned into its box"
     rows = []
     for row, (number, category) in enumerate(zip(lines.numbers, lines.classes, strict=True)):

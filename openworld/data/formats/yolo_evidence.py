@@ -220,7 +220,7 @@ _EXTRA = {
     "the last field",
     2: "if these are predictions or tracks, export annotations, or delete the score and the track id",
 }
-"""What to do about so many fields more than an object has."""
+"""What to do about one or two fields more than an object has."""
 
 
 def _said(remedy: str) -> str:

@@ -23,19 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from openworld.data.formats.file_names import check_inside
+from openworld.data.formats.set_names import OF_ROLE, SET_NAMES
 from openworld.data.formats.yolo_evidence import KEYPOINT_DIMENSIONS, Keypoints
 from openworld.data.formats.yolo_names import check_count, listed_names, names_of_yaml
 from openworld.data.formats.yolo_paths import listed_images, located, text_of
 from openworld.errors import DataError
-from openworld.records import Repairs
+from openworld.repairs import Repairs
 from openworld.runtime.files import read_yaml
 from openworld.runtime.folders import visible_files
 from openworld.runtime.images import find_images
 
-SETS = ("train", "val", "valid", "validation", "test")
-"""Keys of a data.yaml that name images."""
-ROLES = {"val": ("val", "valid", "validation")}
-"""What tools call the set of a role, where it is not the role's own name."""
 CLASS_LISTS = ("classes.txt", "obj.names", "_darknet.labels")
 """Files with one class name a line."""
 _YAML = (".yaml", ".yml")
@@ -65,7 +62,7 @@ class Layout:
 
     def set_for_role(self, role: str) -> str | None:
         """The set that has the role's name, or what tools call it; None: there is none."""
-        for name in ROLES.get(role, (role,)):
+        for name in OF_ROLE[role]:
             if name in self.sets if self.sets is not None else (self.images / name).is_dir():
                 return name
         return None
@@ -147,7 +144,7 @@ def find_layout(path: Path, images: Path | None, repairs: Repairs) -> Layout:
         lists = {
             file.stem: [file.name]
             for file in visible_files(path, (".txt",), deep=False)
-            if file.stem in (*SETS, "images")
+            if file.stem in (*SET_NAMES, "images")
         }
         return Layout(description, path, listed_names(description), lists)
     return (_of_darknet if description.suffix.lower() == ".data" else _of_yaml)(description, repairs)
@@ -173,7 +170,7 @@ def _yaml_files(folder: Path) -> Iterator[Path]:
 def _description_in(folder: Path) -> Path | None:
     """The file that describes the sets of a folder."""
     found = list(_yaml_files(folder)) or _described(folder, ".data")
-    if not found and any((folder / f"{name}.txt").is_file() for name in (*SETS, "images")):
+    if not found and any((folder / f"{name}.txt").is_file() for name in (*SET_NAMES, "images")):
         found = _described(folder, ".names")
     if len(found) > 1 and found[0].stem not in ("data", "dataset", "obj"):
         raise DataError(
@@ -200,7 +197,7 @@ def _of_yaml(description: Path, repairs: Repairs) -> Layout:
 
 def _yaml_sets(content: Mapping[str, Any], description: Path) -> dict[str, list[str]]:
     sets: dict[str, list[str]] = {}
-    for key in SETS:
+    for key in SET_NAMES:
         if key not in content:
             continue
         value = content[key] or []

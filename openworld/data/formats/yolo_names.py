@@ -8,7 +8,7 @@ from typing import Any
 
 from openworld.data.formats.yolo_paths import located, text_of
 from openworld.errors import DataError
-from openworld.records import Repairs
+from openworld.repairs import Repairs
 from openworld.runtime.files import read_yaml
 
 

@@ -23,7 +23,8 @@ from pathlib import Path
 
 from openworld.data.formats.file_names import check_inside
 from openworld.errors import DataError
-from openworld.records import Repairs
+from openworld.repairs import Repairs
+from openworld.runtime.text_files import NotText, read_text
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _PLAIN = re.compile(r"(?!\.\.?/|data/)[^\\\"'#:\x00-\x1f\x80-\U0010ffff]*")
@@ -31,15 +32,15 @@ _PLAIN = re.compile(r"(?!\.\.?/|data/)[^\\\"'#:\x00-\x1f\x80-\U0010ffff]*")
 
 
 def text_of(path: Path) -> str:
-    """Content of a text file in UTF-8, with or without a byte order mark.
+    """Content of a text file, as :func:`openworld.runtime.text_files.read_text`.
 
     Raises:
         DataError: it cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot be read as text ({error})", where=str(path), remedy="save it as UTF-8") from None
+        return read_text(path)
+    except (OSError, NotText) as error:
+        raise DataError(f"cannot be read as text: {error}", where=str(path), remedy="save it as UTF-8") from None
 
 
 def located(entry: str, base: Path, where: str, repairs: Repairs) -> Path:
@@ -105,24 +106,20 @@ def listed_images(path: Path, root: Path, repairs: Repairs) -> list[Path]:
     if not path.is_file():
         raise DataError("the list of images does not exist", where=str(path), remedy="correct the path of the list")
     roots = (root.absolute(), root.resolve())
-    files, changed = [], Repairs()
+    files = []
     for number, line in enumerate(text_of(path).splitlines(), start=1):
         entry = line.strip()
         if not entry or (entry.startswith("#") and not (root / entry).exists()):
             continue
         where = f"{path}, line {number}"
-        for inside in roots:
-            if Path(entry).is_relative_to(inside):
-                entry = str(Path(entry).relative_to(inside))
+        if entry.startswith("/"):
+            entry = str(below(Path(entry), next((one for one in roots if Path(entry).is_relative_to(one)), root)))
         base = path.parent if entry.startswith("./") else root
-        file = located(entry, base, where, changed)
+        file = located(entry, base, where, repairs)
         check_inside(str(below(file, base)), where)
         files.append(file)
     if not files:
         raise DataError("names no image", where=str(path), remedy="give a list with at least one image")
-    for example in {example.partition(": ")[0]: example for example in reversed(changed.examples)}.values():
-        kind, _, first = example.partition(": ")
-        repairs.add(kind, f"{changed.counts[kind]} lines of a list, such as {first}")  # a line each would hide others
     return files
 
 

@@ -1,1 +1,1 @@
-"""Detections that other programs wrote, read as :class:`openworld.predictions.file.Predictions`."""
+"""Detections that other programs wrote, read as :class:`openworld.predictions.arrays.Predictions`."""

@@ -13,9 +13,11 @@ import numpy as np
 
 from openworld.errors import ConfigError, DataError
 from openworld.labels import UNKNOWN_NAME, LabelSpace
-from openworld.predictions.file import Predictions, Reals, read_json
+from openworld.predictions.arrays import Predictions, Reals
+from openworld.predictions.file import read_json
 from openworld.predictions.foreign.match import ForeignDetections, Quote, Unseen, as_predictions, distinct
-from openworld.records import Dataset, Repairs
+from openworld.records import Dataset
+from openworld.repairs import Repairs
 
 _FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
     "image_id": ((int, float, str), "the image's id, a whole number or a text"),

@@ -19,12 +19,14 @@ from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
+from openworld.columns import ImageId
 from openworld.errors import ConfigError, DataError
 from openworld.labels import UNKNOWN_NAME, LabelSpace
-from openworld.predictions.file import Predictions, Reals, Whole, wrong_numbers
+from openworld.predictions.arrays import Predictions, Reals, Whole, wrong_numbers
 from openworld.predictions.images import BY_FILE, AnnotatedImages
 from openworld.predictions.rounding import BEYOND, within_rounding
-from openworld.records import Dataset, ImageId, Repairs
+from openworld.records import Dataset
+from openworld.repairs import Repairs
 
 Value = TypeVar("Value", bound=Hashable)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from openworld.errors import DataError
 from openworld.labels import LabelSpace
-from openworld.predictions.file import Predictions
+from openworld.predictions.arrays import Predictions
 from openworld.predictions.foreign.match import (
     ForeignDetections,
     Quote,
@@ -25,8 +25,10 @@ from openworld.predictions.foreign.match import (
     class_rows,
     nearest_class,
 )
-from openworld.records import Dataset, Repairs
+from openworld.records import Dataset
+from openworld.repairs import Repairs
 from openworld.runtime.folders import visible_files
+from openworld.runtime.text_files import NotText, read_text
 
 FIELDS = ("image_id", "score", "xmin", "ymin", "xmax", "ymax")
 _LINE = f"a line is: {' '.join(FIELDS)}"
@@ -139,8 +141,8 @@ def _class_of_file(file: Path, known: Sequence[str]) -> str:
 def _read_lines(file: Path) -> Iterator[tuple[int, str, list[float]]]:
     """Number, image id and the five numbers of every line that is not blank."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
+        text = read_text(file)
+    except (OSError, NotText) as error:
         raise DataError(f"cannot be read ({error})", where=str(file), remedy="write the file again as text") from None
     for number, line in enumerate(text.split("\n"), start=1):
         fields = line.split()

@@ -12,7 +12,8 @@ from PIL import Image
 from openworld.audit.images_and_boxes import check_data, class_counts
 from openworld.audit.suspicions import SUSPICIONS, suspicions
 from openworld.errors import DataError
-from openworld.records import Dataset, Record, Repairs
+from openworld.records import Dataset, Record
+from openworld.repairs import Repairs
 
 NAMES = ("cat", "dog", "cow")
 Box = tuple[float, float, float, float]

@@ -15,7 +15,8 @@ from openworld.audit.sheets import repairs_csv, write_check
 from openworld.audit.terminal import print_check
 from openworld.cli import main
 from openworld.data.schedules import read_schedule
-from openworld.records import Dataset, Repairs
+from openworld.records import Dataset
+from openworld.repairs import Repairs
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from openworld.audit.split import audit_split
 from openworld.audit.terminal import ceiling_rows, print_audit
 from openworld.errors import ConfigError
 from openworld.metrics.protocols import ORE, UNIQUE
-from openworld.records import Dataset, Record, Repairs
+from openworld.records import Dataset, Record
+from openworld.repairs import Repairs
 
 NAMES = ("cat", "dog", "cow", "bird")
 TASKS = [["cat"], ["dog"], ["cow"]]

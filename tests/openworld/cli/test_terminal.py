@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import json
+import logging
 import os
 import re
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from openworld.cli import main
+from openworld.cli import PrintableFormatter, main
 from openworld.cli import runs as runs_verbs
 from openworld.runtime import outputs
 
@@ -168,6 +169,11 @@ def test_an_error_quotes_names_as_they_are(tmp_path: Path, monkeypatch: pytest.M
     assert code == 2 and r"[bold]no :smile: \x1b[31m \u6d88 data.json" in error and "\x1b" not in error
 
 
+def test_a_line_of_the_log_cannot_control_the_terminal() -> None:
+    record = logging.LogRecord("openworld", logging.WARNING, "a.py", 1, "%s", ("\x1b[2J消 [x].jpg\r",), None)
+    assert PrintableFormatter("%(levelname)s %(message)s").format(record) == r"WARNING \x1b[2J消 [x].jpg\x0d"
+
+
 # -- files and devices ------------------------------------------------------------------------------------------------
 
 
@@ -221,18 +227,15 @@ def test_a_full_disk_is_said_before_any_work(
 
 def test_images_that_may_not_be_read(odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Root reads everything, so the refusal is made up."""
-    real = Path.stat
 
-    def refuse(self: Path, **how: bool) -> os.stat_result:
-        if self.suffix == ".png":
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
-        return real(self, **how)
+    def refuse(path: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
-    monkeypatch.setattr(Path, "stat", refuse)
-    code, _, error = printed(monkeypatch, "utf-8", "data", "check", "--train", odd, "--samples", 0)
-    assert code in (0, 2) and "Traceback" not in error
-    if code:
-        assert error.splitlines()[0] == f"error: {odd.parent / 'images/1.png'}: Permission denied"
+    monkeypatch.setattr(Image, "open", refuse)
+    monkeypatch.setenv("COLUMNS", "400")
+    code, out, error = printed(monkeypatch, "utf-8", "data", "check", "--train", odd, "--samples", 0)
+    first = f"{odd.parent / 'images/1.png'}: cannot be read (Permission denied)"
+    assert code == 0 and f"{len(ODD)} images of train cannot be read (e.g. {first})" in out and "Trace" not in error
 
 
 def test_an_error_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openworld.data.boxes import MAX_COORDINATE, MIN_SIDE, clean_boxes
-from openworld.records import Repairs
+from openworld.repairs import Repairs
 
 NAN, INF = math.nan, math.inf
 

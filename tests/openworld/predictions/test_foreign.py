@@ -14,12 +14,14 @@ import torch
 from openworld.data.schedules import COCO_TO_VOC, Schedule
 from openworld.errors import ConfigError, DataError
 from openworld.labels import LabelSpace
-from openworld.predictions.file import PredictedImage, Predictions, read_predictions, write_predictions
+from openworld.predictions.arrays import Predictions
+from openworld.predictions.file import PredictedImage, read_predictions, write_predictions
 from openworld.predictions.foreign.coco_results import read_coco_results
 from openworld.predictions.foreign.voc_text import read_voc_detections
 from openworld.predictions.open import open_predictions
 from openworld.predictions.score import evaluate_predictions
-from openworld.records import Dataset, Record, Repairs
+from openworld.records import Dataset, Record
+from openworld.repairs import Repairs
 from openworld.structures import Detections
 
 TASKS = (("cat", "traffic light"), ("wine_glass",), ("cow",))
@@ -345,7 +347,7 @@ def test_bad_folders(tmp_path: Path) -> None:
     (folder / "hound.txt").write_text("")
     with pytest.raises(DataError, match=r"hound\.txt: holds the class 'cat', as cat\.txt does"):
         read_voc_detections(folder, DATASET, SPACE, rename=SCHEDULE.rename)
-    (folder / "hound.txt").write_bytes(b"\xff\xfe")
+    (folder / "hound.txt").write_bytes(b"\x81\xff")
     with pytest.raises(DataError, match=r"hound\.txt: cannot be read"):
         read_voc_detections(folder, DATASET, SPACE, rename={"hound": "cow"})
 

@@ -20,7 +20,8 @@ from openworld.predictions.images import BY_FILE, AnnotatedImages
 from openworld.predictions.open import open_predictions
 from openworld.predictions.rounding import BEYOND
 from openworld.predictions.score import evaluate_predictions
-from openworld.records import Dataset, Record, Repairs
+from openworld.records import Dataset, Record
+from openworld.repairs import Repairs
 from openworld.structures import Detections
 
 TASKS = (("cat",), ("dog",))

@@ -13,7 +13,8 @@ import torch
 from openworld.errors import DataError
 from openworld.labels import LabelSpace
 from openworld.metrics.protocols import ORE, UNIQUE
-from openworld.predictions.file import PredictedImage, Predictions, read_predictions, write_predictions
+from openworld.predictions.arrays import Predictions
+from openworld.predictions.file import PredictedImage, read_predictions, write_predictions
 from openworld.predictions.score import evaluate_predictions
 from openworld.records import Dataset, Record
 from openworld.runtime.files import write_json

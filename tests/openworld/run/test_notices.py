@@ -13,7 +13,8 @@ from openworld.data.splits import check_training
 from openworld.engines.options import ModelOptions
 from openworld.errors import DataError
 from openworld.labels import LabelSpace
-from openworld.records import Dataset, Record, Repairs
+from openworld.records import Dataset, Record
+from openworld.repairs import Repairs
 from openworld.run import schedule
 from openworld.run.notices import say_repairs
 from openworld.run.schedule import run_schedule

@@ -70,6 +70,17 @@ def test_predictions_say_that_labels_of_unknown_objects_were_used(
     assert content["images"][0]["detections"]
 
 
+def test_images_of_one_stem_have_a_drawing_each(tmp_path: Path, picture: Path) -> None:
+    run, folder = finished_run(tmp_path / "run"), tmp_path / "images"
+    (folder / "below").mkdir(parents=True)
+    for name in ("a.png", "a.jpg", "b.jpg", "below/a.jpg"):
+        Image.open(picture).save(folder / name)
+    assert predict_folder(run, None, folder, tmp_path / "found", score=0.5) == (4, [])
+    drawings = tmp_path / "found" / "drawings"
+    found = {path.relative_to(drawings).as_posix() for path in drawings.rglob("*.png")}
+    assert found == {"a.png.png", "a.jpg.png", "b.png", "below/a.png"}
+
+
 def test_a_run_of_a_gpu_that_is_not_here_predicts_on_what_is(
     tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -319,7 +319,7 @@ def strew(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("tool", EXPORTERS)
-@settings(max_examples=20, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=12, deadline=None, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate])
 @given(data=st.data())
 def test_every_box_lands_on_its_image(tool: str, data: st.DataObject) -> None:
     exporter = EXPORTERS[tool]

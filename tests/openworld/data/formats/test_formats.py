@@ -17,7 +17,8 @@ from openworld.data.formats import FORMATS, Format, Place, Reader, annotations_h
 from openworld.data.formats.read import read_dataset
 from openworld.data.options import SourceOptions
 from openworld.errors import ConfigError, DataError
-from openworld.records import Dataset, Record, Repairs
+from openworld.records import Dataset, Record
+from openworld.repairs import Repairs
 from openworld.run.sources import open_split
 from openworld.runtime.images import image_size
 

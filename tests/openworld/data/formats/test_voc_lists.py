@@ -163,3 +163,9 @@ def test_list_in_another_encoding_is_named(folder: Path, tmp_path: Path) -> None
     with pytest.raises(AnnotationError, match=r"list\.txt: cannot be read as text") as caught:
         read_voc(folder, image_set=str(listed))
     assert "save it as UTF-8" in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_list_with_a_byte_order_mark(folder: Path, tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "list.txt").write_bytes("naïve 日本\r\n12\r\n".encode(encoding))
+    assert list(read_voc(folder, image_set=str(tmp_path / "list.txt")).image_ids) == ["naïve 日本", "12"]

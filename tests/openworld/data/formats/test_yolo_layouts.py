@@ -79,6 +79,22 @@ def test_several_descriptions(folder: Path) -> None:
     assert_right(read(folder))
 
 
+@pytest.mark.parametrize("names", [("train", "val"), ("training", "validation"), ("train", "valid")])
+def test_folders_that_are_called_like_sets(tmp_path: Path, names: tuple[str, str]) -> None:
+    """What is trained on is not what is evaluated on."""
+    for stems, name in zip((("a", "b"), ("c",)), names, strict=True):
+        pictures(tmp_path / f"images/{name}", tmp_path / f"labels/{name}", *stems)
+    text(tmp_path / "classes.txt", NAMES)
+    assert_right(read(tmp_path, "train"))
+    assert_right(read(tmp_path, "val"), 1)
+
+
+def test_files_of_windows_editors(folder: Path) -> None:
+    (folder / "classes.txt").write_bytes(NAMES.encode("utf-16"))
+    (folder / "labels/train/a.txt").write_bytes(LABELS.encode("utf-8-sig"))
+    assert_right(read(folder))
+
+
 @pytest.mark.parametrize("given_file", [False, True])
 def test_darknet_of_cvat(tmp_path: Path, given_file: bool) -> None:
     pictures(tmp_path / "obj_train_data", tmp_path / "obj_train_data", "a", "b")
@@ -89,7 +105,7 @@ def test_darknet_of_cvat(tmp_path: Path, given_file: bool) -> None:
     text(tmp_path / "train.txt", "data/obj_train_data/a.jpg\ndata/obj_train_data/b.jpg\n")
     text(tmp_path / "valid.txt", "data/obj_valid_data/c.jpg\n")
     place = tmp_path / "obj.data" if given_file else tmp_path
-    assert_right(read(place, "train"), **{"data/_left_out_of_a_path": 3})  # the names, the list, and in the list
+    assert_right(read(place, "train"), **{"data/_left_out_of_a_path": 4})  # the names, the list, and its two lines
     assert_right(read(place, "val"), 1, **{"data/_left_out_of_a_path": 3})
     with pytest.raises(DataError, match="set image_set to one of: train, valid"):
         read(place, "test")
@@ -102,7 +118,7 @@ def test_darknet_without_a_prefix_and_with_that_of_its_authors(tmp_path: Path) -
     text(tmp_path / "train.txt", "obj/a.jpg\r\nobj/b.jpg")
     assert_right(read(tmp_path))
     text(tmp_path / "train.txt", "build/darknet/x64/data/obj/a.jpg\nbuild\\darknet\\x64\\data\\obj\\b.jpg")
-    assert_right(read(tmp_path), **{"data/_left_out_of_a_path": 1, "backslashes_read_as_slashes": 1})
+    assert_right(read(tmp_path), **{"data/_left_out_of_a_path": 2, "backslashes_read_as_slashes": 1})
 
 
 @pytest.mark.parametrize(

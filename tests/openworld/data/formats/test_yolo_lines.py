@@ -115,7 +115,7 @@ def around(values: Sequence[float]) -> list[float]:
     return [min(values[0::2]), min(values[1::2]), max(values[0::2]), max(values[1::2])]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(pose_sets())
 def test_a_pose_label_gives_its_box_or_is_refused(labels: tuple[list[Box], list[list[float]], Keypoints]) -> None:
     found, rest, shape = labels
@@ -127,7 +127,7 @@ def test_a_pose_label_gives_its_box_or_is_refused(labels: tuple[list[Box], list[
     assert read_anyway == certain
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(polygon_sets())
 def test_a_polygon_gives_the_box_around_it_or_is_refused(shapes: list[list[float]]) -> None:
     lines = [text(values) for values in shapes]
@@ -136,7 +136,7 @@ def test_a_polygon_gives_the_box_around_it_or_is_refused(shapes: list[list[float
     right_or_refused(lines, expected, None)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.one_of(
         st.lists(boxes().map(list), min_size=1, max_size=5),
