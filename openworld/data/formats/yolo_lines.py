@@ -95,7 +95,11 @@ def check_order(files: Iterable[Lines], where: object) -> None:
     Raises:
         DataError: see :func:`openworld.data.boxes.are_corners`.
     """
-    short = [(lines, row) for lines in files for row in np.flatnonzero(~lines.long).tolist()]
+    short = [
+        (lines, row)
+        for lines in files
+        for row in np.flatnonzero(~lines.long & np.isfinite(lines.boxes).all(axis=1)).tolist()
+    ]
     boxes = np.array([lines.boxes[row] for lines, row in short], dtype=np.float64).reshape(-1, 4)
     middles, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     outside = np.any(((boxes < -0.05) | (boxes > 1.05)), axis=1)
