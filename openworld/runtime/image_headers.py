@@ -123,7 +123,7 @@ def header_of(image: Image.Image) -> Header:
 
 def _unreadable(path: Path, error: Exception) -> DataError:
     """What is wrong with a file that no decoder takes."""
-    if isinstance(error, OSError) and error.errno is not None:
+    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, IsADirectoryError):
         return DataError(f"cannot be read ({error.strerror})", where=str(path), remedy=f"make it readable; or {REMEDY}")
     start = b""
     if Path(path).is_file():
