@@ -44,6 +44,23 @@ def backbone(tmp_path: Path) -> Path:
     return path
 
 
+def test_the_network_of_the_key_is_loaded(arguments: Callable[..., Namespace], tmp_path: Path) -> None:
+    arch = ResNetOptions(name="resnet50", width=0.125, stride_in_1x1=True)
+    twins = {}
+    for seed, prefix in enumerate(("encoder_q.", "encoder_k.")):
+        torch.manual_seed(seed)
+        twins |= {prefix + name: value for name, value in ResNet(arch).state_dict().items()}
+    torch.save({"state_dict": twins}, tmp_path / "twins.pth")
+    keys = ["OPENWORLD.BACKBONE", str(tmp_path / "twins.pth"), "MODEL.RESNETS.STRIDE_IN_1X1", "True"]
+    for prefix in ("encoder_q.", "encoder_k."):
+        chosen = ["OPENWORLD.BACKBONE_NETWORK", prefix] if prefix == "encoder_k." else []
+        cfg = command.setup(arguments(tmp_path, 1, "train", *keys, *chosen))
+        model = build_model(cfg)
+        load_backbone(cfg, model)
+        stem = next(value for name, value in model.state_dict().items() if name.endswith("stem.conv1.weight"))
+        assert torch.equal(stem, twins[f"{prefix}conv1.weight"])
+
+
 def test_a_backbone_sets_its_keys_and_arrives(
     arguments: Callable[..., Namespace], backbone: Path, tmp_path: Path
 ) -> None:

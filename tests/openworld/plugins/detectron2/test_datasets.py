@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 pytest.importorskip("detectron2", reason="detectron2 is not installed")
 
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, Instances
 
 from openworld.convert.published_run import reference_ore
@@ -72,6 +74,36 @@ def test_benchmarks_register_by_name_without_reading_anything(tmp_path: Path) ->
     names = register_schedule("m_owodb", root=tmp_path)
     assert names[0] == "m_owodb_t1_train" and "m_owodb_t4_replay" in names and len(names) == 15
     assert len(MetadataCatalog.get("m_owodb_t1_test").thing_classes) == 21
+
+
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_boxes_lie_on_the_objects_of_detectron2s_own_reader(tmp_path: Path, tag: int) -> None:
+    """A red object on a photograph that is stored turned, annotated as it is stored: its mapper applies the tag."""
+    width, height, (x, y, w, h) = 60, 40, (6, 4, 20, 10)
+    pixels = np.full((height, width, 3), 40, dtype=np.uint8)
+    pixels[y : y + h, x : x + w] = (230, 20, 20)
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    for name in ("train", "test"):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png", exif=exif)
+        content = {
+            "images": [{"id": n, "file_name": f"{name}.png", "width": width, "height": height} for n in range(2)],
+            "categories": [{"id": 1, "name": "red"}],
+            "annotations": [{"id": n, "image_id": n, "category_id": 1, "bbox": [x, y, w, h]} for n in range(2)],
+        }
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    sets = {name: {"annotations": str(tmp_path / f"{name}.json")} for name in ("train", "test")}
+    schedule = tmp_path / f"turned{tag}.yaml"
+    schedule.write_text(yaml.safe_dump({"data": {"synthetic": None, "tasks": [["red"]], **sets}}))
+    register_schedule(str(schedule), root=tmp_path)
+    for kind in ("train", "test"):
+        (image, *_) = DatasetCatalog.get(f"turned{tag}_t1_{kind}")
+        shown = read_image(image["file_name"], "RGB")
+        assert shown.shape[:2] == (image["height"], image["width"])
+        left, top, right, bottom = (round(value) for value in image["annotations"][0]["bbox"])
+        red = np.zeros(shown.shape[:2], dtype=bool)
+        red[top:bottom, left:right] = True
+        assert np.array_equal(shown[..., 0] > 128, red)
 
 
 # -- scores -----------------------------------------------------------------------------------------------------------
