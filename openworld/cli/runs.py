@@ -274,13 +274,13 @@ def _report_of_run(folder: Path) -> Path:
     from openworld.errors import DataError
     from openworld.records import check_files
     from openworld.report.build import build_report
-    from openworld.run.same_data import test_set_difference
+    from openworld.run.same_data import difference_in_test_set
     from openworld.run.sources import open_test
 
     changed = None
     try:
         test, gone = check_files(open_test(read_config_of_run(folder), folder), folder), None
-        changed = test_set_difference(folder, test)
+        changed = difference_in_test_set(folder, test)
     except DataError as error:
         test, gone = None, f"{error.where}: {error.problem}" if error.where else error.problem
     if changed is not None:

@@ -28,7 +28,7 @@ from openworld.data.synthetic import make_world, pretrain_folder, world_sources
 from openworld.data.transforms import as_float, resize
 from openworld.errors import ConfigError, DataError
 from openworld.records import Dataset, check_files, renamed
-from openworld.run.same_data import test_set_difference
+from openworld.run.same_data import difference_in_test_set
 from openworld.runtime import distributed
 from openworld.runtime.image_depth import warn_of_depth
 from openworld.runtime.images import find_images
@@ -230,7 +230,7 @@ def open_ground_truth(
                 where=str(run),
                 remedy="bring the data back to where the run had them, or name their annotations with --ground-truth",
             ) from error
-        if difference := test_set_difference(run, test):
+        if difference := difference_in_test_set(run, test):
             logger.warning("%s: %s; its predictions are scored on the set of now", run, difference)
         return test, found, None
     rename = {} if found is None else found.rename

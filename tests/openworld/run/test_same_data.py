@@ -24,7 +24,7 @@ from openworld.errors import CheckpointError, ConfigError, DataError
 from openworld.records import renamed
 from openworld.run import schedule
 from openworld.run.folder import Run
-from openworld.run.same_data import recorded, test_set_difference
+from openworld.run.same_data import recorded, difference_in_test_set
 from openworld.run.schedule import run_backbone, run_schedule
 from openworld.run.sources import open_ground_truth
 from ssl_backbones.backbones import ResNetOptions
@@ -268,9 +268,9 @@ def test_scoring_says_that_the_test_set_is_another_one(
     change(data / "test.json", exchange)
     test, _, _ = open_ground_truth([run], None)
     assert "the test set is not the one that the run was scored on: 5 images" in caplog.text
-    assert "which box has which" in str(test_set_difference(run, test))
+    assert "which box has which" in str(difference_in_test_set(run, test))
     (run / "data.json").unlink()
-    assert test_set_difference(run, test) is None
+    assert difference_in_test_set(run, test) is None
 
 
 # -- the backbone of a run ---------------------------------------------------------------------------------------------
