@@ -24,7 +24,7 @@ from openworld.errors import CheckpointError, ConfigError, DataError
 from openworld.records import renamed
 from openworld.run import schedule
 from openworld.run.folder import Run
-from openworld.run.same_data import recorded, difference_in_test_set
+from openworld.run.same_data import difference_in_test_set, recorded
 from openworld.run.schedule import run_backbone, run_schedule
 from openworld.run.sources import open_ground_truth
 from ssl_backbones.backbones import ResNetOptions
