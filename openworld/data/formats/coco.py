@@ -38,7 +38,7 @@ image_id or category_id of another type ("7" for 7)    matched, counted
 image_id or category_id that nothing has               annotation dropped, counted
 category name that is a number, true or false          read as the text that stands in the file, counted
 two categories of one name                             merged, counted
-bbox missing, null or empty                            taken from the polygon or the mask, counted; without
+bbox missing, null, empty or 0 0 0 0                   taken from the polygon or the mask, counted; without
                                                        either the annotation is dropped, counted
 no annotation of a file with a box                     AnnotationError
 two images with one file_name                          kept, counted

@@ -45,12 +45,14 @@ def box_of(entry: dict[str, Any], where: Where, size: tuple[int, int] | None, re
         AnnotationError: a bbox that is something else.
     """
     box = entry.get("bbox")
+    shape = entry.get("segmentation")
     if isinstance(box, list) and len(box) == 4 and box != [None] * 4:
         x, y, width, height = [value if type(value) is float else number_of(value, "bbox", where) for value in box]
-        return x, y, x + width, y + height
+        if any((x, y, width, height)) or not (isinstance(shape, dict) or _polygons(shape)):
+            return x, y, x + width, y + height
+        box = None  # 0 0 0 0 is how some tools leave out the box of a shape
     if box is not None and box not in ([], {}, "", [None] * 4):
         raise AnnotationError(f"bbox is {box!r}", where=str(where), remedy="give [x, y, width, height] in pixels")
-    shape = entry.get("segmentation")
     if isinstance(shape, dict):
         found = _box_of_mask(shape, size)
         repairs.add(OTHER_MASK if found is None else FROM_MASK, str(where))

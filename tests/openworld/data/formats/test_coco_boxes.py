@@ -35,7 +35,7 @@ def read(folder: Path, *annotations: dict[str, Any], **image: Any) -> Dataset:
     return read_coco(folder / "set.json")
 
 
-@pytest.mark.parametrize("bbox", [{}, {"bbox": None}, {"bbox": []}, {"bbox": [None] * 4}])
+@pytest.mark.parametrize("bbox", [{}, {"bbox": None}, {"bbox": []}, {"bbox": [None] * 4}, {"bbox": [0, 0, 0, 0]}])
 @pytest.mark.parametrize(
     ("shape", "box"),
     [
