@@ -1,6 +1,6 @@
 """Identity of an annotated set: what it holds, wherever its folder lies and however it was read.
 
-A run notes the identity of its sets, and goes on only with the same ones. Hashing the columns of a set takes less than
+A run notes the identity of its sets, and goes on only with the same ones. Hashing the columns of a set takes about
 a tenth of a second per ten thousand images. The pixels are not read: that would take as long as an epoch. The sizes of
 the image files stand in for them.
 """

@@ -161,6 +161,9 @@ def _box_of_mask(shape: dict[str, Any], size: tuple[int, int] | None) -> Box | N
 
     ``size`` is height, width; ``counts`` are the lengths of runs of 0, 1, 0, … pixels, column after column, as numbers
     or compressed into a text (cocodataset/cocoapi, common/maskApi.c, rleToString).
+
+    They are decoded here because ``pycocotools.mask.toBbox`` does not check them: runs beyond the image give a box
+    beyond it, and a text that breaks off gives an empty one.
     """
     declared, counts = shape.get("size"), shape.get("counts")
     if not isinstance(declared, list) or [type(side) for side in declared] != [int, int]:

@@ -140,7 +140,7 @@ def _searched(names: Sequence[str], probes: Sequence[str], places: Sequence[_Pla
         return ""
     folders = [str(place.folder) for place in places if place.folder.is_dir()]
     if not folders:
-        return f"there is no folder {places[0].folder}"
+        return f"the folder {places[0].folder} does not exist"
     return f"looked in {', '.join(folders[:LISTED])}{', …' if len(folders) > LISTED else ''}"
 
 

@@ -153,7 +153,7 @@ def test_a_named_folder_is_the_folder(tmp_path: Path) -> None:
     assert files(dataset) == [tmp_path / "elsewhere" / name for name in NAMES] and not dataset.repairs.counts
     dataset = read_coco(path, tmp_path / "nowhere")
     assert [str(name) for name in dataset.paths] == [f"{tmp_path}/nowhere/{name}" for name in NAMES]
-    with pytest.raises(DataError, match=r"\(there is no folder .*/nowhere\)"):
+    with pytest.raises(DataError, match=r"\(the folder .*/nowhere does not exist\)"):
         check_files(dataset, path)
 
 
