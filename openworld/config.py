@@ -14,7 +14,16 @@ from openworld.data.options import DataOptions, ExemplarOptions
 from openworld.engines.options import ModelOptions
 from openworld.methods.options import MethodOptions
 from openworld.methods.ore.options import OreOptions
-from openworld.runtime.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, check, refuse
+from openworld.runtime.options import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+    check,
+    given,
+    refuse,
+)
 from ssl_backbones.options import PretrainOptions
 
 
@@ -22,10 +31,13 @@ from ssl_backbones.options import PretrainOptions
 class PhaseOptions:
     """One optimisation phase."""
 
-    steps: NonNegativeInt
+    steps: NonNegativeInt | None = None
     """Optimisation steps; 0 skips the phase."""
+    epochs: NonNegativeFloat | None = None
+    """Length in passes over the images of the phase, repeats of rare classes included, in place of ``steps``; the run
+    says how many steps that is. A default of ``steps`` gives way."""
     steps_by_task: dict[PositiveInt, NonNegativeInt] = field(default_factory=dict)
-    """Numbers of steps for single tasks that differ, such as ``{2: 52000}``."""
+    """Numbers of steps for single tasks that differ, such as ``{2: 52000}``; they win over ``epochs``."""
     lr: PositiveFloat
     """Peak learning rate."""
     backbone_lr_factor: NonNegativeFloat = 1.0
@@ -33,6 +45,11 @@ class PhaseOptions:
     images (DETR, section 4; Carion et al., 2020)."""
     batch_size: PositiveInt = 8
     """Images per step, over all processes."""
+    accumulate: PositiveInt = 1
+    """Number of equal parts of a batch that are computed one after the other, whose gradients are averaged: saves
+    memory. BatchNorm that trains sees one part at a time, and each part is padded to its own largest image. A loss is
+    the mean over the parts of its means over the regions of all processes; that is the mean over the whole batch where
+    every part has as many sampled regions."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """Optimiser; SGD has momentum 0.9."""
     weight_decay: NonNegativeFloat = 1e-4
@@ -45,15 +62,61 @@ class PhaseOptions:
     """Steps of linear warm-up from zero to the peak."""
     clip_gradient: NonNegativeFloat = 5.0
     """Largest norm of the gradient; 0 does not clip."""
+    ema_decay: Share = 0.0
+    """Decay of an exponential moving average of the weights and of BatchNorm's statistics (Polyak and Juditsky, 1992),
+    which is the model at the end of the phase; the optimiser moves the weights themselves. Update n (from 0) uses at
+    most (1 + n) / (10 + n), as ``tf.train.ExponentialMovingAverage`` does. 0 switches it off."""
+    validate_every: NonNegativeInt = 0
+    """Steps between validations, and one more after the last step; 0 never validates. Each is the mAP@50 on the
+    held-out images (of ``data.val``, or the share held out of training) of the classes that the phase trains: the new
+    ones, or in ``replay`` all known ones. With ``ema_decay`` it is that of the average."""
+    keep_best: bool = True
+    """With ``validate_every``: the phase ends with the weights of the best validation, the later one of equals. Off:
+    with the last ones; validations are then only logged."""
     checkpoint_every: PositiveInt = 100
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
         check(self)
+        if self.steps is None and self.epochs is None:
+            refuse(self, "steps", "is missing, and so is epochs", remedy="give one of them")
+        if self.steps is not None and self.epochs is not None:
+            named = given(self) & {"steps", "epochs"}
+            if len(named) != 1:
+                problem = f"is {self.epochs:g}, and steps is {self.steps}"
+                refuse(self, "epochs", problem, remedy="give one of them, and null for the other")
+            if "steps" in named:
+                self.epochs = None
+            else:
+                self.steps = None
 
     def for_task(self, task: int) -> PhaseOptions:
-        """Return the phase with the number of steps of this task."""
-        return replace(self, steps=self.steps_by_task.get(task, self.steps), steps_by_task={})
+        """Return the phase with the length of this task."""
+        if task not in self.steps_by_task:
+            return replace(self, steps_by_task={})
+        return replace(self, steps=self.steps_by_task[task], epochs=None, steps_by_task={})
+
+    def in_steps(self, images: int) -> PhaseOptions:
+        """Return the phase with its length in steps, to the nearest one, at least 1 unless it was 0.
+
+        Args:
+            images: number of images in an epoch of the phase.
+        """
+        if self.epochs is None:
+            return self
+        steps = max(1, round(self.epochs * images / self.batch_size)) if self.epochs else 0
+        return replace(self, steps=steps, epochs=None)
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps of a phase whose length is in steps, see :meth:`in_steps`."""
+        assert self.steps is not None
+        return self.steps
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether the length is 0."""
+        return not (self.epochs if self.steps is None else self.steps)
 
 
 @dataclass(kw_only=True)
@@ -67,9 +130,11 @@ class RunConfig:
     """CPU threads of the arithmetic; 0 leaves torch's choice. Bit-exact resume needs the same number."""
     batch_factor: PositiveFloat = 1.0
     """Factor of the batch size, by the linear rule (Goyal et al., 2017): multiplies batch sizes and learning rates, and
-    divides steps, warm-up and the steps that time the prototypes. 0.25: 2 GPUs in place of 8."""
+    divides steps, warm-up and the steps that time validations and prototypes. The average of the weights reaches back
+    over as many images (Busbridge et al., NeurIPS 2023). 0.25: 2 GPUs in place of 8."""
     length_factor: PositiveFloat = 1.0
-    """Factor of the length of the run: multiplies steps, warm-up and the steps that time the prototypes."""
+    """Factor of the length of the run: multiplies steps or epochs, warm-up, the steps that time validations and
+    prototypes, and those over which the average of the weights reaches back."""
     tasks: NonNegativeInt = 0
     """Run only the first tasks of the schedule; 0 runs all."""
     data: DataOptions = field(default_factory=DataOptions)
@@ -133,9 +198,12 @@ def scaled(config: RunConfig) -> RunConfig:
             options,
             batch_size=batch,
             lr=options.lr * batch / options.batch_size,
-            steps=whole(options.steps, longer),
+            steps=None if options.steps is None else whole(options.steps, longer),
+            epochs=None if options.epochs is None else options.epochs * config.length_factor,
             steps_by_task={task: whole(steps, longer) for task, steps in options.steps_by_task.items()},
             warmup_steps=whole(options.warmup_steps, longer),
+            ema_decay=options.ema_decay ** (1 / longer),
+            validate_every=whole(options.validate_every, longer),
         )
 
     return replace(

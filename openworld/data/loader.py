@@ -2,16 +2,17 @@
 
 Epochs are permutations laid end to end: place ``p = step * batch_size + position`` holds image ``permutation(p // n)[p
 % n]`` of ``n`` images, of which those with rare classes may be repeats, augmented by a generator seeded with step and
-position. The number of worker processes changes nothing; processes that train together take neighbouring positions
-of each batch.
+position. The number of worker processes changes nothing. A batch may be cut into parts that are computed one after the
+other; processes that train together take neighbouring positions of each part.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ def to_original(boxes: Tensor, scale: Tensor, width: int, height: int) -> Tensor
 
 @dataclass
 class _Step:
-    """One training batch and the images that could not be read for it: (position in the view, message)."""
+    """One part of a training batch and the images that could not be read for it: (position in the view, message)."""
 
     images: list[Tensor] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
@@ -81,35 +82,34 @@ class _Step:
 
 
 class _TrainSteps:
-    """Builds the batch of any step; lives in the training process or in each worker."""
+    """Builds any part of the batch of any step; lives in the training process or in each worker."""
 
     def __init__(
         self,
         view: View,
         batch_size: int,
-        positions: range,
+        parts: Sequence[range],
         seed_parts: tuple[int | str, ...],
         options: LoaderOptions,
     ) -> None:
         self.view, self.batch_size, self.seed_parts = view, batch_size, seed_parts
-        self.positions, self.options = positions, options
+        self.parts, self.options = tuple(parts), options
         decoded_bytes = 3 * int(view.images.sizes.prod(axis=1).sum())
         keep = options.workers == 0 and decoded_bytes < options.cache_mib * 2**20
         self._cache: dict[int, Tensor] | None = {} if keep else None
         self._broken: dict[int, str] = {}
-        self._factors: NDArray[np.float64] | None = None
-        if options.repeat_threshold:
-            self._factors = repeat_factors(view.labels, view.images.offsets, options.repeat_threshold)
+        self._factors = _factors(view, options)
         self._epoch_length = epoch_length(len(view), self._factors)
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, dtype=np.int64))
 
-    def __getitem__(self, step: int) -> _Step:
+    def __getitem__(self, number: int) -> _Step:
         batch = _Step()
-        for position in self.positions:
+        step, part = divmod(number, len(self.parts))
+        for position in self.parts[part]:
             self._add(batch, step, position)
         if not batch.images:  # every image was broken: the first good one of those that come next
             for place in range(self.batch_size, self.batch_size + len(self.view)):
-                self._add(batch, step, place + self.positions.start)
+                self._add(batch, step, place + self.parts[part].start)
                 if batch.images:
                     break
         return batch
@@ -146,10 +146,10 @@ class _TrainSteps:
 
 
 class TrainBatches:
-    """Batches of steps ``start_step`` … ``total_steps - 1``.
+    """Batches of steps ``start_step`` … ``total_steps - 1``; part by part, if a batch has several.
 
-    An image that cannot be read is left out: its batch is smaller, or holds the next good image if nothing else is
-    left. It is logged once and kept in ``broken``.
+    An image that cannot be read is left out: its part of the batch is smaller, or holds the next good image if nothing
+    else is left. It is logged once and kept in ``broken``.
 
     Args:
         view: what training may see.
@@ -158,7 +158,8 @@ class TrainBatches:
         start_step: first step, counted from 0; a resumed run gives the step that it stopped before.
         total_steps: one past the last step.
         options: sizes, augmentation, workers.
-        positions: this process's part of each batch, which is all of it by default.
+        parts: this process's positions in each part of a batch, see :func:`local_parts`. By default there is one part,
+            and all of it.
 
     Raises:
         DataError: the view is empty; or, while iterating, more than ``options.max_bad_fraction`` of the images are
@@ -174,7 +175,7 @@ class TrainBatches:
         start_step: int,
         total_steps: int,
         options: LoaderOptions,
-        positions: range | None = None,
+        parts: Sequence[range] | None = None,
     ) -> None:
         if not len(view):
             raise DataError(
@@ -184,13 +185,21 @@ class TrainBatches:
         self.broken: dict[str, str] = {}
         """Path of each image that could not be read: why."""
         self._view = view
-        self._range = range(start_step, total_steps)
+        own = [range(batch_size)] if parts is None else parts
+        self._parts_per_step = len(own)
+        self._range = range(start_step * len(own), total_steps * len(own))
         self._options = options
-        share = range(batch_size) if positions is None else positions
-        self._steps = _TrainSteps(view, batch_size, share, tuple(seed_parts), options)
+        self._steps = _TrainSteps(view, batch_size, own, tuple(seed_parts), options)
 
     def __len__(self) -> int:
-        return len(self._range)
+        """Number of steps."""
+        return len(self._range) // self._parts_per_step
+
+    def by_step(self) -> Iterator[list[TrainBatch]]:
+        """Yield the parts of each step's batch."""
+        parts = iter(self)
+        while step := list(islice(parts, self._parts_per_step)):
+            yield step
 
     def __iter__(self) -> Iterator[TrainBatch]:
         for batch in in_order(self._steps, self._range, self._options.workers):
@@ -216,6 +225,28 @@ class TrainBatches:
                 f"max_bad_fraction={self._options.max_bad_fraction:g}:\n  {shown}",
                 remedy="replace these images, remove them from the annotations, or raise loader.max_bad_fraction",
             )
+
+
+def local_parts(batch_size: int, parts: int) -> list[range]:
+    """Return this process's positions in each of the equal, consecutive parts of a batch.
+
+    The parts are the same for any number of processes, which ``parts`` times divides the batch.
+    """
+    size = batch_size // parts
+    share = distributed.local_range(size)
+    return [range(part * size + share.start, part * size + share.stop) for part in range(parts)]
+
+
+def images_per_epoch(view: View, options: LoaderOptions) -> int:
+    """Return the number of images that an epoch of training shows, repeats of rare classes included."""
+    return epoch_length(len(view), _factors(view, options))
+
+
+def _factors(view: View, options: LoaderOptions) -> NDArray[np.float64] | None:
+    """(N,) how many times an epoch shows each image; None: every image once."""
+    if not options.repeat_threshold:
+        return None
+    return repeat_factors(view.labels, view.images.offsets, options.repeat_threshold)
 
 
 def eval_batches(

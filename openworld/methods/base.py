@@ -104,7 +104,7 @@ class OpenWorldMethod(nn.Module):
 
         Args:
             regions: sampled, with features, logits and deltas.
-            step: number of the step in the task, from 0.
+            step: number of the step in the task, from 0; the parts of a batch that comes in parts have the same one.
             replay: the step fine-tunes on exemplars.
             ranks: communication between the processes; None with a single one.
         """

@@ -36,9 +36,10 @@ PARTS = {
     "communication": Part(
         "#d6a021", "between processes: gradients, features, statistics of BatchNorm, and waiting for each other"
     ),
-    "optimiser": Part("#7d8f2b", "clipping and the step of the optimiser"),
+    "optimiser": Part("#7d8f2b", "clipping, the step of the optimiser, and the average of the weights"),
     "logging": Part("#66707a", "the line in metrics.jsonl and the progress bar"),
     "checkpoint": Part("#9aa3ab", "writing one, if one of the steps did"),
+    "validation": Part("#b07aa1", "detecting and scoring on the held-out images, if one of the steps did"),
     "other": Part("#c3c9cf", "time that no part claims"),
 }
 """The parts of each step, in running order. A profile may lack some; parts that are not listed come last."""

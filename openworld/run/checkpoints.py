@@ -6,10 +6,10 @@ from is not needed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from torch.optim import Optimizer
+from typing import Any
 
 from openworld.config import RunConfig
 from openworld.detector import Detector, detector_to_load
@@ -82,29 +82,29 @@ def checkpoints_of(run: Path, task: int) -> Path:
 
 
 def save_progress(
-    folder: Path, detector: Detector, progress: Progress, log: RunLog, optimizer: Optimizer | None = None
+    folder: Path, detector: Detector, progress: Progress, log: RunLog, going_on: Mapping[str, Any] | None = None
 ) -> None:
     """Write a checkpoint; only the first process writes, since all hold the same.
 
-    Optimiser and generators are written while the stage is running. A finished stage writes the model alone, from which
-    the next stage starts.
+    What a stage goes on with and the generators are written while it is running. A finished stage writes the model
+    alone, from which the next stage starts.
 
     Args:
         folder: see :func:`checkpoints_of`.
         detector: whose state dict is written.
         progress: of the task; the length of the log is filled in.
         log: of the run.
-        optimizer: of a running stage.
+        going_on: state of a running stage beside the model and the generators, such as its optimiser's.
     """
     if not distributed.is_first():
         return
-    goes_on = None if progress.done or optimizer is None else {"optimizer": optimizer.state_dict(), "rng": rng_state()}
+    state = None if progress.done or going_on is None else {**going_on, "rng": rng_state()}
     save_checkpoint(
         folder,
         f"{progress.stage}-{progress.step:06d}",
         position=progress.position,
         tensors=detector.state_dict(),
-        state=goes_on,
+        state=state,
         about={**asdict(progress), "log_offset": log.offset},
     )
 

@@ -138,18 +138,24 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_shares(config: RunConfig) -> None:
-    """Check that every process gets the same number of images of a batch.
+    """Check that every process gets the same number of images of each part of a batch.
 
     Raises:
-        ConfigError: the number of processes does not divide a batch size.
+        ConfigError: the number of processes, or of parts, or of both together does not divide a batch size.
     """
     processes = distributed.world_size()
     for name, options in (("train", config.train), ("increment", config.increment), ("replay", config.replay)):
-        if options.batch_size % processes:
+        if options.batch_size % options.accumulate:
             raise ConfigError(
-                f"{name}.batch_size is {options.batch_size}, which {processes} processes cannot share equally",
-                remedy=f"it counts the images of all processes together: give a multiple of {processes}, or start "
-                "another number of processes",
+                f"{name}.accumulate is {options.accumulate}, which does not divide the batch of {options.batch_size}",
+                remedy=f"give a divisor of {name}.batch_size, as batch_factor leaves it",
+            )
+        if options.batch_size // options.accumulate % processes:
+            raise ConfigError(
+                f"{name}.batch_size is {options.batch_size}, which {processes} processes cannot share equally"
+                + (f" in {options.accumulate} parts" if options.accumulate > 1 else ""),
+                remedy="it counts the images of all processes together: give a multiple of "
+                f"{processes * options.accumulate}, or start another number of processes",
             )
 
 

@@ -25,22 +25,18 @@ from typing import Any
 import torch
 
 from openworld.config import RunConfig, scaled
-from openworld.data.loader import TrainBatches
-from openworld.data.splits import View, replay_view, training_view
 from openworld.detector import Detector, build_detector
 from openworld.errors import CheckpointError, DataError
 from openworld.run import evaluate
 from openworld.run.checkpoints import Progress, finished_task, restore_detector, save_progress
 from openworld.run.folder import Run, check_shares, claim, locked, note_places, open_run
-from openworld.run.profile import profile_phase
-from openworld.run.replay import chosen_exemplars, listed_exemplars, replayed_images
+from openworld.run.phases import announce_phases, optimise
+from openworld.run.replay import chosen_exemplars, listed_exemplars
 from openworld.run.sources import open_sources
-from openworld.run.train import Phase, train_phase
 from openworld.runtime import distributed
 from openworld.runtime.checkpoint import Checkpoint, newest_valid
 from openworld.runtime.environment import select_device
 from openworld.runtime.images import WHITE_LEVEL
-from openworld.runtime.profiling import Profile
 from openworld.runtime.runlog import RunLog
 from openworld.runtime.seeding import seed_everything
 from ssl_backbones.backbones import ResNetOptions
@@ -72,6 +68,7 @@ def run_schedule(config: RunConfig, folder: Path, *, resume: bool, profile_steps
         config.method.method_class()  # a fault in it is found here, not after the pretraining
         claimed = distributed.on_first(lambda: claim(config, folder, resume=resume))
         run = open_run(scaled(claimed), folder, profile_steps)
+        announce_phases(run)
         distributed.on_first(lambda: note_places(claimed, folder))
         if run.config.pretrain is not None:
             pretrain_backbone(run, resume=resume)
@@ -154,7 +151,7 @@ def always(config: RunConfig, task: int) -> bool:
 
 def replays(config: RunConfig, task: int) -> bool:
     """Return whether a task fine-tunes on exemplars: any task but the first one."""
-    return task > 1 and config.exemplars.enabled and config.replay.for_task(task).steps > 0
+    return task > 1 and config.exemplars.enabled and not config.replay.for_task(task).is_skipped
 
 
 def chooses_before_training(config: RunConfig, task: int) -> bool:
@@ -262,59 +259,6 @@ def choose_exemplars(run: Run, task: int) -> None:
         loader, seed = run.config.data.loader, run.config.seed
         record = chosen_exemplars(train, space, options, seed, detector=detector, loader=loader)
     run.write_json(f"task{task}/exemplars.json", record)
-
-
-def optimise(run: Run, task: int, stage: str, detector: Detector, resumed: Checkpoint | None) -> None:
-    """Train on the task's new classes, or replay the exemplars of all classes; end with a checkpoint."""
-    config, space = run.config, run.space(task)
-    taught = (config.train if task == 1 else config.increment).for_task(task)
-    if stage == "replay":
-        options, view, first_step = config.replay.for_task(task), exemplar_view(run, task), taught.steps
-    else:
-        options, view, first_step = taught, training_view(run.sources.train, space), 0
-    batches = TrainBatches(
-        view,
-        batch_size=options.batch_size,
-        seed_parts=(config.seed, task, stage),
-        start_step=0 if resumed is None else Progress.of(resumed).step,
-        total_steps=options.steps,
-        options=config.data.loader,
-        positions=distributed.local_range(options.batch_size),
-    )
-    phase = Phase(task, stage, options, run.checkpoints(task), space.known, first_step)
-    profile = Profile(run.profile_steps, detector.engine.pixel_mean.device) if run.profile_steps else None
-    with run.log.phase(stage, task):
-        arguments = detector, batches, phase, run.log, resumed
-        train_phase(*arguments) if profile is None else profile_phase(profile, *arguments)
-    save_progress(phase.folder, detector, phase.after(options.steps), run.log)
-    broken = {path: why for each in distributed.gather_objects(batches.broken) for path, why in each.items()}
-    if broken:
-        run.write_json(f"task{task}/broken_images_{stage}.json", broken)
-    if profile is not None and profile.seconds:
-        write_profile(run, phase, profile)
-
-
-def exemplar_view(run: Run, task: int) -> View:
-    """Return the images that the task replays, of this and earlier tasks, with all classes known now."""
-    records = [json.loads((run.task_folder(number) / "exemplars.json").read_text()) for number in range(1, task + 1)]
-    return replay_view(run.sources.train, run.space(task), replayed_images(records))
-
-
-def write_profile(run: Run, phase: Phase, profile: Profile) -> None:
-    """Write a phase's times to profile.json; they replace earlier ones of the same phase."""
-    path = run.folder / "profile.json"
-    phases = json.loads(path.read_text())["phases"] if path.exists() else []
-    here = {"task": phase.task, "stage": phase.stage}
-    kept = [found for found in phases if {key: found[key] for key in here} != here]
-    entry = {
-        **here,
-        "device": "cuda" if profile.on_gpu else "cpu",
-        "threads": torch.get_num_threads(),
-        "processes": distributed.world_size(),
-        "batch_size": phase.options.batch_size,
-        **profile.record(),
-    }
-    run.write_json("profile.json", {"phases": [*kept, entry]})
 
 
 def calibrate(run: Run, task: int, stage: str, detector: Detector, resumed: Checkpoint | None) -> None:

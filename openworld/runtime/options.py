@@ -175,6 +175,12 @@ def hints_of(owner: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(owner)}
 
 
+def given(options: object) -> frozenset[str]:
+    """Return the fields that a layer of the tree gives, of an object under construction; none outside of a reader."""
+    place = _place.get()
+    return frozenset(place.sources if place is not None and place.owner is type(options) else ())
+
+
 def check(options: object) -> None:
     """Raise an error for the first value that does not fit its annotation.
 

@@ -44,16 +44,21 @@ class Profile:
         """Per timed step, seconds by part, in the order in which the parts first ran."""
         self._open: list[str] = []
         self._cuts: list[tuple[str, Any]] = []
+        self._whole: frozenset[str] = frozenset()
 
     @contextmanager
-    def watch(self, calls: Iterable[Call], modules: Iterable[tuple[str, nn.Module]] = ()) -> Iterator[None]:
+    def watch(
+        self, calls: Iterable[Call], modules: Iterable[tuple[str, nn.Module]] = (), *, whole: Iterable[str] = ()
+    ) -> Iterator[None]:
         """Within the block, time the calls of some functions and of some modules.
 
         Args:
             calls: functions, which are replaced by timed ones where they are looked up, and put back at the end.
             modules: names of parts, and the modules whose forward passes are the part.
+            whole: names of parts that keep the time of the timed calls inside of them.
         """
         calls = list(calls)
+        self._whole = frozenset(whole)
         kept = [(owner, attribute, vars(owner).get(attribute)) for _, owner, attribute in calls]
         handles = []
         try:
@@ -142,7 +147,7 @@ class Profile:
     def _enter(self, name: str) -> None:
         if self._open:
             self._cut()
-            self._open.append(name)
+            self._open.append(self._open[-1] if self._open[-1] in self._whole else name)
 
     def _leave(self) -> None:
         if len(self._open) > 1:

@@ -57,6 +57,7 @@ class Ore(OpenWorldMethod):
         self.memory = FeatureMemory(rows, self.clustering.items_per_class, feature_dim)
         self.prototypes = Prototypes(rows, feature_dim, self.clustering.absent)
         self.energy_model = EnergyModel(self.energy)
+        self._moved_at: int | None = None
 
     @classmethod
     def of(cls, options: OreOptions, space: LabelSpace, feature_dim: int) -> Self:
@@ -142,8 +143,8 @@ class Ore(OpenWorldMethod):
         """Update the prototypes for this step, and compute the loss of the features against them (algorithm 1).
 
         At ``start_step`` (in later tasks ``later_start_step``, if it is given) the prototypes become the class means;
-        afterwards, whenever ``update_every`` divides the step, they move by momentum. A run that is past the start
-        without any prototype initialises them at once.
+        afterwards, whenever ``update_every`` divides the step, they move by momentum, once per step. A run that is past
+        the start without any prototype initialises them at once.
 
         Args:
             features: (R, D) floating, with gradient.
@@ -164,8 +165,9 @@ class Ore(OpenWorldMethod):
             return features[:0].float().sum()
         if step == start or not self.prototypes.started:
             self.prototypes.start(*self.memory.means())
-        elif step % options.update_every == 0:
+        elif step % options.update_every == 0 and step != self._moved_at:  # once, where a batch comes in parts
             self.prototypes.update(*self.memory.means(), options.momentum)
+            self._moved_at = step
         num_regions = None
         if ranks is not None and options.averaged_over == "all_ranks":
             here = takes_part(labels, len(self.prototypes.present), self.space.background).sum()

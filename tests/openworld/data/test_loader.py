@@ -230,7 +230,7 @@ def test_processes_share_each_batch(samples: list[Sample]) -> None:
                 start_step=0,
                 total_steps=9,
                 options=OPTIONS,
-                positions=positions,
+                parts=[positions],
             )
         )
         for positions in (range(0, 1), range(1, 3), range(3, 4))

@@ -56,7 +56,8 @@ def save(run: Run, task: int, stage: str, step: int, *, done: bool, seed: int = 
     torch.manual_seed(seed)
     detector = detector_to_load(run.config, run.space(task))
     progress = Progress(task, stage, step, done, run.space(task).known)
-    save_progress(run.checkpoints(task), detector, progress, run.log, torch.optim.SGD(detector.parameters(), lr=1.0))
+    going_on = {"optimizer": torch.optim.SGD(detector.parameters(), lr=1.0).state_dict()}
+    save_progress(run.checkpoints(task), detector, progress, run.log, going_on)
     return detector
 
 
