@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from openworld.config import PhaseOptions, RunConfig, scaled
-from openworld.configfile import CONFIGS, read_config, read_options
+from openworld.configfile import CONFIGS, dump_config, read_config, read_options
 from openworld.data.options import ExemplarOptions
 from openworld.errors import ConfigError
 from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, OreOptions, UnknownLabelOptions
@@ -59,6 +59,64 @@ def test_steps_by_task() -> None:
     assert [phase.for_task(task).steps for task in (1, 2, 3, 4)] == [5, 7, 5, 0]
     with pytest.raises(ConfigError, match=r"steps_by_task is \{0: 7\}"):
         PhaseOptions(steps=5, steps_by_task={0: 7}, lr=0.1)
+
+
+def given(tmp_path: Path, *layers: str) -> PhaseOptions:
+    """``train`` of a configuration of one file per layer; its default is of 320 steps."""
+    paths = [tmp_path / f"{number}.yaml" for number in range(len(layers))]
+    for path, layer in zip(paths, layers, strict=True):
+        path.write_text(f"train: {{{layer}}}")
+    return read_config(*paths).train
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        (("lr: 0.1",), (320, None)),
+        (("epochs: 12",), (None, 12.0)),
+        (("steps: 8",), (8, None)),
+        (("epochs: 12", "epochs: null, steps: 8"), (8, None)),
+        (("steps: 8", "steps: null, epochs: 0.5"), (None, 0.5)),
+    ],
+)
+def test_a_length_is_given_in_steps_or_in_epochs(
+    tmp_path: Path, layers: tuple[str, ...], expected: tuple[int | None, float | None]
+) -> None:
+    phase = given(tmp_path, *layers)
+    assert (phase.steps, phase.epochs) == expected
+    path = tmp_path / "dumped.yaml"
+    path.write_text(dump_config(RunConfig(train=phase)))
+    assert read_config(path).train == phase
+
+
+def test_two_lengths_or_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.epochs is 12, and steps is 8"):
+        given(tmp_path, "epochs: 12", "steps: 8")
+    with pytest.raises(ConfigError, match=r"train\.steps is missing, and so is epochs"):
+        given(tmp_path, "steps: null")
+    with pytest.raises(ConfigError, match=r"PhaseOptions\.epochs is 2, and steps is 3"):
+        PhaseOptions(steps=3, epochs=2, lr=0.1)
+
+
+def test_epochs_become_steps() -> None:
+    phase = PhaseOptions(epochs=2.5, steps_by_task={3: 7}, lr=0.1, batch_size=4)
+    assert phase.in_steps(11) == replace(phase, epochs=None, steps=7)  # 27.5 images
+    assert phase.in_steps(1).num_steps == 1
+    assert phase.for_task(2).in_steps(11).num_steps == phase.for_task(3).in_steps(100).num_steps == 7
+    nothing = replace(phase, epochs=0.0)
+    assert nothing.in_steps(11).num_steps == 0 and nothing.is_skipped and nothing.in_steps(11).is_skipped
+    assert not phase.is_skipped and not nothing.for_task(3).is_skipped
+
+
+def test_factors_of_epochs_of_the_average_and_of_validations() -> None:
+    """The average of a quarter of the batch weighs the images of four steps as that of the whole weighs one step."""
+    phase = PhaseOptions(epochs=12, lr=0.01, batch_size=8, ema_decay=0.9, validate_every=100)
+    small = scaled(RunConfig(train=phase, batch_factor=0.25)).train
+    assert (small.epochs, small.steps, small.validate_every) == (12, None, 400)
+    assert small.ema_decay**4 == pytest.approx(0.9)
+    short = scaled(RunConfig(train=phase, length_factor=0.5)).train
+    assert (short.epochs, short.validate_every, short.ema_decay) == (6, 50, pytest.approx(0.81))
+    assert scaled(RunConfig(train=replace(phase, ema_decay=0.0), length_factor=0.5)).train.ema_decay == 0
 
 
 def test_the_paper_preset_is_what_the_options_default_to() -> None:

@@ -14,12 +14,21 @@ import pytest
 import torch
 from PIL import Image
 
-from openworld.data.loader import TrainBatch, TrainBatches, eval_batches, load_record, to_original
+from openworld.data.loader import (
+    TrainBatch,
+    TrainBatches,
+    eval_batches,
+    images_per_epoch,
+    load_record,
+    local_parts,
+    to_original,
+)
 from openworld.data.options import LoaderOptions
 from openworld.data.splits import Sample, View
 from openworld.data.transforms import as_float
 from openworld.errors import DataError
 from openworld.records import Dataset, Record
+from openworld.runtime import distributed
 
 OPTIONS = LoaderOptions(min_size=24, max_size=32)
 
@@ -240,6 +249,62 @@ def test_processes_share_each_batch(samples: list[Sample]) -> None:
         for parts in zip(*shares, strict=True)
     ]
     assert_equal(joined, whole)
+
+
+def test_the_parts_of_a_batch_are_the_batch(samples: list[Sample]) -> None:
+    """Also of a run that goes on; a part of which no image can be read takes the next good one alone."""
+    whole = batches(samples, size=4)
+
+    def in_parts(start: int) -> list[list[TrainBatch]]:
+        loader = TrainBatches(
+            view_of(samples),
+            batch_size=4,
+            seed_parts=(1, "train"),
+            start_step=start,
+            total_steps=9,
+            options=OPTIONS,
+            parts=local_parts(4, 2),
+        )
+        steps = list(loader.by_step())
+        assert len(steps) == len(loader) == 9 - start
+        return steps
+
+    found = in_parts(0)
+    assert all([len(targets) for _, targets in step] == [2, 2] for step in found)
+    joined = [
+        ([image for images, _ in parts for image in images], [target for _, targets in parts for target in targets])
+        for parts in found
+    ]
+    assert_equal(joined, whole)
+    for one, other in zip(in_parts(5), found[5:], strict=True):
+        assert_equal(one, other)
+    first, second = ids(found[0])
+    break_images(samples, [int(number) for number in first])
+    loader = TrainBatches(
+        view_of(samples),
+        batch_size=4,
+        seed_parts=(1, "train"),
+        start_step=0,
+        total_steps=1,
+        options=replace(OPTIONS, max_bad_fraction=1.0),
+        parts=local_parts(4, 2),
+    )
+    ((replaced, kept),) = (ids(step) for step in loader.by_step())
+    assert kept == second and len(replaced) == 1 and replaced[0] not in first
+
+
+def test_two_processes_share_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert local_parts(12, 3) == [range(0, 4), range(4, 8), range(8, 12)]
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    for rank, expected in ((0, [(0, 1), (4, 5), (8, 9)]), (1, [(2, 3), (6, 7), (10, 11)])):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        assert [tuple(part) for part in local_parts(12, 3)] == expected
+
+
+def test_images_of_an_epoch(samples: list[Sample]) -> None:
+    """Four of seven images show a class of their own, asked for sqrt(0.5 * 7) = 1.87 times: 3 + 7.48, rounded up."""
+    assert images_per_epoch(view_of(samples), OPTIONS) == 7
+    assert images_per_epoch(view_of(samples), replace(OPTIONS, repeat_threshold=0.5)) == 11
 
 
 def test_size_that_differs_from_the_annotation(samples: list[Sample]) -> None:

@@ -10,6 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,22 @@ from tests.two_processes import TwoProcesses
 
 def phase(steps: int) -> PhaseOptions:
     """Two images a process; SGD, which rounding moves no further than it is (Adam divides by small numbers)."""
-    return PhaseOptions(steps=steps, batch_size=4, lr=1e-3, optimizer="sgd", warmup_steps=1, checkpoint_every=2)
+    return PhaseOptions(
+        steps=steps,
+        batch_size=4,
+        lr=1e-3,
+        optimizer="sgd",
+        warmup_steps=1,
+        ema_decay=0.5,
+        validate_every=2,
+        checkpoint_every=2,
+    )
 
 
 def config() -> RunConfig:
     """BatchNorm is trained, images differ in size, prototypes start in the second step and move in the third.
+
+    The batches of the replay come in two parts, one image a process.
 
     Few proposals, so that rounding finds no two of nearly equal objectness to swap.
     """
@@ -66,7 +78,7 @@ def config() -> RunConfig:
         exemplars=ExemplarOptions(per_class=2, strategy="herding"),
         train=phase(3),
         increment=phase(2),
-        replay=phase(2),
+        replay=replace(phase(2), accumulate=2),
     )
 
 
@@ -131,9 +143,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory, two_processes: TwoProcesses) 
     return folder
 
 
-def steps(run: Path) -> list[dict[str, Any]]:
+def events(run: Path, kind: str) -> list[dict[str, Any]]:
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [entry for entry in entries if entry["event"] == "step"]
+    return [entry for entry in entries if entry["event"] == kind]
+
+
+def steps(run: Path) -> list[dict[str, Any]]:
+    return events(run, "step")
 
 
 def weights(run: Path, task: int, name: str) -> dict[str, Tensor]:
@@ -148,6 +164,19 @@ def assert_close(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
         assert float((one - two).abs().max()) <= 1e-12 * max(1.0, float(one.abs().max())), name
 
 
+def test_parts_that_do_not_divide_the_batch_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = config()
+    with pytest.raises(ConfigError, match=r"increment\.accumulate is 3, which does not divide the batch of 4"):
+        check_shares(replace(plain, increment=replace(plain.increment, accumulate=3)))
+    in_parts = replace(plain, replay=replace(plain.replay, accumulate=4))
+    check_shares(in_parts)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(
+        ConfigError, match=r"replay\.batch_size is 4, which 2 processes cannot share equally in 4 parts"
+    ):
+        check_shares(in_parts)
+
+
 @pytest.mark.parametrize("other", ["two", "from the second step"])
 def test_every_loss_and_every_weight_is_that_of_one_process(runs: Path, other: str) -> None:
     expected, got = steps(runs / "one"), steps(runs / other)
@@ -156,6 +185,14 @@ def test_every_loss_and_every_weight_is_that_of_one_process(runs: Path, other: s
     for one, two in zip(expected, got, strict=True):
         assert {**two, "loss": 0, "losses": 0} == {**one, "loss": 0, "losses": 0}
         assert two["losses"] == pytest.approx(one["losses"], rel=1e-12, abs=1e-12)
+    validations = events(runs / "one", "validation")
+    assert events(runs / other, "validation") == validations
+    assert [(entry["task"], entry["stage"], entry["step"]) for entry in validations] == [
+        (1, "train", 2),
+        (1, "train", 3),
+        (2, "train", 2),
+        (2, "replay", 2),
+    ]
     for task, name in ((1, "train-000003"), (2, "replay-000002")):
         assert_close(weights(runs / "one", task, name), weights(runs / other, task, name))
 
@@ -188,11 +225,14 @@ def test_only_the_first_process_writes(runs: Path) -> None:
 
 
 def test_a_step_sends_the_gradients_once_and_little_else(runs: Path) -> None:
-    """Seven steps in float64, against the formulas of docs/scaling.md with 8 bytes in place of 4."""
+    """Seven steps in float64, against the formulas of docs/scaling.md with 8 bytes in place of 4.
+
+    Two of them compute a batch in two parts, so that there are nine forward and backward passes.
+    """
     first, second = (json.loads((runs / f"traffic{rank}.json").read_text()) for rank in range(2))
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     gradients, channels = [], Counter[int]()
-    for task, name, count in ((1, "train-000003", 3), (2, "replay-000002", 4)):
+    for task, name, count, passes in ((1, "train-000003", 3, 3), (2, "replay-000002", 4, 6)):
         engine = {key: value for key, value in weights(runs / "two", task, name).items() if key.startswith("engine.")}
         trained = [
             value.numel() for key, value in engine.items() if not key.endswith((*statistics, "pixel_mean", "pixel_std"))
@@ -200,13 +240,13 @@ def test_a_step_sends_the_gradients_once_and_little_else(runs: Path) -> None:
         gradients += count * [8 * (sum(trained) + len(trained))]
         for key, value in engine.items():
             if key.endswith("running_mean"):
-                channels[len(value)] += count
+                channels[len(value)] += passes
     assert first["gradients"] == gradients == second["gradients"]
 
     added = Counter(first["all_reduce"])
     assert added.pop(6 * 8) == 7  # losses and their sum
-    assert added.pop(2 * 8) == 7  # size of the padded batch
-    assert 14 < added.pop(4) <= 14 + 7  # divisors of the losses: RPN, box head, and ORE once it has prototypes
+    assert added.pop(2 * 8) == 9  # size of the padded batch
+    assert 18 < added.pop(4) <= 18 + 9  # divisors of the losses: RPN, box head, and ORE once it has prototypes
     added.pop(8)  # barriers
     assert added == {2 * 8 * width: count for width, count in channels.items()}  # BatchNorm, backward
 

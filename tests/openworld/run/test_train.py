@@ -1,16 +1,24 @@
-"""The optimisation phase: learning rates by hand, the guard against losses that are not finite."""
+"""The optimisation phase: learning rates by hand, batches in parts, the guard against losses that are not finite."""
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from openworld.config import PhaseOptions
+from openworld.config import PhaseOptions, RunConfig
+from openworld.data.options import DataOptions
+from openworld.detector import detector_to_load
+from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
 from openworld.errors import ConfigError, NumericsError
-from openworld.run.train import Phase, check_finite, learning_rate, phase_optimizer
+from openworld.labels import LabelSpace
+from openworld.methods.closed.options import ClosedOptions
+from openworld.run.train import Phase, backward, check_finite, learning_rate, phase_optimizer
 from openworld.structures import Target
+from ssl_backbones.backbones import ResNetOptions
+from tests.double_precision import in_double_precision
 
 
 def options(**changes: object) -> PhaseOptions:
@@ -51,6 +59,72 @@ def test_the_backbone_learns_at_its_own_rate() -> None:
     found = {parameter: group["lr_scale"] for group in optimizer.param_groups for parameter in group["params"]}
     assert found == {**dict.fromkeys(backbone[1].parameters(), 0.1), **dict.fromkeys(head.parameters(), 1.0)}
     assert {group["lr_scale"] for group in phase_optimizer(model, options(), backbone).param_groups} == {1.0}
+
+
+class Slopes(nn.Module):
+    """A detector whose losses are multiples of its weight: of an image's pixel, and of its square."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0))
+
+    def losses(self, images: list[torch.Tensor], targets: list[Target], step: int, *, replay: bool) -> dict[str, Any]:
+        assert (step, replay) == (7, True)
+        mean = torch.stack(images).mean()
+        return {"one": self.weight * mean, "two": self.weight * mean**2}
+
+
+def test_parts_count_alike_and_their_gradients_are_averaged() -> None:
+    """Means 1, 4 and 7, of one, two and one image: the total is 2 (4 + 22), the gradient (2 + 20 + 56) / 3."""
+    model = Slopes()
+    parts: Any = [([torch.tensor(value) for value in values], []) for values in ((1.0,), (3.0, 5.0), (7.0,))]
+    names, read = backward(model, parts, 7, replay=True)  # type: ignore[arg-type]
+    assert names == ["one", "two"]
+    assert read() == pytest.approx([2 * 26, 2 * 4, 2 * 22])
+    assert model.weight.grad is not None and model.weight.grad.item() == pytest.approx(26)
+
+
+def test_a_batch_in_parts_makes_the_step_of_the_whole() -> None:
+    """But for rounding, with frozen statistics, where nothing is drawn and every image has as many anchors and regions.
+
+    All proposals of an image are kept and sampled, and so are all anchors: no anchor lies between the two IoUs, and the
+    shares are as large as their pools.
+    """
+    roi = RoiOptions(sampled_regions=1000, positive_fraction=1.0, hidden_dim=8)
+    rpn = RpnOptions(
+        anchor_sizes=[8.0, 16.0, 32.0, 48.0],
+        background_iou=0.5,
+        foreground_iou=0.5,
+        sampled_anchors=100_000,
+        train_candidates=4,
+        train_proposals=8,
+        nms_iou=1.0,
+        min_side_px=0.0,
+    )
+    model = ModelOptions(
+        arch=ResNetOptions(width=1 / 16), fpn_channels=4, norm="frozen", rpn=rpn, roi=roi, device="cpu"
+    )
+    data = DataOptions(tasks=[["ball"], ["cube"]])
+    config = RunConfig(data=data, pretrain=None, method=ClosedOptions(), model=model)
+    with in_double_precision():
+        torch.manual_seed(0)
+        detector = detector_to_load(config, LabelSpace.of([["ball"], ["cube"]], 1)).train()
+        images = [torch.rand(3, 64, 64) for _ in range(4)]
+        boxes = torch.tensor([[[8.0, 8, 40, 40]], [[20.0, 4, 60, 36]], [[2.0, 30, 30, 60]], [[30.0, 30, 62, 62]]])
+        targets = [Target(box.double(), torch.zeros(1, dtype=torch.int64), row) for row, box in enumerate(boxes)]
+        found = []
+        for size in (4, 2, 1):
+            detector.zero_grad()
+            parts = [(images[first : first + size], targets[first : first + size]) for first in range(0, 4, size)]
+            _, read = backward(detector, parts, 0, replay=False)
+            gradients = [parameter.grad.clone() for parameter in detector.parameters() if parameter.grad is not None]
+            found.append((read(), gradients))
+    whole, gradients = found[0]
+    assert all(value > 0 for value in whole)
+    for losses, others in found[1:]:
+        assert losses == pytest.approx(whole, rel=1e-12)
+        for one, other in zip(gradients, others, strict=True):
+            assert torch.allclose(one, other, rtol=1e-9, atol=1e-13)
 
 
 def test_a_loss_that_is_not_finite_names_the_images() -> None:
