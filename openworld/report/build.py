@@ -23,6 +23,7 @@ from openworld.report.sections.headline import headline, warnings
 from openworld.report.sections.pictures import picture_facts, pictures_note
 from openworld.report.sections.results import classes, results
 from openworld.report.sections.settings import commands, what_was_run
+from openworld.report.validation import validation_curves
 from openworld.runtime.files import write_atomic
 
 
@@ -77,6 +78,7 @@ def build_report(
         method=method,
         backbone=backbone(artefacts.card),
         losses=markup(plots.loss_curves(artefacts.log)),
+        validations=markup(validation_curves(artefacts.log)),
         run=what_was_run(artefacts),
         commands=commands(artefacts),
         notes=(*artefacts.notes, *([f"{changed[0].upper()}{changed[1:]}."] if changed else [])),

@@ -110,7 +110,7 @@ def loss_curves(log: Sequence[Mapping[str, Any]]) -> str | None:
                 (used[name],) = axes.plot(*binned(steps, values), color=_loss_colour(name), linewidth=1.0, alpha=0.85)
             total = numbers(entry.get("loss") for entry in entries)
             (used["total"],) = axes.plot(*binned(steps, total), color=PALETTE["ink"], linewidth=1.7)
-            axes.set_title(_phase_name(stage, task))
+            axes.set_title(phase_name(stage, task))
             axes.set_xlabel("step")
             top = np.nanmax(total) if np.isfinite(total).any() else 1.0
             axes.set_ylim(
@@ -350,7 +350,8 @@ def _loss_colour(name: str) -> str:
     return PALETTE[_LOSSES.get(name, "rose")]
 
 
-def _phase_name(stage: str, task: Any) -> str:
+def phase_name(stage: str, task: Any) -> str:
+    """Return the title of a phase's panel."""
     return shortened(f"Task {task} · {stage}" if task is not None else stage.capitalize(), 30)
 
 

@@ -90,6 +90,18 @@ def test_resume_is_exact() -> None:
     assert not list(ore.parameters())
 
 
+def test_prototypes_move_once_per_step_where_a_batch_comes_in_parts() -> None:
+    """Momentum 0.5, an update every 2 steps: from 1 by half of the way to the mean, which is 3 after four cats at 5."""
+    ore = Ore(SPACE, 1, replace(QUICK, items_per_class=8))
+    cats = torch.zeros(4, dtype=torch.int64)
+    clustering_step(ore, torch.ones(4, 1), cats, 3)
+    path = []
+    for step in (4, 4, 5, 6):
+        clustering_step(ore, torch.full((4, 1), 5.0), cats, step)
+        path.append(ore.prototypes.vectors[0, 0].item())
+    assert path == [2.0, 2.0, 2.0, 3.5]  # at step 6 the memory holds the last eight: from 2 to the middle of 2 and 5
+
+
 @pytest.mark.parametrize("during_replay", [True, False])
 def test_replay_refreshes_the_old_classes(during_replay: bool) -> None:
     """Momentum 0.5, an update every 2 steps: cat's prototype goes from 1 to 3, 4, 4.5 when replay shows cats at 5."""
