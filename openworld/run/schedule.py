@@ -26,13 +26,17 @@ import torch
 
 from openworld.config import RunConfig, scaled
 from openworld.data.loader import TrainBatches
+from openworld.data.options import ExemplarOptions
 from openworld.data.splits import View, replay_view, training_view
 from openworld.detector import Detector, build_detector
+from openworld.distillation.pseudo_labels import with_pseudo_labels
+from openworld.distillation.teacher import Teacher
 from openworld.errors import CheckpointError, DataError
 from openworld.run import evaluate
 from openworld.run.checkpoints import Progress, finished_task, restore_detector, save_progress
 from openworld.run.folder import Run, check_shares, claim, locked, note_places, open_run
 from openworld.run.profile import profile_phase
+from openworld.run.pseudo_labels import pseudo_labels
 from openworld.run.replay import chosen_exemplars, listed_exemplars, replayed_images
 from openworld.run.sources import open_sources
 from openworld.run.train import Phase, train_phase
@@ -165,6 +169,10 @@ def chooses_after_training(config: RunConfig, task: int) -> bool:
     return config.exemplars.needs_detector and config.exemplars.enabled
 
 
+def has_pseudo_labels(config: RunConfig, task: int) -> bool:
+    return task > 1 and config.distillation.pseudo_label_score is not None
+
+
 def written(name: str) -> Callable[[Run, int], bool]:
     """Return a test for whether a task has a file."""
     return lambda run, task: (run.task_folder(task) / name).exists()
@@ -220,16 +228,25 @@ def detector_of_task_before(run: Run, task: int) -> Detector:
     Raises:
         CheckpointError: that task is not finished.
     """
-    before = finished_task(run.folder, task - 1)
-    if before is None:
-        raise CheckpointError(
-            f"task {task} needs the detector of task {task - 1}",
-            where=str(run.task_folder(task - 1)),
-            remedy="run the tasks in order",
-        )
-    detector = restore_detector(run.config, before)
+    detector = finished_detector(run, task - 1)
     detector.grow(run.space(task))
     return detector
+
+
+def finished_detector(run: Run, task: int) -> Detector:
+    """Load the finished detector of a task that a later one builds on.
+
+    Raises:
+        CheckpointError: that task is not finished.
+    """
+    found = finished_task(run.folder, task)
+    if found is None:
+        raise CheckpointError(
+            f"task {task + 1} needs the detector of task {task}",
+            where=str(run.task_folder(task)),
+            remedy="run the tasks in order",
+        )
+    return restore_detector(run.config, found)
 
 
 # -- the work of the stages -------------------------------------------------------------------------------------------
@@ -271,7 +288,8 @@ def optimise(run: Run, task: int, stage: str, detector: Detector, resumed: Check
     if stage == "replay":
         options, view, first_step = config.replay.for_task(task), exemplar_view(run, task), taught.steps
     else:
-        options, view, first_step = taught, training_view(run.sources.train, space), 0
+        options, view, first_step = taught, taught_view(run, task), 0
+    exemplars = mixed_exemplars(run, task) if stage == "train" and task > 1 else None
     batches = TrainBatches(
         view,
         batch_size=options.batch_size,
@@ -280,8 +298,11 @@ def optimise(run: Run, task: int, stage: str, detector: Detector, resumed: Check
         total_steps=options.steps,
         options=config.data.loader,
         positions=distributed.local_range(options.batch_size),
+        exemplars=exemplars,
+        num_exemplars=0 if exemplars is None else num_mixed(config.exemplars, options.batch_size),
     )
-    phase = Phase(task, stage, options, run.checkpoints(task), space.known, first_step)
+    teacher = teacher_of(run, task, stage)
+    phase = Phase(task, stage, options, run.checkpoints(task), space.known, first_step, teacher)
     profile = Profile(run.profile_steps, detector.engine.pixel_mean.device) if run.profile_steps else None
     with run.log.phase(stage, task):
         arguments = detector, batches, phase, run.log, resumed
@@ -294,10 +315,58 @@ def optimise(run: Run, task: int, stage: str, detector: Detector, resumed: Check
         write_profile(run, phase, profile)
 
 
-def exemplar_view(run: Run, task: int) -> View:
-    """Return the images that the task replays, of this and earlier tasks, with all classes known now."""
-    records = [json.loads((run.task_folder(number) / "exemplars.json").read_text()) for number in range(1, task + 1)]
+def taught_view(run: Run, task: int) -> View:
+    """Return what a task trains on: its images with its new classes, and with the pseudo-labels if it has any."""
+    space = run.space(task)
+    view = training_view(run.sources.train, space)
+    if not has_pseudo_labels(run.config, task):
+        return view
+    found = json.loads((run.task_folder(task) / "pseudo_labels.json").read_text())
+    return with_pseudo_labels(view, found["images"], space)
+
+
+def exemplar_view(run: Run, task: int, last: int | None = None) -> View:
+    """Return the exemplars of the tasks up to ``last`` (None: ``task``), with all classes known at ``task``."""
+    last = task if last is None else last
+    records = [json.loads((run.task_folder(number) / "exemplars.json").read_text()) for number in range(1, last + 1)]
     return replay_view(run.sources.train, run.space(task), replayed_images(records))
+
+
+def num_mixed(options: ExemplarOptions, batch_size: int) -> int:
+    """Return how many images of a batch are exemplars while a later task is trained; the task keeps at least one."""
+    return min(round(options.during_training * batch_size), batch_size - 1) if options.enabled else 0
+
+
+def mixed_exemplars(run: Run, task: int) -> View | None:
+    """Return the exemplars of earlier tasks that the training of a task is mixed with; None: it is not mixed."""
+    phase = run.config.increment.for_task(task)
+    if not num_mixed(run.config.exemplars, phase.batch_size):
+        return None
+    view = exemplar_view(run, task, task - 1)
+    return view if len(view) else None
+
+
+def teacher_of(run: Run, task: int, stage: str) -> Teacher | None:
+    """Return the detector of the task before, if the stage distils it.
+
+    Raises:
+        CheckpointError: that task is not finished.
+    """
+    options = run.config.distillation
+    if task == 1 or not options.needs_teacher or (stage == "replay" and not options.in_replay):
+        return None
+    return finished_detector(run, task - 1).as_teacher(options)
+
+
+def label_by_teacher(run: Run, task: int) -> None:
+    """Write pseudo_labels.json: what the detector of the task before finds on the images of the task."""
+    with run.log.phase("pseudo_labels", task):
+        detector = finished_detector(run, task - 1).eval()
+        view = training_view(run.sources.train, run.space(task))
+        entries = pseudo_labels(detector, view, run.config.data.loader, run.config.distillation)
+    options = run.config.distillation
+    record = {"task": task, "score": options.pseudo_label_score, "iou": options.pseudo_label_iou, "images": entries}
+    run.write_json(f"task{task}/pseudo_labels.json", record)
 
 
 def write_profile(run: Run, phase: Phase, profile: Profile) -> None:
@@ -326,6 +395,7 @@ def calibrate(run: Run, task: int, stage: str, detector: Detector, resumed: Chec
 
 STAGES = (
     Stage("exemplars", chooses_before_training, written("exemplars.json"), choose_exemplars),
+    Stage("pseudo_labels", has_pseudo_labels, written("pseudo_labels.json"), label_by_teacher),
     model_stage("train", always, optimise),
     Stage("exemplars", chooses_after_training, written("exemplars.json"), choose_exemplars),
     model_stage("replay", replays, optimise),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from openworld.config import PhaseOptions
 from openworld.detector import Detector
+from openworld.distillation.teacher import Teacher
 from openworld.errors import NumericsError
 from openworld.run.checkpoints import Progress, save_progress
 from openworld.runtime import distributed
@@ -38,6 +39,8 @@ class Phase:
     """Classes of the head."""
     first_step: int
     """Number of steps in earlier phases of the task."""
+    teacher: Teacher | None = None
+    """The detector of the task before, where it is distilled."""
 
     def after(self, step: int) -> Progress:
         """Return the progress of the task after ``step`` steps of the phase."""
@@ -78,7 +81,8 @@ def train_phase(
         for step, (images, targets) in enumerate(batches, start):
             lr = learning_rate(options, step)
             set_learning_rate(optimizer, lr, peak=options.lr)
-            losses = detector.losses(images, targets, phase.first_step + step, replay=phase.stage == "replay")
+            replay = phase.stage == "replay"
+            losses = detector.losses(images, targets, phase.first_step + step, replay=replay, teacher=phase.teacher)
             total = torch.stack(list(losses.values())).sum()
             read = on_host(distributed.mean_over_ranks(torch.stack([total, *losses.values()])))
             optimizer.zero_grad(set_to_none=True)
