@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from openworld.data.options import DataOptions, ExemplarOptions
+from openworld.distillation.options import DistillationOptions
 from openworld.engines.options import ModelOptions
 from openworld.methods.options import MethodOptions
 from openworld.methods.ore.options import OreOptions
@@ -146,6 +147,8 @@ class RunConfig:
     """The open-world method; its ``name`` chooses one of openworld/methods, or another package's."""
     exemplars: ExemplarOptions = field(default_factory=lambda: ExemplarOptions(per_class=50))
     """Choice of the images of earlier tasks that are kept for the replay."""
+    distillation: DistillationOptions = field(default_factory=DistillationOptions)
+    """What the detector of the task before adds to the training of a later task."""
     train: PhaseOptions = field(default_factory=lambda: PhaseOptions(steps=320, lr=1e-3))
     """Training of task 1."""
     increment: PhaseOptions = field(default_factory=lambda: PhaseOptions(steps=220, lr=1e-3))

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from openworld.config import RunConfig
+from openworld.distillation.options import DistillationOptions
+from openworld.distillation.teacher import Teacher
 from openworld.engines.base import Engine
 from openworld.engines.roi_inference import detections_of_batch
 from openworld.engines.roi_losses import box_head_losses
@@ -36,7 +38,13 @@ class Detector(nn.Module):
         return self.engine.space
 
     def losses(
-        self, images: Sequence[Tensor], targets: Sequence[Target], step: int, *, replay: bool = False
+        self,
+        images: Sequence[Tensor],
+        targets: Sequence[Target],
+        step: int,
+        *,
+        replay: bool = False,
+        teacher: Teacher | None = None,
     ) -> dict[str, Tensor]:
         """Compute all losses of one step: propose, match, relabel, sample, box head, losses.
 
@@ -45,9 +53,11 @@ class Detector(nn.Module):
             targets: annotations of each image.
             step: number of the step in the task, from 0.
             replay: the step fine-tunes on exemplars.
+            teacher: the detector of the task before, to be distilled.
 
         Returns:
-            scalars by name: the detector's ``objectness``, ``rpn_box``, ``classification``, ``box``, and the method's.
+            scalars by name: the detector's ``objectness``, ``rpn_box``, ``classification``, ``box``, the teacher's, and
+            the method's.
             With several processes, each with its share of the batch, the means of the losses over the processes equal
             the losses of one process with the whole batch.
         """
@@ -56,6 +66,8 @@ class Detector(nn.Module):
         found, losses = engine.propose(images, targets)
         regions = engine.box_head(found, training_regions(found, targets, method, self.space, roi))
         losses |= box_head_losses(regions, self.space, roi, method.unused_rows)
+        if teacher is not None:
+            losses |= teacher.losses(found, regions, self.space, method.unused_rows)
         return losses | method.losses(regions, step, replay=replay, ranks=distributed)
 
     @torch.no_grad()
@@ -91,6 +103,11 @@ class Detector(nn.Module):
         iou = engine.options.roi.foreground_iou
         regions = match_regions(found, targets, self.space, foreground_iou=iou, add_annotated=False)
         return engine.box_head(found, regions), found.sizes
+
+    def as_teacher(self, options: DistillationOptions) -> Teacher:
+        """Freeze the detector, for a later task to learn from."""
+        self.eval().requires_grad_(False)
+        return Teacher(self.engine, self.method.unused_rows, options)
 
     def calibration_samples(self, images: Sequence[Tensor], targets: Sequence[Target]) -> dict[str, Tensor]:
         """Let the method collect its calibration samples from the proposals of held-out images.

@@ -69,11 +69,11 @@ def to_original(boxes: Tensor, scale: Tensor, width: int, height: int) -> Tensor
 
 @dataclass
 class _Step:
-    """One part of a training batch and the images that could not be read for it: (position in the view, message)."""
+    """One part of a training batch and the images that could not be read for it: (path, message)."""
 
     images: list[Tensor] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
-    broken: list[tuple[int, str]] = field(default_factory=list)
+    broken: list[tuple[str, str]] = field(default_factory=list)
 
     def pin_memory(self) -> _Step:
         """For the thread of the ``DataLoader`` that pins what workers send."""
@@ -81,52 +81,33 @@ class _Step:
         return self
 
 
-class _TrainSteps:
-    """Builds any part of the batch of any step; lives in the training process or in each worker."""
+class _Epochs:
+    """The images of one view in the order of its epochs; place 0 is the first image of the first epoch.
 
-    def __init__(
-        self,
-        view: View,
-        batch_size: int,
-        parts: Sequence[range],
-        seed_parts: tuple[int | str, ...],
-        options: LoaderOptions,
-    ) -> None:
-        self.view, self.batch_size, self.seed_parts = view, batch_size, seed_parts
-        self.parts, self.options = tuple(parts), options
-        decoded_bytes = 3 * int(view.images.sizes.prod(axis=1).sum())
-        keep = options.workers == 0 and decoded_bytes < options.cache_mib * 2**20
+    Args:
+        view: what training may see.
+        seed_parts: numbers and names that the order is derived from.
+        options: how often images repeat.
+        keep: decoded images stay in memory.
+    """
+
+    def __init__(self, view: View, seed_parts: tuple[int | str, ...], options: LoaderOptions, *, keep: bool) -> None:
+        self.view, self.seed_parts = view, seed_parts
         self._cache: dict[int, Tensor] | None = {} if keep else None
         self._broken: dict[int, str] = {}
         self._factors = _factors(view, options)
         self._epoch_length = epoch_length(len(view), self._factors)
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, dtype=np.int64))
 
-    def __getitem__(self, number: int) -> _Step:
-        batch = _Step()
-        step, part = divmod(number, len(self.parts))
-        for position in self.parts[part]:
-            self._add(batch, step, position)
-        if not batch.images:  # every image was broken: the first good one of those that come next
-            for place in range(self.batch_size, self.batch_size + len(self.view)):
-                self._add(batch, step, place + self.parts[part].start)
-                if batch.images:
-                    break
-        return batch
-
-    def _add(self, batch: _Step, step: int, position: int) -> None:
-        index = self._index(step * self.batch_size + position)
-        record, labels = self.view[index]
+    def at(self, place: int) -> tuple[Sample, Tensor | str]:
+        """Return the image at a place with what the task sees of it, and its pixels, or why they cannot be read."""
+        index = self._index(place)
+        sample = self.view[index]
         try:
-            image = self._image(index, record)
+            return sample, self._image(index, sample.record)
         except DataError as error:
             self._broken[index] = str(error)
-            batch.broken.append((index, str(error)))
-            return
-        random = generator(*self.seed_parts, "augment", step, position)
-        pixels, boxes = augment(image, torch.from_numpy(record.boxes.copy()), self.options, random)
-        batch.images.append(pixels)
-        batch.targets.append(Target(boxes, torch.from_numpy(labels.copy()), record.image_id))
+            return sample, str(error)
 
     def _index(self, place: int) -> int:
         epoch, offset = divmod(place, self._epoch_length)
@@ -145,6 +126,59 @@ class _TrainSteps:
         return self._cache[index]
 
 
+class _TrainSteps:
+    """Builds any part of the batch of any step; lives in the training process or in each worker."""
+
+    def __init__(
+        self,
+        view: View,
+        batch_size: int,
+        parts: Sequence[range],
+        seed_parts: tuple[int | str, ...],
+        options: LoaderOptions,
+        exemplars: View | None,
+        num_exemplars: int,
+    ) -> None:
+        self.parts, self.options, self.seed_parts = tuple(parts), options, seed_parts
+        self._own = batch_size - num_exemplars
+        self._exemplars = num_exemplars
+        views = [view] if exemplars is None else [view, exemplars]
+        decoded_bytes = sum(3 * int(each.images.sizes.prod(axis=1).sum()) for each in views)
+        keep = options.workers == 0 and decoded_bytes < options.cache_mib * 2**20
+        self._epochs = _Epochs(view, seed_parts, options, keep=keep)
+        self._replayed = self._epochs
+        if exemplars is not None:
+            self._replayed = _Epochs(exemplars, (*seed_parts, "exemplars"), options, keep=keep)
+
+    def __getitem__(self, number: int) -> _Step:
+        batch = _Step()
+        step, part = divmod(number, len(self.parts))
+        for position in self.parts[part]:
+            if position < self._own:
+                self._add(batch, self._epochs, step * self._own + position, step, position)
+            else:
+                place = step * self._exemplars + position - self._own
+                self._add(batch, self._replayed, place, step, position)
+        if not batch.images:  # every image was broken: the first good one of those that come next
+            batch_size = self._own + self._exemplars
+            for place in range(batch_size, batch_size + len(self._epochs.view)):
+                position = place + self.parts[part].start
+                self._add(batch, self._epochs, step * self._own + position, step, position)
+                if batch.images:
+                    break
+        return batch
+
+    def _add(self, batch: _Step, epochs: _Epochs, place: int, step: int, position: int) -> None:
+        (record, labels), image = epochs.at(place)
+        if isinstance(image, str):
+            batch.broken.append((str(record.path), image))
+            return
+        random = generator(*self.seed_parts, "augment", step, position)
+        pixels, boxes = augment(image, torch.from_numpy(record.boxes.copy()), self.options, random)
+        batch.images.append(pixels)
+        batch.targets.append(Target(boxes, torch.from_numpy(labels.copy()), record.image_id))
+
+
 class TrainBatches:
     """Batches of steps ``start_step`` … ``total_steps - 1``; part by part, if a batch has several.
 
@@ -160,6 +194,8 @@ class TrainBatches:
         options: sizes, augmentation, workers.
         parts: this process's positions in each part of a batch, see :func:`local_parts`. By default there is one part,
             and all of it.
+        exemplars: a second view, which the last images of each batch come from, in an order of its own.
+        num_exemplars: number of these images, below ``batch_size``.
 
     Raises:
         DataError: the view is empty; or, while iterating, more than ``options.max_bad_fraction`` of the images are
@@ -176,6 +212,8 @@ class TrainBatches:
         total_steps: int,
         options: LoaderOptions,
         parts: Sequence[range] | None = None,
+        exemplars: View | None = None,
+        num_exemplars: int = 0,
     ) -> None:
         if not len(view):
             raise DataError(
@@ -184,12 +222,12 @@ class TrainBatches:
             )
         self.broken: dict[str, str] = {}
         """Path of each image that could not be read: why."""
-        self._view = view
+        self._views = [view] if exemplars is None else [view, exemplars]
         own = [range(batch_size)] if parts is None else parts
         self._parts_per_step = len(own)
         self._range = range(start_step * len(own), total_steps * len(own))
         self._options = options
-        self._steps = _TrainSteps(view, batch_size, own, tuple(seed_parts), options)
+        self._steps = _TrainSteps(view, batch_size, own, tuple(seed_parts), options, exemplars, num_exemplars)
 
     def __len__(self) -> int:
         """Number of steps."""
@@ -206,18 +244,17 @@ class TrainBatches:
             self._report(batch.broken)
             if not batch.images:
                 raise DataError(
-                    f"none of {len(self._view)} images can be read; the last: {batch.broken[-1][1]}",
+                    f"none of {len(self._views[0])} images can be read; the last: {batch.broken[-1][1]}",
                     remedy="check the folder of the images",
                 )
             yield batch.images, batch.targets
 
-    def _report(self, broken: list[tuple[int, str]]) -> None:
-        for index, message in broken:
-            path = str(self._view.images.paths[index])
+    def _report(self, broken: list[tuple[str, str]]) -> None:
+        for path, message in broken:
             if path not in self.broken:
                 self.broken[path] = message
                 log.warning("image left out: %s", message)
-        distinct = set(self._view.images.paths) if broken else set()
+        distinct = {path for view in self._views for path in view.images.paths} if broken else set()
         if len(self.broken) > self._options.max_bad_fraction * len(distinct) and broken:
             shown = "\n  ".join(list(self.broken.values())[:20])
             raise DataError(

@@ -264,6 +264,11 @@ class ExemplarOptions:
     about the time of an evaluation on as many images; herding holds 4 bytes times feature dimension times annotated
     boxes in memory."""
 
+    during_training: Annotated[float, AtLeast(0), Below(1)] = 0.0
+    """Share of each batch of a later task's training that shows exemplars of the tasks before, with all classes that
+    are known, in place of the task's images: joint replay, beside the fine-tuning afterwards. 0: the training sees the
+    task's images alone (paper). With ``epochs``, all images of a step count."""
+
     list: FilePath | None = None
     """Path of lists to use instead of choosing, for each task that replays; ``{task}`` in it stands for the number of
     the task. A list is an exemplars.json of a run, or a text file with one image id a line, as the published

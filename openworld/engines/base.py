@@ -28,12 +28,15 @@ class Proposals:
         boxes: for each image (P, 4) float32, clipped to the image, sorted by falling objectness.
         objectness: for each image (P,) float32 logits.
         image_sizes: height and width of each image in pixels, without padding.
+        pixels: (B, 3, H, W) float32, the normalised and padded batch that the levels were computed from; None where
+            nobody needs it.
     """
 
     levels: Mapping[str, Tensor]
     boxes: Sequence[Tensor]
     objectness: Sequence[Tensor]
     image_sizes: Sequence[tuple[int, int]]
+    pixels: Tensor | None = None
 
     @property
     def sizes(self) -> Tensor:
@@ -85,6 +88,9 @@ class Engine(Protocol):
         Returns:
             the proposals, and with targets the scalar losses ``objectness`` and ``rpn_box``.
         """
+
+    def levels_of(self, pixels: Tensor) -> Mapping[str, Tensor]:
+        """Compute the feature maps of a batch (B, 3, H, W) that is normalised and padded already, by name."""
 
     def box_head(self, found: Proposals, regions: Regions) -> Regions:
         """Return the regions with features (R, D), logits (R, K) and deltas (R, 4·C), float32.

@@ -137,10 +137,16 @@ class OpenWorldRCNN(nn.Module):
     ) -> tuple[Proposals, dict[str, Tensor]]:
         """See :class:`openworld.engines.base.Engine`."""
         batch = self.normalise(images)
+        levels = self.levels_of(batch.tensors)
         with self.autocast():
-            levels = self.features(batch.tensors)
             boxes, objectness, losses = self.rpn(batch, list(levels.values()), targets)
-        return Proposals(levels, boxes, objectness, batch.image_sizes), losses
+        return Proposals(levels, boxes, objectness, batch.image_sizes, batch.tensors), losses
+
+    def levels_of(self, pixels: Tensor) -> dict[str, Tensor]:
+        """See :class:`openworld.engines.base.Engine`."""
+        with self.autocast():
+            levels: dict[str, Tensor] = self.features(pixels)
+        return levels
 
     def box_head(self, found: Proposals, regions: Regions) -> Regions:
         """See :class:`openworld.engines.base.Engine`."""

@@ -12,7 +12,9 @@ from openworld.config import PhaseOptions, RunConfig
 from openworld.data.loader import TrainBatches, images_per_epoch, local_parts
 from openworld.data.splits import View, replay_view, training_view
 from openworld.detector import Detector
-from openworld.run.checkpoints import Progress, save_progress
+from openworld.distillation.pseudo_labels import with_pseudo_labels
+from openworld.distillation.teacher import Teacher
+from openworld.run.checkpoints import Progress, load_task, save_progress
 from openworld.run.folder import Run
 from openworld.run.profile import profile_phase
 from openworld.run.replay import replayed_images
@@ -71,11 +73,13 @@ def optimise(run: Run, task: int, stage: str, detector: Detector, resumed: Check
     """Train on the task's new classes, or replay the exemplars of all classes; end with a checkpoint."""
     config, space, loader = run.config, run.space(task), run.config.data.loader
     taught = training_view(run.sources.train, space)
-    given, view, first_step = phase_options(config, task, stage), taught, 0
+    given, view, first_step, exemplars = phase_options(config, task, stage), taught_view(run, task), 0, None
     if stage == "replay":
-        view = exemplar_view(run, task)
+        view = exemplar_view(run, task, task)
         first_step = phase_options(config, task, "train").in_steps(_images(run, taught)).num_steps
         _print_length(task, stage, given, _images(run, view))
+    elif num_mixed(config, task):
+        exemplars = exemplar_view(run, task, task - 1)
     options = given.in_steps(_images(run, view))
     if given.epochs is not None and resumed is None:
         length = {"epochs": given.epochs, "images": _images(run, view), "steps": options.num_steps}
@@ -88,8 +92,11 @@ def optimise(run: Run, task: int, stage: str, detector: Detector, resumed: Check
         total_steps=options.num_steps,
         options=loader,
         parts=local_parts(options.batch_size, options.accumulate),
+        exemplars=exemplars,
+        num_exemplars=0 if exemplars is None else num_mixed(config, task),
     )
-    phase = Phase(task, stage, options, run.checkpoints(task), space.known, first_step)
+    teacher = teacher_of(run, task, stage)
+    phase = Phase(task, stage, options, run.checkpoints(task), space.known, first_step, teacher)
     validation = None
     if options.validate_every:
         validation = Validation(validation_view(run.sources.held_out, space, stage), loader)
@@ -107,10 +114,45 @@ def optimise(run: Run, task: int, stage: str, detector: Detector, resumed: Check
         write_profile(run, phase, profile)
 
 
-def exemplar_view(run: Run, task: int) -> View:
-    """Return the images that the task replays, of this and earlier tasks, with all classes known now."""
-    records = [json.loads((run.task_folder(number) / "exemplars.json").read_text()) for number in range(1, task + 1)]
+def has_pseudo_labels(config: RunConfig, task: int) -> bool:
+    """Return whether the detector of the task before labels the images of a task."""
+    return task > 1 and config.distillation.pseudo_label_score is not None
+
+
+def taught_view(run: Run, task: int) -> View:
+    """Return what a task trains on: its images with its new classes, and with pseudo-labels if it has any."""
+    space = run.space(task)
+    view = training_view(run.sources.train, space)
+    if not has_pseudo_labels(run.config, task):
+        return view
+    found = json.loads((run.task_folder(task) / "pseudo_labels.json").read_text())
+    return with_pseudo_labels(view, found["images"], space)
+
+
+def exemplar_view(run: Run, task: int, last: int) -> View:
+    """Return the exemplars of the tasks up to ``last``, with all classes known at ``task``."""
+    records = [json.loads((run.task_folder(number) / "exemplars.json").read_text()) for number in range(1, last + 1)]
     return replay_view(run.sources.train, run.space(task), replayed_images(records))
+
+
+def num_mixed(config: RunConfig, task: int) -> int:
+    """Return how many images of a batch are exemplars of earlier tasks while a task is trained on its own images."""
+    if task == 1 or not config.exemplars.enabled:
+        return 0
+    size = phase_options(config, task, "train").batch_size
+    return min(round(config.exemplars.during_training * size), size - 1)
+
+
+def teacher_of(run: Run, task: int, stage: str) -> Teacher | None:
+    """Return the detector of the task before, if the stage distils it.
+
+    Raises:
+        CheckpointError: that task is not finished.
+    """
+    options = run.config.distillation
+    if task == 1 or not options.needs_teacher or (stage == "replay" and not options.in_replay):
+        return None
+    return load_task(run.folder, run.config, task - 1).as_teacher(options)
 
 
 def write_profile(run: Run, phase: Phase, profile: Profile) -> None:

@@ -30,7 +30,8 @@ from openworld.errors import CheckpointError, DataError
 from openworld.run import evaluate
 from openworld.run.checkpoints import Progress, finished_task, restore_detector, save_progress
 from openworld.run.folder import Run, check_shares, claim, locked, note_places, open_run
-from openworld.run.phases import announce_phases, optimise
+from openworld.run.phases import announce_phases, has_pseudo_labels, optimise
+from openworld.run.pseudo_labels import write_pseudo_labels
 from openworld.run.replay import chosen_exemplars, listed_exemplars
 from openworld.run.sources import open_sources
 from openworld.runtime import distributed
@@ -270,6 +271,7 @@ def calibrate(run: Run, task: int, stage: str, detector: Detector, resumed: Chec
 
 STAGES = (
     Stage("exemplars", chooses_before_training, written("exemplars.json"), choose_exemplars),
+    Stage("pseudo_labels", has_pseudo_labels, written("pseudo_labels.json"), write_pseudo_labels),
     model_stage("train", always, optimise),
     Stage("exemplars", chooses_after_training, written("exemplars.json"), choose_exemplars),
     model_stage("replay", replays, optimise),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from openworld.config import PhaseOptions
 from openworld.data.loader import TrainBatch
 from openworld.detector import Detector
+from openworld.distillation.teacher import Teacher
 from openworld.errors import NumericsError
 from openworld.run.checkpoints import Progress, save_progress
 from openworld.run.validation import Best, Validation
@@ -41,6 +42,8 @@ class Phase:
     """Classes of the head."""
     first_step: int
     """Number of steps in earlier phases of the task."""
+    teacher: Teacher | None = None
+    """The detector of the task before, where it is distilled."""
 
     def after(self, step: int) -> Progress:
         """Return the progress of the task after ``step`` steps of the phase."""
@@ -89,7 +92,7 @@ def train_phase(
             lr = learning_rate(options, step)
             set_learning_rate(optimizer, lr, peak=options.lr)
             optimizer.zero_grad(set_to_none=True)
-            names, read = backward(detector, parts, phase.first_step + step, replay=phase.stage == "replay")
+            names, read = backward(detector, parts, phase, phase.first_step + step)
             gradients.wait()
             loss, *numbers = read()
             named = dict(zip(names, numbers, strict=True))
@@ -120,13 +123,14 @@ def train_phase(
 
 
 def backward(
-    detector: Detector, parts: Sequence[TrainBatch], step: int, *, replay: bool
+    detector: Detector, parts: Sequence[TrainBatch], phase: Phase, step: int
 ) -> tuple[list[str], Callable[[], list[float]]]:
     """Add up the gradients of the parts of a step's batch, each divided by their number.
 
     Args:
-        detector, step, replay: see :meth:`openworld.detector.Detector.losses`.
+        detector, step: see :meth:`openworld.detector.Detector.losses`.
         parts: images and targets of each part.
+        phase: its stage and its teacher.
 
     Returns:
         the names of the losses, and a function that returns the total and each loss, means over the parts and the
@@ -134,7 +138,7 @@ def backward(
     """
     found: list[Tensor] = []
     for images, targets in parts:
-        losses = detector.losses(images, targets, step, replay=replay)
+        losses = detector.losses(images, targets, step, replay=phase.stage == "replay", teacher=phase.teacher)
         total = torch.stack(list(losses.values())).sum()
         found.append(torch.stack([total, *losses.values()]).detach())
         if len(found) == len(parts):

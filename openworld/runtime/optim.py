@@ -59,7 +59,7 @@ def make_optimizer(
     if name == "lars":
         return LARS(groups, lr=lr, momentum=momentum)
     if name == "adamw":
-        return torch.optim.AdamW(list(groups), lr=lr, betas=(momentum, 0.999))
+        return torch.optim.AdamW(list(groups), lr=lr, betas=(momentum, 0.999), fused=True)
     return torch.optim.SGD(list(groups), lr=lr, momentum=momentum)
 
 

@@ -45,7 +45,8 @@ method:
   name: ore
   clustering: {start_step: 2, update_every: 2}
   energy: {min_samples: 5}
-exemplars: {per_class: 4}
+exemplars: {per_class: 4, during_training: 0.5}
+distillation: {pseudo_label_score: 0.05, class_weight: 1.0, box_weight: 1.0, feature_weight: 0.1}
 train: {steps: 6, batch_size: 2, lr: 1e-3, warmup_steps: 2, checkpoint_every: 2}
 increment: {steps: 4, batch_size: 2, lr: 1e-3, warmup_steps: 2, checkpoint_every: 2}
 replay: {steps: 3, batch_size: 2, lr: 1e-3, warmup_steps: 1, checkpoint_every: 2}

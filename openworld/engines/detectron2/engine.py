@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from detectron2.config import get_cfg
@@ -110,9 +111,10 @@ class Detectron2RCNN(nn.Module):
         enabled = self.options.precision == "bf16"
         return torch.autocast(self.pixel_mean.device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def _levels(self, batch: ImageList) -> dict[str, Tensor]:
+    def levels_of(self, pixels: Tensor) -> dict[str, Tensor]:
+        """See :class:`openworld.engines.base.Engine`."""
         with self.autocast():
-            levels = self.model.backbone(batch.tensor)
+            levels = self.model.backbone(pixels)
         return {name: level.float() for name, level in levels.items()}
 
     def _instances(self, targets: Sequence[Target], batch: ImageList) -> list[Instances]:
@@ -128,11 +130,13 @@ class Detectron2RCNN(nn.Module):
     ) -> tuple[Proposals, dict[str, Tensor]]:
         """See :class:`openworld.engines.base.Engine`."""
         batch = self.normalise(images)
-        levels = self._levels(batch)
+        levels = self.levels_of(batch.tensor)
         annotated = None if targets is None else self._instances(targets, batch)
         with EventStorage():  # detectron2's parts log what they do; the run has a log of its own
             instances, losses = self.model.proposal_generator(batch, levels, annotated)
-        return proposals_of(levels, instances), {LOSSES[name]: loss for name, loss in losses.items()}
+        return replace(proposals_of(levels, instances), pixels=batch.tensor), {
+            LOSSES[name]: loss for name, loss in losses.items()
+        }
 
     def box_head(self, found: Proposals, regions: Regions) -> Regions:
         """See :class:`openworld.engines.base.Engine`."""

@@ -372,3 +372,40 @@ def test_collector_of_a_worker_leaves_inherited_objects_alone(
     with pytest.raises(DataError, match=r"frozen: [1-9]\d{4}"):
         list(eval_batches(view_of(samples).images, 2, LoaderOptions(min_size=24, max_size=32, workers=1)))
     assert gc.get_freeze_count() == 0
+
+
+# -- exemplars in the batches -----------------------------------------------------------------------------------------
+
+
+def mixed(samples: Sequence[Sample], *, start: int = 0, positions: range | None = None) -> list[TrainBatch]:
+    """Batches of four, of which one image is of the last two samples."""
+    return list(
+        TrainBatches(
+            view_of(samples[:5]),
+            batch_size=4,
+            seed_parts=(1, "train"),
+            start_step=start,
+            total_steps=10,
+            options=OPTIONS,
+            positions=positions,
+            exemplars=view_of(samples[5:]),
+            num_exemplars=1,
+        )
+    )
+
+
+def test_the_last_images_of_each_batch_are_exemplars(samples: list[Sample]) -> None:
+    shown = ids(mixed(samples))
+    assert all({*batch[:3]} <= {0, 1, 2, 3, 4} and batch[3] in (5, 6) for batch in shown)
+    own = [image for batch in shown for image in batch[:3]]
+    assert all(sorted(own[first : first + 5]) == [0, 1, 2, 3, 4] for first in range(0, 30, 5))
+    replayed = [batch[3] for batch in shown]
+    assert all({*replayed[first : first + 2]} == {5, 6} for first in range(0, 10, 2))
+
+
+def test_exemplars_are_a_function_of_seed_and_step(samples: list[Sample]) -> None:
+    whole = mixed(samples)
+    assert_equal(mixed(samples, start=6), whole[6:])
+    halves = [mixed(samples, positions=part) for part in (range(2), range(2, 4))]
+    joined = [(one[0] + two[0], one[1] + two[1]) for one, two in zip(*halves, strict=True)]
+    assert_equal(joined, whole)

@@ -22,6 +22,7 @@ from torch import distributed as dist
 from openworld.config import PhaseOptions, RunConfig
 from openworld.data.options import DataOptions, ExemplarOptions, LoaderOptions, SyntheticOptions
 from openworld.detector import Detector
+from openworld.distillation.options import DistillationOptions
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
 from openworld.errors import ConfigError
 from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, OreOptions, UnknownLabelOptions
@@ -75,7 +76,8 @@ def config() -> RunConfig:
             clustering=ClusteringOptions(weight=0.01, start_step=1, update_every=2, items_per_class=6),
             energy=EnergyOptions(min_samples=5),
         ),
-        exemplars=ExemplarOptions(per_class=2, strategy="herding"),
+        exemplars=ExemplarOptions(per_class=2, strategy="herding", during_training=0.25),
+        distillation=DistillationOptions(pseudo_label_score=0.05, class_weight=1, box_weight=1, feature_weight=0.1),
         train=phase(3),
         increment=phase(2),
         replay=replace(phase(2), accumulate=2),
@@ -244,9 +246,11 @@ def test_a_step_sends_the_gradients_once_and_little_else(runs: Path) -> None:
     assert first["gradients"] == gradients == second["gradients"]
 
     added = Counter(first["all_reduce"])
-    assert added.pop(6 * 8) == 7  # losses and their sum
+    # Losses and their sum; in task 2 three more, of the teacher.
+    assert added.pop(6 * 8) == 3 and added.pop(9 * 8) == 4
     assert added.pop(2 * 8) == 9  # size of the padded batch
-    assert 18 < added.pop(4) <= 18 + 9  # divisors of the losses: RPN, box head, and ORE once it has prototypes
+    # Divisors of the losses: RPN, box head, the teacher in task 2, and ORE once it has prototypes.
+    assert 18 + 6 < added.pop(4) <= 18 + 6 + 9
     added.pop(8)  # barriers
     assert added == {2 * 8 * width: count for width, count in channels.items()}  # BatchNorm, backward
 

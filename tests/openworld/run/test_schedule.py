@@ -16,6 +16,7 @@ from torch import Tensor
 from openworld.config import PhaseOptions, RunConfig
 from openworld.data.options import DataOptions, ExemplarOptions, LoaderOptions, SyntheticOptions
 from openworld.detector import Detector, build_detector, detector_to_load
+from openworld.distillation.options import DistillationOptions
 from openworld.engines import weights
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
 from openworld.errors import CheckpointError
@@ -32,7 +33,9 @@ from ssl_backbones.options import PretrainOptions
 TASKS = [["cat", "dog"], ["cow"], ["kite"]]
 
 
-def config(strategy: str = "herding", enabled: bool = True, replay_steps: int = 3) -> RunConfig:
+def config(
+    strategy: str = "herding", enabled: bool = True, replay_steps: int = 3, pseudo_label_score: float | None = None
+) -> RunConfig:
     return RunConfig(
         data=DataOptions(tasks=TASKS),
         pretrain=None,
@@ -40,6 +43,7 @@ def config(strategy: str = "herding", enabled: bool = True, replay_steps: int = 
             arch=ResNetOptions(width=1 / 64), fpn_channels=4, roi=RoiOptions(hidden_dim=4), device="cpu"
         ),
         exemplars=ExemplarOptions(per_class=1, strategy=strategy, enabled=enabled),  # type: ignore[arg-type]
+        distillation=DistillationOptions(pseudo_label_score=pseudo_label_score),
         train=PhaseOptions(steps=4, lr=1e-3),
         increment=PhaseOptions(steps=4, lr=1e-3),
         replay=PhaseOptions(steps=replay_steps, lr=1e-3),
@@ -79,6 +83,8 @@ def equal(one: Detector, two: Detector) -> bool:
         ({"strategy": "balanced"}, 2, ["exemplars", "train", "replay", "calibrate", "evaluate"]),
         ({"replay_steps": 0}, 2, ["train", "exemplars", "calibrate", "evaluate"]),
         ({"enabled": False}, 2, ["train", "calibrate", "evaluate"]),
+        ({"pseudo_label_score": 0.5}, 1, ["train", "exemplars", "calibrate", "evaluate"]),
+        ({"pseudo_label_score": 0.5}, 2, ["pseudo_labels", "train", "exemplars", "replay", "calibrate", "evaluate"]),
     ],
 )
 def test_the_stages_of_a_task(options: dict[str, Any], task: int, expected: list[str]) -> None:
