@@ -3,7 +3,7 @@
 ``check.json`` has every number; ``repairs.csv``, if there are any, every record that was repaired while reading;
 ``histograms.png`` the distributions; ``samples/`` contact sheets: whole images by task (objects of other classes
 dashed, as that task's training is not told of them), single objects by class, boxes that look like mistakes by kind,
-and pairs of images that look alike.
+pairs of images that look alike, and images as training augments them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ import torch
 from PIL import Image
 from torchvision.ops import box_iou
 
+from openworld.audit.augmented_images import COLUMNS, augmented_sheet
 from openworld.audit.suspicions import SAME_IOU, suspicions
 from openworld.audit.terminal import CLASS_ROWS
+from openworld.data.options import LoaderOptions
 from openworld.errors import DataError
 from openworld.records import Dataset, Record
 from openworld.report.draw import contact_sheet, draw_ground_truth
@@ -50,7 +52,12 @@ Place = tuple[Record, int]
 
 
 def write_check(
-    result: Mapping[str, Any], sets: Mapping[str, Dataset], folder: Path, *, num_samples: int = 12
+    result: Mapping[str, Any],
+    sets: Mapping[str, Dataset],
+    folder: Path,
+    *,
+    num_samples: int = 12,
+    loader: LoaderOptions | None = None,
 ) -> list[Path]:
     """Write check.json, histograms.png, repairs.csv if there are repairs, and the sheets in ``samples/``.
 
@@ -59,6 +66,7 @@ def write_check(
         sets: data sets by name.
         folder: is made if it is missing; sheets and repairs of an earlier check in it are removed.
         num_samples: maximum number of images, or objects, on a sheet; 0 draws none.
+        loader: of a configuration: also draw the set "train", if there is one, as its training augments it.
 
     Returns:
         the files.
@@ -78,6 +86,9 @@ def write_check(
             old.unlink()
     if num_samples:
         plans = list(_sheets(result, sets, num_samples))
+        if loader is not None and "train" in sets:
+            shown = _spread([record for record in sets["train"] if not record.crowd.all()], -(-num_samples // COLUMNS))
+            plans.append(("augmented_train", augmented_sheet(shown, sets["train"].categories, loader)))
         names = _distinct([name for name, _ in plans])
         with progress_bar("draw samples", len(plans)) as bar:
             for name, (_, sheet) in zip(names, plans, strict=True):

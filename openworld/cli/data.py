@@ -137,11 +137,15 @@ def check(arguments: Namespace) -> None:
         complete=False,
     )
     result = check_data(sets, tasks, max_distance=arguments.alike, workers=arguments.workers)
+    loader = None
     if arguments.config is not None and "train" in sets:
         config = read_config(Path(arguments.config))
+        loader = config.data.loader
         result["anchors"] = anchor_fit(sets["train"], config.model, config.data.loader)
         result["findings"] = by_gravity([*result["findings"], *anchor_findings(result["anchors"])])
-    written = None if folder is None else write_check(result, sets, folder, num_samples=arguments.samples)
+    written = None
+    if folder is not None:
+        written = write_check(result, sets, folder, num_samples=arguments.samples, loader=loader)
     console = open_console()
     print_check(result, console)
     if written is not None:

@@ -19,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from openworld.data.augmentation import augment
 from openworld.data.options import LoaderOptions
 from openworld.data.repeat_factors import epoch_length, epoch_order, repeat_factors
 from openworld.data.splits import Sample, View
-from openworld.data.transforms import augment, prepare
+from openworld.data.transforms import prepare
 from openworld.data.workers import in_order
 from openworld.errors import DataError
 from openworld.records import Dataset, Record
@@ -34,7 +35,7 @@ from openworld.structures import Target
 log = logging.getLogger("openworld.data")
 
 TrainBatch = tuple[list[Tensor], list[Target]]
-"""images (3, h, w) as :func:`openworld.data.transforms.augment` gives them, and their targets in their pixels."""
+"""images (3, h, w) as :func:`openworld.data.augmentation.augment` gives them, and their targets in their pixels."""
 EvalBatch = tuple[list[Tensor], list[int], list[Tensor]]
 """images (3, h, w) as :func:`openworld.data.transforms.prepare` gives them, their positions among all, and (4,) float32
 scales for :func:`to_original`."""
@@ -174,9 +175,10 @@ class _TrainSteps:
             batch.broken.append((str(record.path), image))
             return
         random = generator(*self.seed_parts, "augment", step, position)
-        pixels, boxes = augment(image, torch.from_numpy(record.boxes.copy()), self.options, random)
+        annotated = Target(torch.from_numpy(record.boxes.copy()), torch.from_numpy(labels.copy()), record.image_id)
+        pixels, target = augment(image, annotated, self.options, random)
         batch.images.append(pixels)
-        batch.targets.append(Target(boxes, torch.from_numpy(labels.copy()), record.image_id))
+        batch.targets.append(target)
 
 
 class TrainBatches:

@@ -112,6 +112,21 @@ class LoaderOptions:
         default_factory=lambda: [0.75, 1.0]
     )
     """Training multiplies the size by a factor drawn uniformly from this range. [1.0, 1.0] switches it off."""
+    augment: Literal["none", "light", "strong"] = "none"
+    """What training does to an image before it is resized and flipped, with torchvision's transforms.
+    ``none``: nothing.
+    ``light``: photometric distortion (brightness, contrast, saturation, hue, each with probability 0.5), then with
+    probability 0.5 a crop around the centre of a box, of at least half of each side (SSD; Liu et al., ECCV 2016. There
+    the crop takes at least 0.3 of each side).
+    ``strong``: photometric distortion; zoom-out with probability 0.5, to at most twice the sides (SSD: four times); the
+    crop with at least 0.3 of each side; and large-scale jitter: the content is scaled by a factor from 0.5 to 2.0, and
+    cut or padded to the size that it would have had, at a random place (Ghiasi et al., Copy-Paste, CVPR 2021, with 0.1
+    to 2.0 of 1024 pixels). These are the presets ``ssd`` and ``lsj`` of torchvision's references/detection, milder.
+    Filled places have the mean colour of ImageNet.
+    The result is resized as without augmentation: ``min_size``, ``max_size`` and ``scale_jitter`` give the size of the
+    image, and large-scale jitter what is seen in it. Boxes are cut at the border, and left out if less than a tenth of
+    their area or less than a pixel is left. SSD leaves out all whose centre is cut off; but an object that is seen and
+    has no label is taken for unknown. A crop that leaves none of an image's boxes is refused."""
     repeat_threshold: Share = 0.0
     """A class that less than this share of the training images shows is rare, and its images are drawn more often: by
     the square root of threshold over share (repeat factor sampling; Gupta et al., LVIS, CVPR 2019; there 0.001). 0:

@@ -1,4 +1,4 @@
-"""Geometry of training and evaluation images. Images are (3, H, W), boxes (N, 4) ``x1 y1 x2 y2`` in pixels."""
+"""Geometry of images, and the images of evaluation. Images are (3, H, W), boxes (N, 4) ``x1 y1 x2 y2`` in pixels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     return resized[0].clamp_(0, 1) if image.is_floating_point() else resized[0]
 
 
-def _resized(image: Tensor, size: tuple[int, int], options: LoaderOptions) -> Tensor:
+def resized(image: Tensor, size: tuple[int, int], options: LoaderOptions) -> Tensor:
     """(3, H, W) uint8 -> (3, *size) float32 in [0, 1], or uint8 if that is how the options resize."""
     return resize(image if options.resize == "uint8" else as_float(image), size)
 
@@ -62,23 +62,4 @@ def prepare(image: Tensor, options: LoaderOptions) -> tuple[Tensor, Tensor]:
     """
     old = (image.shape[-2], image.shape[-1])
     new = resized_size(*old, options.min_size, options.max_size)
-    return _resized(image, new, options), box_scale(old, new)
-
-
-def augment(image: Tensor, boxes: Tensor, options: LoaderOptions, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """An image as training feeds it: resized with scale jitter, perhaps flipped.
-
-    Args:
-        image: (3, H, W) uint8.
-        boxes: (N, 4) float32, pixels of ``image``.
-        generator: all randomness; two numbers are drawn whatever the options are.
-
-    Returns:
-        (3, h, w) of the type that :func:`prepare` gives, and boxes (N, 4) float32 in its pixels.
-    """
-    draw_scale, draw_flip = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
-    low, high = options.scale_jitter
-    old = (image.shape[-2], image.shape[-1])
-    new = resized_size(*old, options.min_size, options.max_size, low + (high - low) * draw_scale)
-    result, scaled = _resized(image, new, options), boxes * box_scale(old, new)
-    return flip(result, scaled) if draw_flip < options.flip else (result, scaled)
+    return resized(image, new, options), box_scale(old, new)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,18 @@ def seed_everything(*parts: int | str) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+@contextmanager
+def global_draws(source: torch.Generator) -> Iterator[None]:
+    """Seed torch's global CPU generator from ``source``, for code that draws from it, and restore it afterwards.
+
+    The generators of GPUs, of Python and of numpy are left alone. One number is drawn from ``source``.
+    """
+    seed = int(torch.randint(2**63 - 1, (), generator=source))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs, too
+        yield
 
 
 def rng_state() -> dict[str, Any]:

@@ -101,6 +101,18 @@ def test_workers_and_cache_change_nothing(samples: list[Sample]) -> None:
     assert_equal(batches(samples, stop=5, options=LoaderOptions(min_size=24, max_size=32, cache_mib=0)), whole)
 
 
+def test_strong_augmentation_resumes_and_workers_change_nothing(samples: list[Sample]) -> None:
+    options = replace(OPTIONS, augment="strong")
+    whole = batches(samples, stop=5, options=options)
+    state = torch.get_rng_state()
+    torch.manual_seed(1)
+    assert_equal(batches(samples, start=2, stop=5, options=options), whole[2:])
+    assert_equal(batches(samples, stop=5, options=replace(options, workers=2)), whole)
+    torch.set_rng_state(state)
+    sizes = {tuple(image.shape) for images, _ in whole for image in images}
+    assert len(sizes) > 5 and ids(whole) == ids(batches(samples, stop=5))
+
+
 def test_each_epoch_is_a_new_permutation(samples: list[Sample]) -> None:
     flat = [number for step in ids(batches(samples, stop=7)) for number in step]
     epochs = [flat[start : start + 7] for start in range(0, 21, 7)]

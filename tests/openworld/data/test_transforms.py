@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from openworld.data.options import LoaderOptions
-from openworld.data.transforms import augment, box_scale, flip, prepare, resize, resized_size
+from openworld.data.transforms import box_scale, flip, prepare, resize, resized_size
 from openworld.errors import ConfigError
 
 
@@ -25,27 +25,6 @@ def test_flip_by_hand_and_twice() -> None:
     assert torch.equal(flipped[0, 0], torch.tensor([5.0, 4, 3, 2, 1, 0]))
     again, back = flip(flipped, moved)
     assert torch.equal(again, image) and torch.equal(back, boxes)
-
-
-def test_box_follows_its_pixels() -> None:
-    """A white rectangle stays where its box says, through resizing and flipping."""
-    options = LoaderOptions(min_size=60, max_size=90, scale_jitter=[0.8, 1.2], flip=0.5)
-    for seed in range(12):
-        image = torch.zeros(3, 100, 140, dtype=torch.uint8)
-        image[:, 20:60, 30:110] = 255
-        boxes = torch.tensor([[30.0, 20.0, 110.0, 60.0]])
-        pixels, moved = augment(image, boxes, options, torch.Generator().manual_seed(seed))
-        rows, columns = torch.nonzero(pixels[0] > 0.5, as_tuple=True)
-        extent = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        assert torch.allclose(moved[0], torch.stack(extent).float(), atol=1.0)
-        assert pixels.dtype == torch.float32 and pixels.min() >= 0 and pixels.max() <= 1
-
-
-def test_augment_without_boxes_and_without_augmentation() -> None:
-    options = LoaderOptions(min_size=32, max_size=32, scale_jitter=[1.0, 1.0], flip=0.0)
-    image = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
-    pixels, boxes = augment(image, torch.zeros(0, 4), options, torch.Generator())
-    assert torch.equal(pixels, image / 255) and boxes.shape == (0, 4)
 
 
 def test_prepare_scale_maps_back() -> None:
@@ -68,6 +47,7 @@ def test_resize_keeps_a_constant() -> None:
         {"scale_jitter": [1.0]},
         {"scale_jitter": [1.0, 0.5]},
         {"workers": -1},
+        {"augment": "medium"},
     ],
 )
 def test_options_out_of_range(wrong: dict[str, object]) -> None:
