@@ -40,14 +40,16 @@ from stock_rcnn import StockDetector
 from openworld.config import RunConfig, scaled
 from openworld.configfile import layers_of
 from openworld.data.loader import TrainBatches, eval_batches
+from openworld.data.options import LoaderOptions
 from openworld.data.splits import training_view
 from openworld.detector import Detector, build_detector
-from openworld.errors import ConfigError, OpenWorldError
+from openworld.errors import ConfigError, DataError, OpenWorldError
 from openworld.labels import LabelSpace
 from openworld.methods.closed.method import Closed
 from openworld.methods.closed.options import ClosedOptions
 from openworld.metrics.coco import coco_average_precision
 from openworld.metrics.ground_truth import GroundTruth, ScoredBoxes
+from openworld.records import Dataset
 from openworld.run.detect import detect_prepared
 from openworld.run.folder import with_arch
 from openworld.run.sources import Sources, open_sources
@@ -76,15 +78,16 @@ class LiveUnknownRow(Closed):
 
 def default_box_head(detector: Detector) -> Detector:
     """Start the hidden layers of the box head as torch and torchvision do."""
-    for layer in (detector.engine.features.head.fc6, detector.engine.features.head.fc7):
+    head = detector.engine.features.head  # type: ignore[attr-defined]
+    for layer in (head.fc6, head.fc7):
         layer.reset_parameters()
     return detector
 
 
 def default_predictor(detector: Detector) -> Detector:
     """Start the layers of logits and deltas as torch and torchvision do."""
-    for layer in (detector.engine.cls_score, detector.engine.bbox_pred):
-        layer.reset_parameters()
+    for name in ("cls_score", "bbox_pred"):
+        detector.engine.get_submodule(name).reset_parameters()  # type: ignore[attr-defined]
     return detector
 
 
@@ -130,9 +133,16 @@ def variants_of(config: RunConfig, switches: Sequence[Sequence[str]], *, peer: b
 
 
 def result_of(variant: Variant, seed: int, sources: Sources, log: RunLog) -> dict[str, Any]:
-    """Train a variant on task 1 and score it on the test images; return what its file holds."""
+    """Train a variant on task 1 and score it on the test images; return what its file holds.
+
+    Raises:
+        DataError: no test image shows a class of task 1.
+    """
     config = variant.config
     space = LabelSpace.of(config.schedule, 1, config.model.layout)
+    truth = GroundTruth.from_dataset(sources.test, space)
+    if not ((truth.labels < space.num_known) & ~truth.ignore).any():
+        raise DataError("no test image shows a class of task 1", where="data.test", remedy="give images that show one")
     seed_everything(seed, 1, "train")
     weights = None if config.model.weights is None else Path(config.model.weights)
     detector = build_detector(config, space, weights)
@@ -156,7 +166,7 @@ def result_of(variant: Variant, seed: int, sources: Sources, log: RunLog) -> dic
     return {
         "variant": variant.name,
         "seed": seed,
-        **average_precision(detector.eval(), sources, space, config),
+        **average_precision(detector.eval(), sources.test, truth, config.data.loader),
         "steps": options.steps,
         "train_seconds": seconds,
         "cpu_seconds_per_step": cpu_seconds / max(options.steps, 1),
@@ -168,33 +178,34 @@ def result_of(variant: Variant, seed: int, sources: Sources, log: RunLog) -> dic
 
 
 def average_precision(
-    detector: Detector, sources: Sources, space: LabelSpace, config: RunConfig
+    detector: Detector, test: Dataset, truth: GroundTruth, loader: LoaderOptions
 ) -> dict[str, float | None]:
     """Detect on the test images and score the known classes by pycocotools."""
-    test, columns = sources.test, []
-    for images, positions, scales in eval_batches(test, BATCH, config.data.loader):
+    columns = []
+    for images, positions, scales in eval_batches(test, BATCH, loader):
         sizes = [(width, height) for width, height in test.sizes[positions].tolist()]
         for position, found in zip(positions, detect_prepared(detector, images, scales, sizes), strict=True):
             at = torch.full_like(found.labels, position)
             columns.append((at, found.boxes, found.labels, found.scores))
     scored = ScoredBoxes.from_arrays(*(torch.cat(column).numpy() for column in zip(*columns, strict=True)))
-    return coco_average_precision(GroundTruth.from_dataset(test, space), scored, space.num_known)
+    return coco_average_precision(truth, scored, detector.space.num_known)
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
     """Return the options that a result depends on, by dotted key, as JSON gives them back."""
-    flat = json.loads(json.dumps(dict(leaves(asdict(config)))))
-    return {key: value for key, value in flat.items() if key not in ("name", "seed", "threads", "tasks")}
+    parts = {part: asdict(getattr(config, part)) for part in ("data", "model", "train")}
+    found: dict[str, Any] = json.loads(json.dumps(dict(leaves(parts))))
+    return found
 
 
 def check_same_settings(path: Path, stored: dict[str, Any], config: RunConfig) -> None:
-    """Refuse a kept result of other settings. Options that did not exist when it was made are at their defaults.
+    """Refuse a kept result of other settings. Options that only one of the two has are passed over.
 
     Raises:
         ConfigError: a setting differs.
     """
     now = settings(config)
-    different = [key for key, value in stored["config"].items() if now.get(key) != value]
+    different = [key for key, value in stored["config"].items() if key in now and now[key] != value]
     if different:
         raise ConfigError(
             f"the result was made with another {', '.join(different)}",
@@ -262,10 +273,16 @@ def base_config(files: Sequence[str], options: Sequence[Sequence[str]]) -> RunCo
     """Read the configuration; the method becomes ``closed``, and random weights replace a pretraining.
 
     Raises:
-        ConfigError: as :func:`openworld.configfile.read_config`.
+        ConfigError: as :func:`openworld.configfile.read_config`; or the detector has no peer.
     """
     words = [(key, value) for key, value in options]
     config = with_arch(construct(RunConfig, [*layers_of(files), *from_words(words)]))
+    if config.model.engine != "torchvision" or config.model.neck != "fpn":
+        raise ConfigError(
+            "the peer is torchvision's Faster R-CNN with a pyramid",
+            where="model",
+            remedy="choose engine: torchvision and neck: fpn",
+        )
     return replace(scaled(config), pretrain=None, method=ClosedOptions())
 
 

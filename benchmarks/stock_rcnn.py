@@ -9,6 +9,7 @@ transform.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,6 @@ from openworld.data.transforms import as_float
 from openworld.detector import Detector
 from openworld.engines.backbone import FpnFeatures
 from openworld.engines.torchvision_rcnn import OpenWorldRCNN
-from openworld.errors import ConfigError
 from openworld.structures import Detections, Target
 
 LOSSES = {
@@ -35,8 +35,11 @@ LOSSES = {
 class StockDetector(Detector):
     """Trained and asked like ours; its class k + 1 is our row k, and its class 0 our background."""
 
+    engine: Any
+
     def __init__(self, ours: Detector) -> None:
-        super().__init__(StockEngine(ours.engine), ours.method)
+        engine: Any = StockEngine(cast(OpenWorldRCNN, ours.engine))
+        super().__init__(engine, ours.method)
 
     def losses(
         self, images: Sequence[Tensor], targets: Sequence[Target], step: int, *, replay: bool = False
@@ -60,8 +63,7 @@ class StockEngine(nn.Module):
     def __init__(self, ours: OpenWorldRCNN) -> None:
         super().__init__()
         options, features = ours.options, ours.features
-        if not isinstance(features, FpnFeatures):
-            raise ConfigError("torchvision's Faster R-CNN has a pyramid", where="model.neck", remedy="choose fpn")
+        assert isinstance(features, FpnFeatures)
         rpn, bf16 = options.rpn, options.precision == "bf16"
         sizes = tuple((size,) for size in rpn.anchor_sizes)
         self.space, self.options, self.backbone = ours.space, options, ours.backbone

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ def pair(stock: Callable[[Detector], Detector]) -> tuple[Detector, Detector]:
     detector = untrained()
     peer = stock(detector)
     ours: Any = detector.engine
-    theirs: Any = peer.engine.model  # type: ignore[attr-defined]
+    theirs: Any = cast(Any, peer).engine.model
     theirs.rpn.fg_bg_sampler.batch_size_per_image = theirs.roi_heads.fg_bg_sampler.batch_size_per_image = 2 * EVERY
     theirs.roi_heads.fg_bg_sampler.positive_fraction = 0.5
     scores, deltas = theirs.roi_heads.box_predictor.cls_score, theirs.roi_heads.box_predictor.bbox_pred
