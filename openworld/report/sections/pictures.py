@@ -47,9 +47,10 @@ def pictures_note(
             "Images are chosen for what they show, not at random: right detections of many classes, unknown objects "
             "found, and objects that turn from unknown into a name. They look better than the average."
         )
+    from_where = ", from the score on that agrees best with the annotations (F1)" if test is not None else ""
     return (
         f"{choice} The drawings show known detections from score {known_threshold:g} on, and at most {unknowns} "
-        "unknown ones per image, best first."
+        f"unknown ones per image, best first{from_where}; not those that overlap a better known one by half."
     )
 
 

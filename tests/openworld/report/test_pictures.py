@@ -6,13 +6,22 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from openworld.errors import DataError
-from openworld.report.pictures import Objects, Shown, choose, image_evidence, pictures, sample_sheet, shown_detections
+from openworld.report.findings import (
+    Objects,
+    Shown,
+    best_unknown_threshold,
+    choose,
+    image_evidence,
+    shown_detections,
+)
+from openworld.report.pictures import pictures, sample_sheet
 from openworld.report.run_folder import read_run
 from tests.photographs import BOX, STORED, object_in, upright_picture, write_photograph
 
@@ -26,7 +35,7 @@ def test_known_by_threshold_and_the_best_unknowns() -> None:
         "detections": [
             _found("a", 0.2),
             _found("a", 0.4),
-            *[_found("unknown", s) for s in (0.01, 0.05, 0.03)],
+            *[{**_found("unknown", s), "bbox": [5, 2, 3, 4]} for s in (0.01, 0.05, 0.03)],
             {"bbox": None},
         ]
     }
@@ -104,3 +113,44 @@ def test_photographs_are_shown_as_they_were_detected_on(tmp_path: Path, orientat
     ((picture,), notes) = pictures(read_run(tmp_path), None, size=64)
     shown = np.asarray(picture.panels[0].found).transpose(2, 0, 1)[:, : pixels.shape[0], : pixels.shape[1]]
     assert notes == [] and object_in(shown) == (BOX if upright else object_in(pixels.transpose(2, 0, 1)))
+
+
+def entry_of(*detections: tuple[list[float], str, float]) -> dict[str, Any]:
+    return {"detections": [{"bbox": box, "label": label, "score": score} for box, label, score in detections]}
+
+
+def test_an_unknown_box_on_a_better_known_one_is_not_drawn() -> None:
+    entry = entry_of(
+        ([0, 0, 10, 10], "cat", 0.9),
+        ([0, 0, 10, 9], "unknown", 0.8),
+        ([20, 0, 10, 10], "unknown", 0.7),
+        ([20, 0, 10, 10], "cat", 0.6),
+        ([40, 0, 10, 10], "unknown", 0.5),
+        ([40, 0, 10, 10], "cat", 0.2),
+    )
+    shown = shown_detections(entry, 0.3, 9)
+    assert list(zip(shown.names, shown.scores, strict=True)) == [
+        ("cat", 0.9),
+        ("unknown", 0.7),
+        ("cat", 0.6),
+        ("unknown", 0.5),
+    ]
+    assert shown_detections(entry, 0.3, 9, 0.6).scores == (0.9, 0.7, 0.6)
+
+
+def test_the_threshold_of_unknown_has_the_best_f1() -> None:
+    """Three unknown objects; by falling score right, wrong, right, wrong, wrong: F1 2/4, 2/5, 4/6, 4/7, 4/8."""
+    entries = {
+        "1": entry_of(([0, 0, 10, 10], "unknown", 0.9), ([50, 0, 10, 10], "unknown", 0.8), ([0, 0, 9, 9], "cat", 0.99)),
+        "2": entry_of(([0, 0, 10, 10], "unknown", 0.7), ([0, 0, 10, 10], "unknown", 0.6)),
+        "3": entry_of(([30, 0, 10, 10], "unknown", 0.5)),
+    }
+    box = np.array([[0.0, 0, 10, 10]])
+    objects = {
+        "1": Objects(np.concatenate([box, box + 90]), ("cow", "cow")),
+        "2": Objects(box, ("cow",)),
+        "3": Objects(box + 30, ("cat",)),
+    }
+    assert best_unknown_threshold(entries, objects, frozenset({"cat"})) == 0.7
+    assert best_unknown_threshold({"3": entries["3"]}, objects, frozenset({"cat"})) == 0
+    assert best_unknown_threshold({}, {}, frozenset()) == 0
