@@ -21,6 +21,7 @@ from openworld.data.synthetic import make_world, pretrain_folder, world_sources
 from openworld.errors import ConfigError, OpenWorldError
 from openworld.metrics.comparison import compare
 from openworld.report.comparison import as_markdown, terminal_tables, time_text
+from openworld.report.run_folder import read_log
 from openworld.run.first_task import take_over, training_of
 from openworld.run.folder import check_data, has_begun, identified_data, same_run
 from openworld.run.schedule import run_backbone
@@ -28,7 +29,6 @@ from openworld.run.sources import open_sources
 from openworld.run.variants import Change, chosen_variants, learns_at_once
 from openworld.runtime.console import as_text
 from openworld.runtime.files import write_atomic, write_json
-from openworld.runtime.runlog import RunLog
 
 
 @dataclass(frozen=True)
@@ -255,8 +255,7 @@ def time_spent(plans: Sequence[Plan], folder: Path) -> dict[str, Any]:
     distinct: dict[str, dict[str, Any]] = {}
 
     def read(run: Path) -> list[dict[str, Any]]:
-        path = run / "metrics.jsonl"
-        phases = [entry for entry in RunLog(path).read() if entry.get("event") == "phase"] if path.exists() else []
+        phases = [entry for entry in read_log(run / "metrics.jsonl", []) if entry.get("event") == "phase"]
         # A log that was taken over has the very same lines.
         distinct.update({json.dumps([str(run.parent), phase]): phase for phase in phases})
         return phases

@@ -21,6 +21,7 @@ from openworld.runtime.dotted import leaves, nested
 from openworld.runtime.files import read_yaml
 from openworld.runtime.option_trees import Given, construct
 from openworld.runtime.options import shown
+from openworld.runtime.yaml_text import Plain
 from ssl_backbones.backbones import BackboneOptions
 from ssl_backbones.handover import load_backbone_file
 
@@ -170,13 +171,13 @@ def _defined(name: str, content: Any, path: Path, built_in: Mapping[str, Change]
     for part in content if isinstance(content, list) else [{} if content is None else content]:
         if isinstance(part, Mapping):
             layers.append(Given(part, str(path)))
-        elif isinstance(part, str) and part in built_in:
+        elif not isinstance(part, str) or isinstance(part, Plain):
+            raise ConfigError(f"the variant {name!r} is {shown(part)}", where=str(path), remedy=_DEFINITION)
+        elif part in built_in:
             steps += [with_options(*layers), built_in[part]]
             layers = []
-        elif isinstance(part, str):
-            layers += layers_of([part])
         else:
-            raise ConfigError(f"the variant {name!r} is {shown(part)}", where=str(path), remedy=_DEFINITION)
+            layers += layers_of([part])
     steps.append(with_options(*layers))
 
     def change(config: RunConfig) -> RunConfig:
