@@ -195,7 +195,7 @@ def check_begun(plans: Sequence[Plan]) -> None:
         if plan.has_begun:
             same_run(plan.config, plan.folder / "config.yaml")
             config = plan.config
-            key = dump_config(config.data), config.last_task, config.exemplars.list
+            key = repr(config.data), config.last_task, config.exemplars.list
             if key not in read:
                 read[key] = identified_data(config, open_sources(config, plan.folder))
             check_data(config, plan.folder, read[key])

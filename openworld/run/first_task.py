@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from openworld.config import RunConfig
-from openworld.configfile import dump_config
 from openworld.engines.options import RoiOptions
 from openworld.run.checkpoints import checkpoints_of
 from openworld.run.same_data import LISTS, recorded
@@ -24,9 +23,7 @@ def first_task_of(config: RunConfig) -> str:
     Increment, replay and exemplars come after it; that task 1 also chooses exemplars is for :func:`take_over` to see.
     """
     plain = RunConfig()
-    return dump_config(
-        replace(config, name="", increment=plain.increment, replay=plain.replay, exemplars=plain.exemplars)
-    )
+    return repr(replace(config, name="", increment=plain.increment, replay=plain.replay, exemplars=plain.exemplars))
 
 
 def training_of(config: RunConfig) -> str:
