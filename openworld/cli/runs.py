@@ -100,10 +100,24 @@ def add_verbs(verb: AddVerb) -> None:
     report_verb.add_argument("run", type=PATH, help="folder of a run, or of a pretraining")
 
     ablate_verb = verb(
-        "ablate", ablate, "run a schedule with one part switched off at a time, over several seeds", RunConfig
+        "ablate",
+        ablate,
+        "compare variants of a schedule over several seeds: one part off at a time, or your own",
+        RunConfig,
     )
     ablate_verb.add_argument("--seeds", type=Reads(Annotated[list[int], Items(1)]), default=[0, 1, 2])
-    ablate_verb.add_argument("--variants", type=Reads(list[str]), default=[], help="names of variants; default: all")
+    ablate_verb.add_argument(
+        "--variants",
+        type=Reads(list[str]),
+        default=[],
+        help="names of variants, built-in or of the next three options; default: all of these, else all built-in ones",
+    )
+    ablate_verb.add_argument(
+        "--define",
+        type=Reads(list[str]),
+        default=[],
+        help=".yaml files that define variants by name: configs/ledger.yaml",
+    )
     ablate_verb.add_argument(
         "--switch",
         type=PATH,
@@ -289,7 +303,7 @@ def _report_of_run(folder: Path) -> Path:
 
 
 def ablate(arguments: Namespace, config: RunConfig) -> None:
-    """Print a table of the effect of each part."""
+    """Print tables that compare the variants of a schedule."""
     from openworld.run.ablation import run_ablation
     from openworld.runtime.console import open_console
     from openworld.runtime.environment import select_device
@@ -304,6 +318,7 @@ def ablate(arguments: Namespace, config: RunConfig) -> None:
         variants=arguments.variants,
         jobs=arguments.jobs,
         console=open_console(),
+        define=arguments.define,
         switch=None if arguments.switch is None else read_options(find_config(arguments.switch)),
         backbones={name: _path(f"--backbones.{name}", file) for name, file in arguments.backbones.items()},
     )

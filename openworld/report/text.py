@@ -56,6 +56,15 @@ def metric_text(metric: Metric, value: Any) -> str:
     return ABSENT if found is None else f"{found:.{4 if metric.kind == 'ratio' else 0}f}"
 
 
+def change_text(metric: Metric, change: Any) -> str:
+    """Format a change of a metric by its kind, with its sign: "+1.2", "−12"; without one if it rounds to 0."""
+    found = number(change)
+    if found is None:
+        return ABSENT
+    size = metric_text(metric, abs(found))
+    return size if not size.strip("0.") else f"{'+' if found > 0 else '−'}{size}"
+
+
 def duration(seconds: float) -> str:
     """Format seconds as "8.3 s", "2 min 51 s" or "1 h 05 min"."""
     if seconds < 60:

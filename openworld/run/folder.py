@@ -11,7 +11,7 @@ task<n>/exemplars.json, calibration.json, predictions.json, metrics.json
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -94,22 +94,42 @@ def described_data(run: Run) -> dict[str, Any]:
     Raises:
         DataError: the run in the folder began with other data; or a task has nothing to train on.
     """
-    options, data = run.config.data, run.sources.summary()
-    pattern = run.config.exemplars.list
-    if pattern is not None:
-        lists = {task: list_path(pattern, task) for task in range(1, run.config.last_task + 1)}
-        data[LISTS] = {str(task): sha256_of(path) for task, path in lists.items() if path.is_file()}
+    data = identified_data(run.config, run.sources)
     if has_begun(run.folder):
-        named = {role: getattr(options, role).annotations for role in ("train", "val", "test")}
-        held_out = named.pop("val") or named["train"]
-        places = {name: place or str(run.folder / "world") for name, place in {**named, "held_out": held_out}.items()}
-        if options.benchmark is not None:
-            places = dict.fromkeys(places, options.benchmark.root)
-        check_same_data(run.folder, data, {**places, LISTS: str(pattern)})
+        check_data(run.config, run.folder, data)
     sources = run.sources
     say_repairs({"train": sources.train, "held_out": sources.held_out, "test": sources.test})
     say_absent_classes(sources, [run.space(task) for task in range(1, run.config.last_task + 1)])
     return data
+
+
+def identified_data(config: RunConfig, sources: Sources) -> dict[str, Any]:
+    """Return counts, repairs and identity of the data of a run, and the digests of its lists of exemplars."""
+    data, pattern = sources.summary(), config.exemplars.list
+    if pattern is not None:
+        lists = {task: list_path(pattern, task) for task in range(1, config.last_task + 1)}
+        data[LISTS] = {str(task): sha256_of(path) for task, path in lists.items() if path.is_file()}
+    return data
+
+
+def check_data(config: RunConfig, folder: Path, data: Mapping[str, Any]) -> None:
+    """Check that data are those that the run in a folder began with.
+
+    Args:
+        config: of the run.
+        folder: of the run, which has begun.
+        data: see :func:`identified_data`.
+
+    Raises:
+        DataError: a set or a list of exemplars is another one.
+    """
+    options = config.data
+    named = {role: getattr(options, role).annotations for role in ("train", "val", "test")}
+    held_out = named.pop("val") or named["train"]
+    places = {name: place or str(folder / "world") for name, place in {**named, "held_out": held_out}.items()}
+    if options.benchmark is not None:
+        places = dict.fromkeys(places, options.benchmark.root)
+    check_same_data(folder, data, {**places, LISTS: str(config.exemplars.list)})
 
 
 @contextmanager
@@ -194,7 +214,7 @@ def claim(config: RunConfig, folder: Path, *, resume: bool) -> RunConfig:
                 where=str(folder),
                 remedy="add --resume to go on with it, or choose another --output",
             )
-        return _same_run(config, path)
+        return same_run(config, path)
     config = with_arch(config)
     if path.exists():
         for chosen in folder.glob("task*/exemplars.json"):  # with the options of the start that failed
@@ -215,8 +235,17 @@ def has_begun(folder: Path) -> bool:
     return any(path.name != "exemplars.json" and not is_hidden(path.name) for path in left)
 
 
-def _same_run(config: RunConfig, path: Path) -> RunConfig:
-    """Return the configuration with what the run at ``path`` resolved; check that both are the same run."""
+def same_run(config: RunConfig, path: Path) -> RunConfig:
+    """Return a configuration with what a run resolved; check that both are the same run.
+
+    Args:
+        config: the configuration.
+        path: config.yaml of a run that has begun.
+
+    Raises:
+        ConfigError: they differ; the message names the keys.
+        CheckpointError: ``model.arch`` is null, and the backbone file is damaged.
+    """
     there = read_config(path)
     model = config.model
     if model.weights is not None and (model.arch is not None or not Path(model.weights).exists()):

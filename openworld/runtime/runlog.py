@@ -45,10 +45,12 @@ class RunLog:
 
     @contextmanager
     def phase(self, stage: str, task: int | None = None) -> Iterator[None]:
-        """Write a line "phase" with the duration in seconds at the end of the block, unless it raises."""
-        started = time.monotonic()
+        """Write a line "phase" at the end of the block, unless it raises: its duration, and the CPU time that this
+        process and its finished children spent, both in seconds."""
+        started, spent = time.monotonic(), _cpu_seconds()
         yield
-        self.append("phase", stage=stage, task=task, seconds=time.monotonic() - started)
+        seconds, cpu_seconds = time.monotonic() - started, _cpu_seconds() - spent
+        self.append("phase", stage=stage, task=task, seconds=seconds, cpu_seconds=cpu_seconds)
 
     @property
     def offset(self) -> int:
@@ -83,6 +85,11 @@ class RunLog:
             except json.JSONDecodeError:
                 continue
         return entries
+
+
+def _cpu_seconds() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _finite(value: Any) -> Any:

@@ -25,6 +25,7 @@ def lines(run: Path) -> list[dict]:  # type: ignore[type-arg]
     entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for entry in entries:
         entry.pop("seconds", None)
+        entry.pop("cpu_seconds", None)
     return entries
 
 

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from openworld.metrics.comparison import compare
 from openworld.metrics.ground_truth import GroundTruth, ScoredBoxes
 from openworld.metrics.owod import evaluate
 from openworld.metrics.table import METRICS, Metric, headline_metrics, metric_value
 from openworld.report.build import build_report
+from openworld.report.comparison import as_markdown as comparison_markdown
+from openworld.report.comparison import terminal_tables
 from openworld.report.tables import as_csv, as_latex, as_markdown
 from openworld.report.terminal import print_details, print_table
-from openworld.run.ablation import as_markdown as ablation_markdown
-from openworld.run.ablation import summarise, tables
 
 NEW = "unknown_recall75"
 
@@ -62,8 +63,9 @@ def test_a_new_metric_is_shown_everywhere(new_metric: Metric, tmp_path: Path) ->
     assert ("43.8" in main, "43.8" in more) == (new_metric.headline, not new_metric.headline)
     for text in (as_markdown([result]), as_latex([result])):
         assert (new_metric.label in text and "43.8" in text) == new_metric.headline
-    summary = summarise([("full", 0, [result])], ["full"])
-    for text in (printed(*tables(summary)), ablation_markdown(summary)):
+    summary = compare({"full": {0: [result]}}, [["cat"]])
+    time = {"variants": {}, "seconds": 1.0, "cpu_seconds": 1.0}
+    for text in (printed(*terminal_tables(summary, [0])), comparison_markdown(summary, [0], time)):
         assert (new_metric.label in text and "43.8" in text) == new_metric.headline
 
 

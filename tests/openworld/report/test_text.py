@@ -33,6 +33,15 @@ def test_metrics_by_kind() -> None:
     assert text.metric_text(METRICS["unknown_recall50"], 0.25) == "25.0"
 
 
+def test_changes_by_kind() -> None:
+    def changes(name: str, *values: float | None) -> list[str]:
+        return [text.change_text(METRICS[name], value) for value in values]
+
+    assert changes("unknown_recall50", 0.25, -0.012, -0.0001, 0.0, None) == ["+25.0", "−1.2", "0.0", "0.0", "–"]
+    assert changes("wi", -0.0123, 0.00001) == ["−0.0123", "0.0000"]
+    assert changes("a_ose", 100, -12.4, 0.4) == ["+100", "−12", "0"]
+
+
 def test_words() -> None:
     assert [text.listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
     assert text.counted(1, "class", "classes") == "1 class" and text.counted(2000, "image") == "2,000 images"

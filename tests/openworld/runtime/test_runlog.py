@@ -1,5 +1,6 @@
 """The log of a run: lines, truncation, half-written ends."""
 
+import os
 import time
 from pathlib import Path
 
@@ -30,7 +31,11 @@ def test_offset_of_a_task(tmp_path: Path) -> None:
     assert [entry.get("task") for entry in log.read()] == [None, 1]
 
 
-def test_a_phase_is_written_when_it_is_through(tmp_path: Path) -> None:
+def test_a_phase_is_written_when_it_is_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the CPU time of the process and of its children, in the system too."""
+    before, after = [1, 10, 100, 1000, 0], [2, 30, 400, 5000, 7]
+    told = iter([before, after, before])
+    monkeypatch.setattr("os.times", lambda: os.times_result(next(told)))
     log = RunLog(tmp_path / "metrics.jsonl")
     with log.phase("train", 2):
         time.sleep(0.01)
@@ -39,6 +44,7 @@ def test_a_phase_is_written_when_it_is_through(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     step, phase = log.read()
     assert step["event"] == "step" and phase.pop("seconds") >= 0.01
+    assert phase.pop("cpu_seconds") == 1 + 20 + 300 + 4000
     assert phase == {"event": "phase", "stage": "train", "task": 2}
 
 
