@@ -20,10 +20,12 @@ from openworld.runtime.runlog import RunLog
 def first_task_of(config: RunConfig) -> str:
     """Return a text that is equal for configurations that agree in everything that the first task uses.
 
-    Increment, replay and exemplars come after it; that task 1 also chooses exemplars is for :func:`take_over` to see.
+    Increment, replay, distillation and exemplars come after it; that task 1 also chooses exemplars is for
+    :func:`take_over` to see.
     """
     plain = RunConfig()
-    return repr(replace(config, name="", increment=plain.increment, replay=plain.replay, exemplars=plain.exemplars))
+    later = {name: getattr(plain, name) for name in ("increment", "replay", "distillation", "exemplars")}
+    return repr(replace(config, name="", **later))
 
 
 def training_of(config: RunConfig) -> str:

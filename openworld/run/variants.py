@@ -74,7 +74,8 @@ def variants_of(config: RunConfig) -> dict[str, Change]:
 
     They are the full configuration, each part that the method can switch off, the closed detector (which bounds known
     mAP from above), no replay, random initialisation, and, for several tasks, :func:`at_once`. A published benchmark
-    has image lists of its tasks, so that its classes cannot be learned at once.
+    has image lists of its tasks, and phases in epochs have no number of images of their own, so that their classes
+    cannot be learned at once.
     """
     variants: dict[str, Change] = {"full": lambda config: config}
     for name in config.method.variants():
@@ -85,7 +86,8 @@ def variants_of(config: RunConfig) -> dict[str, Change]:
     variants["random initialisation"] = lambda config: replace(
         config, pretrain=None, model=replace(config.model, weights=None, arch=_arch(config))
     )
-    if config.last_task > 1 and config.data.benchmark is None:
+    in_steps = all(phase.steps is not None for phase in _phases(config))
+    if config.last_task > 1 and config.data.benchmark is None and in_steps:
         variants[AT_ONCE] = at_once
     return variants
 
@@ -111,7 +113,7 @@ def at_once(config: RunConfig) -> RunConfig:
     large, that is the sum of their steps.
 
     Raises:
-        ConfigError: a published benchmark, whose tasks have image lists of their own.
+        ConfigError: a published benchmark, whose tasks have image lists of their own; or lengths in epochs.
     """
     if config.data.benchmark is not None:
         raise ConfigError(
@@ -119,14 +121,21 @@ def at_once(config: RunConfig) -> RunConfig:
             remedy="leave this variant out: each task of a published benchmark trains on its own list of images",
         )
     classes = [name for names in config.schedule[: config.last_task] for name in names]
-    images = sum(phase.steps * phase.batch_size for phase in _phases(config))
+    images = 0
+    for phase in _phases(config):
+        if phase.steps is None:
+            raise ConfigError(
+                "the classes of all tasks cannot be learned at once in as many steps: lengths are in epochs",
+                remedy="give steps in place of epochs",
+            )
+        images += phase.steps * phase.batch_size
     steps = round(images / config.train.batch_size)
     return replace(
         config,
         method=ClosedOptions(),
         tasks=0,
         data=replace(config.data, tasks=[classes]),
-        train=replace(config.train, steps=steps, steps_by_task={}),
+        train=replace(config.train, steps=steps, epochs=None, steps_by_task={}),
     )
 
 
