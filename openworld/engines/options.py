@@ -104,9 +104,9 @@ class RoiOptions:
     """Detections with a lower score are dropped."""
     nms_iou: Share = 0.5
     """Overlap above which the weaker of two detections of one class is dropped."""
-    cross_nms_iou: Share = 0.5
-    """Overlap above which the weaker of a known and an unknown detection is dropped. 1 keeps both, as in the authors'
-    code."""
+    cross_nms_iou: Share = 1.0
+    """Overlap above which the weaker of a known and an unknown detection is dropped (own extension: one label per
+    object). 1 keeps both: unknown is suppressed as any class is, among its own (Faster R-CNN; reference code)."""
     detections_per_image: PositiveInt = 100
     """Detections kept per image, best first."""
 

@@ -63,19 +63,24 @@ def shown_detections(
         unknown_threshold: smallest score of an unknown detection.
     """
     found = _detections(entry)
-    overlap = _iou(found.boxes, found.boxes)
-    chosen: list[int] = []
-    left = unknowns
-    for row, (name, score) in enumerate(zip(found.names, found.scores, strict=True)):
-        if name != UNKNOWN_NAME:
-            if score >= known_threshold:
-                chosen.append(row)
-            continue
-        named = any(overlap[row, other] >= 0.5 for other in chosen if found.names[other] != UNKNOWN_NAME)
-        if left > 0 and score >= unknown_threshold and not named:
-            left -= 1
-            chosen.append(row)
-    return found.rows(chosen)
+    scores, unknown = np.array(found.scores), np.array(found.is_unknown, dtype=np.bool_)
+    known = ~unknown & (scores >= known_threshold)
+    unknown &= (scores >= unknown_threshold) & ~on_better(found.boxes, known)
+    unknown &= np.cumsum(unknown) <= unknowns
+    return found.rows(np.flatnonzero(known | unknown).tolist())
+
+
+def on_better(boxes: npt.NDArray[np.float64], known: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return which boxes overlap a known one with a higher score by at least half.
+
+    Args:
+        boxes: (N, 4) x1 y1 x2 y2 in pixels, by falling score.
+        known: (N,) which of them are drawn under the name of a class.
+
+    Returns:
+        (N,) bool.
+    """
+    return np.asarray((np.tril(_iou(boxes, boxes) >= 0.5, k=-1) & known[None]).any(axis=1))
 
 
 def _detections(entry: Mapping[str, Any]) -> Shown:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from openworld.configfile import read_config_of_run
@@ -15,6 +16,7 @@ from openworld.errors import ConfigError, DataError
 from openworld.labels import LabelSpace
 from openworld.predictions.file import PredictedImage
 from openworld.report.draw import draw_detections
+from openworld.report.findings import on_better
 from openworld.run.checkpoints import load_task
 from openworld.run.detect import detect_images, write_detections
 from openworld.runtime.environment import device_of_finished_run
@@ -104,8 +106,10 @@ def predict_folder(
 
 
 def draw(pixels: np.ndarray, found: Detections, space: LabelSpace, score: float) -> Image.Image:
-    """Draw the detections of at least ``score`` on their image (H, W, 3) uint8."""
+    """Draw the detections of at least ``score`` on their (H, W, 3) uint8 image; no unknown one on a better name."""
     shown = found[found.scores >= score]
+    unknown = shown.labels == space.unknown
+    shown = shown[~(unknown & torch.from_numpy(on_better(shown.boxes.double().numpy(), (~unknown).numpy())))]
     return draw_detections(
         Image.fromarray(pixels),
         shown.boxes.numpy(),
