@@ -92,7 +92,8 @@ def train_phase(
             lr = learning_rate(options, step)
             set_learning_rate(optimizer, lr, peak=options.lr)
             optimizer.zero_grad(set_to_none=True)
-            names, read = backward(detector, parts, phase, phase.first_step + step)
+            replay, teacher = phase.stage == "replay", phase.teacher
+            names, read = backward(detector, parts, phase.first_step + step, replay=replay, teacher=teacher)
             gradients.wait()
             loss, *numbers = read()
             named = dict(zip(names, numbers, strict=True))
@@ -123,14 +124,13 @@ def train_phase(
 
 
 def backward(
-    detector: Detector, parts: Sequence[TrainBatch], phase: Phase, step: int
+    detector: Detector, parts: Sequence[TrainBatch], step: int, *, replay: bool, teacher: Teacher | None = None
 ) -> tuple[list[str], Callable[[], list[float]]]:
     """Add up the gradients of the parts of a step's batch, each divided by their number.
 
     Args:
-        detector, step: see :meth:`openworld.detector.Detector.losses`.
+        detector, step, replay, teacher: see :meth:`openworld.detector.Detector.losses`.
         parts: images and targets of each part.
-        phase: its stage and its teacher.
 
     Returns:
         the names of the losses, and a function that returns the total and each loss, means over the parts and the
@@ -138,7 +138,7 @@ def backward(
     """
     found: list[Tensor] = []
     for images, targets in parts:
-        losses = detector.losses(images, targets, step, replay=phase.stage == "replay", teacher=phase.teacher)
+        losses = detector.losses(images, targets, step, replay=replay, teacher=teacher)
         total = torch.stack(list(losses.values())).sum()
         found.append(torch.stack([total, *losses.values()]).detach())
         if len(found) == len(parts):

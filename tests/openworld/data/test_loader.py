@@ -389,7 +389,7 @@ def test_collector_of_a_worker_leaves_inherited_objects_alone(
 # -- exemplars in the batches -----------------------------------------------------------------------------------------
 
 
-def mixed(samples: Sequence[Sample], *, start: int = 0, positions: range | None = None) -> list[TrainBatch]:
+def mixed(samples: Sequence[Sample], *, start: int = 0, parts: Sequence[range] | None = None) -> list[TrainBatch]:
     """Batches of four, of which one image is of the last two samples."""
     return list(
         TrainBatches(
@@ -399,7 +399,7 @@ def mixed(samples: Sequence[Sample], *, start: int = 0, positions: range | None 
             start_step=start,
             total_steps=10,
             options=OPTIONS,
-            positions=positions,
+            parts=parts,
             exemplars=view_of(samples[5:]),
             num_exemplars=1,
         )
@@ -418,6 +418,6 @@ def test_the_last_images_of_each_batch_are_exemplars(samples: list[Sample]) -> N
 def test_exemplars_are_a_function_of_seed_and_step(samples: list[Sample]) -> None:
     whole = mixed(samples)
     assert_equal(mixed(samples, start=6), whole[6:])
-    halves = [mixed(samples, positions=part) for part in (range(2), range(2, 4))]
+    halves = [mixed(samples, parts=[part]) for part in (range(2), range(2, 4))]
     joined = [(one[0] + two[0], one[1] + two[1]) for one, two in zip(*halves, strict=True)]
     assert_equal(joined, whole)

@@ -325,7 +325,7 @@ def test_choice_before_training_or_right_after_it(
         ("replay", 2, True),
         ("calibrate", 2, True),
     ]
-    view = phases.exemplar_view(run, 2)
+    view = phases.exemplar_view(run, 2, 2)
     assert view and {int(row) for sample in view for row in sample.labels} <= {0, 1, 2}
     own = json.loads((run.task_folder(2) / "exemplars.json").read_text())
     assert own["strategy"] == strategy and set(own["images"]) <= {sample.record.image_id for sample in view}
@@ -364,6 +364,6 @@ def test_a_run_replays_the_list_alone(tmp_path: Path, monkeypatch: pytest.Monkey
     tasks.run_task(run, 1)
     tasks.run_task(run, 2)
     assert all(chosen for _, _, chosen in staged.seen)
-    view = phases.exemplar_view(run, 2)
+    view = phases.exemplar_view(run, 2, 2)
     assert [sample.record.image_id for sample in view] == [1, 3, 5]
     assert [sample.labels.tolist() for sample in view] == [[0, 0, 1], [2, 0], [1]]
