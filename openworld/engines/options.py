@@ -88,11 +88,12 @@ class RoiOptions:
     """For ``model.layout: fixed``: classes that no task has taught yet are left out of the softmax in ``training`` only
     (reference code; at test they take probability from the others), ``always``, or ``never``. They are never detected,
     whatever the choice."""
-    hidden_dim: PositiveInt = 256
+    hidden_dim: PositiveInt = 512
     """Width of the two fully connected layers of the FPN head. (C4: the feature is res5's, 2048-d in a ResNet-50.)"""
-    canonical_size_px: PositiveInt = 64
+    canonical_size_px: PositiveInt = 224
     """FPN: a region with sides of this length is read from the level at stride 16, one of half the length from the
-    level at stride 8 (FPN, eq. 1: 224, for images of 800 pixels)."""
+    level at stride 8 (FPN, eq. 1). In images much smaller than its 800 pixels nearly every region is then read from
+    the finest level, which small objects need (benchmarks/closed_set.py)."""
     sampling_ratio: NonNegativeInt = 1
     """Points per side at which RoIAlign reads each bin (Mask R-CNN and torchvision: 2). 0: as many as the bin has cells
     (reference code of ORE)."""
