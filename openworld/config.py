@@ -139,9 +139,9 @@ class RunConfig:
     tasks: NonNegativeInt = 0
     """Run only the first tasks of the schedule; 0 runs all."""
     data: DataOptions = field(default_factory=DataOptions)
-    pretrain: PretrainOptions | None = field(default_factory=PretrainOptions)
-    """Contrastive pretraining of the backbone, before task 1. Set it to null if model.weights names a backbone, or to
-    start from random weights."""
+    pretrain: PretrainOptions | None = None
+    """Contrastive pretraining of the backbone, before task 1; ``{}`` for its defaults. null: start from model.weights,
+    or from random weights, which do better in trainings as short as the demo's."""
     model: ModelOptions = field(default_factory=ModelOptions)
     method: MethodOptions = field(default_factory=OreOptions)
     """The open-world method; its ``name`` chooses one of openworld/methods, or another package's."""

@@ -46,8 +46,9 @@ def class_distillation(
     teacher_space: LabelSpace,
     unused: Sequence[int] = (),
     teacher_unused: Sequence[int] = (),
+    takes_part: Tensor | None = None,
 ) -> Tensor:
-    """Compute the mean cross-entropy between the teacher's probabilities and the detector's, over the regions.
+    """Compute the cross-entropy between the teacher's probabilities and the detector's, divided by all regions.
 
     New classes, unknown and background count as one (Cermelli et al., MMA, CVPR workshops 2022, section 3.3).
 
@@ -57,6 +58,7 @@ def class_distillation(
         taught: (R, J) of the teacher on the same regions.
         teacher_space: label space of the teacher.
         unused, teacher_unused: rows of detector and teacher that take no part.
+        takes_part: (R,) bool, regions that count; None: all.
 
     Returns:
         scalar; 0, with a gradient path, without regions.
@@ -66,7 +68,8 @@ def class_distillation(
     given_RP = old_log_probabilities(logits, space, num_old, unused)
     if not len(logits):
         return logits.sum() * 0.0
-    return -(wanted_RP * given_RP).sum(dim=1).mean()
+    loss_R = -(wanted_RP * given_RP).sum(dim=1)
+    return (loss_R if takes_part is None else loss_R * takes_part).mean()
 
 
 def box_distillation(
@@ -77,6 +80,7 @@ def box_distillation(
     teacher_unused: Sequence[int] = (),
     *,
     beta: float,
+    takes_part: Tensor | None = None,
 ) -> Tensor:
     """Compute smooth L1 between the box deltas of both, on regions that the teacher takes for a class it knows.
 
@@ -89,12 +93,15 @@ def box_distillation(
         teacher_space: label space of the teacher.
         teacher_unused: rows of the teacher that take no part.
         beta: where the quadratic part ends, in deltas.
+        takes_part: (R,) bool, regions that count; None: all.
 
     Returns:
         scalar; 0, with a gradient path, without such regions.
     """
     best_R = taught[:, used_rows(teacher_space, teacher_unused)].argmax(dim=1)
     taking_part = best_R < teacher_space.num_known
+    if takes_part is not None:
+        taking_part &= takes_part
     if not bool(taking_part.any()):
         return deltas.sum() * 0.0
     given_S4, wanted_S4 = deltas[taking_part], taught_deltas[taking_part]

@@ -48,16 +48,19 @@ class Teacher:
         assert regions.logits is not None and regions.deltas is not None
         assert seen.logits is not None and seen.deltas is not None
         weight = distributed.mean_weight(torch.full((), len(regions), device=regions.boxes.device))
+        # What is annotated as a new class is what the annotation says, whatever the teacher took it for.
+        old = self.engine.space
+        open_R = ~(space.is_known(regions.labels) & ~old.is_known(regions.labels))
         losses = {}
         if options.class_weight:
             loss = class_distillation(
-                regions.logits, space, seen.logits, self.engine.space, unused_rows, self.unused_rows
+                regions.logits, space, seen.logits, old, unused_rows, self.unused_rows, takes_part=open_R
             )
             losses["distilled_classes"] = options.class_weight * weight * loss
         if options.box_weight:
             beta = self.engine.options.roi.smooth_l1_beta
             loss = box_distillation(
-                regions.deltas, seen.deltas, seen.logits, self.engine.space, self.unused_rows, beta=beta
+                regions.deltas, seen.deltas, seen.logits, old, self.unused_rows, beta=beta, takes_part=open_R
             )
             losses["distilled_boxes"] = options.box_weight * weight * loss
         if options.feature_weight:

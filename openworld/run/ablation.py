@@ -25,7 +25,7 @@ from openworld.report.run_folder import read_log
 from openworld.run.first_task import take_over, training_of
 from openworld.run.folder import check_data, has_begun, identified_data, same_run
 from openworld.run.schedule import run_backbone
-from openworld.run.sources import open_sources
+from openworld.run.sources import drawn_world, open_sources
 from openworld.run.variants import Change, chosen_variants, learns_at_once
 from openworld.runtime.console import as_text
 from openworld.runtime.files import write_atomic, write_json
@@ -174,7 +174,7 @@ def _with_shared_world(config: RunConfig, folder: Path) -> RunConfig:
     """Draw the synthetic world once, for every run to read like any other data."""
     if config.data.synthetic is None:
         return config
-    make_world(folder, config.data.synthetic)
+    make_world(folder, drawn_world(config))
     train, val, test = world_sources(folder)
     data = replace(config.data, synthetic=None, train=train, val=val, test=test)
     if config.pretrain is None:

@@ -20,7 +20,7 @@ from openworld.data.formats.coco import coco_category_names
 from openworld.data.formats.read import read_dataset
 from openworld.data.identity import identity_of
 from openworld.data.loader import load_record
-from openworld.data.options import DataOptions, Orientation, SourceOptions
+from openworld.data.options import DataOptions, Orientation, SourceOptions, SyntheticOptions
 from openworld.data.orientation import warn_of_orientation
 from openworld.data.schedules import Schedule, read_schedule
 from openworld.data.splits import check_schedule, hold_out
@@ -100,10 +100,11 @@ def open_sources(config: RunConfig, folder: Path) -> Sources:
     options, pretraining = config.data, None
     if options.synthetic is not None:
         world = folder / "world"
-        make_world(world, options.synthetic)
+        drawn = drawn_world(config)
+        make_world(world, drawn)
         train, val, test = world_sources(world)
         options = DataOptions(tasks=options.tasks, synthetic=None, train=train, val=val, test=test)
-        pretraining = pretrain_folder(world, config.data.synthetic) if config.data.synthetic else None
+        pretraining = pretrain_folder(world, drawn)
     if options.benchmark is not None:
         return _open_benchmark(options, config.last_task)
     sets = {
@@ -115,6 +116,12 @@ def open_sources(config: RunConfig, folder: Path) -> Sources:
     if "val" not in sets:
         sets["train"], sets["val"] = hold_out(sets["train"], options.held_out_fraction)
     return Sources(sets["train"], sets["val"], sets["test"], pretraining)
+
+
+def drawn_world(config: RunConfig) -> SyntheticOptions:
+    """Return the synthetic world that a run draws: without images for pretraining, if it does not pretrain."""
+    assert config.data.synthetic is not None
+    return config.data.synthetic if config.pretrain is not None else replace(config.data.synthetic, pretrain_images=0)
 
 
 def _warn_of_pictures(sets: Mapping[str, Dataset]) -> None:

@@ -73,9 +73,9 @@ def variants_of(config: RunConfig) -> dict[str, Change]:
     """Return the built-in variants of a configuration; each differs from it in one part.
 
     They are the full configuration, each part that the method can switch off, the closed detector (which bounds known
-    mAP from above), no replay, random initialisation, and, for several tasks, :func:`at_once`. A published benchmark
-    has image lists of its tasks, and phases in epochs have no number of images of their own, so that their classes
-    cannot be learned at once.
+    mAP from above), no replay, random initialisation where there is another one, and, for several tasks,
+    :func:`at_once`. A published benchmark has image lists of its tasks, and phases in epochs have no number of images
+    of their own, so that their classes cannot be learned at once.
     """
     variants: dict[str, Change] = {"full": lambda config: config}
     for name in config.method.variants():
@@ -83,9 +83,10 @@ def variants_of(config: RunConfig) -> dict[str, Change]:
     if not isinstance(config.method, ClosedOptions):
         variants["closed"] = lambda config: replace(config, method=ClosedOptions())
     variants["no replay"] = lambda config: replace(config, exemplars=replace(config.exemplars, enabled=False))
-    variants["random initialisation"] = lambda config: replace(
-        config, pretrain=None, model=replace(config.model, weights=None, arch=_arch(config))
-    )
+    if config.pretrain is not None or config.model.weights is not None:
+        variants["random initialisation"] = lambda config: replace(
+            config, pretrain=None, model=replace(config.model, weights=None, arch=_arch(config))
+        )
     in_steps = all(phase.steps is not None for phase in _phases(config))
     if config.last_task > 1 and config.data.benchmark is None and in_steps:
         variants[AT_ONCE] = at_once

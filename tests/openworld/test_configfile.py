@@ -61,7 +61,7 @@ def test_one_leaf_changes_and_its_neighbours_keep_their_defaults(tmp_path: Path)
         ("trian: {steps: 3}", "trian"),
         ("train: {steps: many}", "steps"),
         ("seed: [1", "config.yaml"),
-        ("model: {weights: a.safetensors}", "pretrain is on"),
+        ("{model: {weights: a.safetensors}, pretrain: {}}", "pretrain is on"),
         ("tasks: 9", "the schedule has 3"),
     ],
 )

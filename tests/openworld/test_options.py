@@ -201,7 +201,7 @@ def test_objects_made_in_python_are_checked_too(owner: Any, values: dict[str, An
             {"pretrain": {"method": {"name": "instdisc", "proximal_weight": 1, "form": "softmax"}}},
             "pretrain.method.proximal_weight is",
         ),
-        ({"model": {"weights": "a.pth"}}, "model.weights is 'a.pth' and pretrain is on"),
+        ({"model": {"weights": "a.pth"}, "pretrain": {}}, "model.weights is 'a.pth' and pretrain is on"),
         ({"tasks": 9}, "tasks is 9 and the schedule has 3"),
     ],
 )

@@ -38,6 +38,20 @@ def test_classes_as_a_loop_over_regions() -> None:
     assert math.isclose(loss.item(), sum(each) / 6, rel_tol=1e-9)
 
 
+def test_regions_of_new_classes_take_no_part_but_are_counted() -> None:
+    logits, taught = numbers(4, NEW.num_rows), numbers(4, OLD.num_rows, seed=1)
+    counted = torch.tensor([True, False, True, False])
+    whole = class_distillation(logits[counted], NEW, taught[counted], OLD)
+    assert math.isclose(
+        class_distillation(logits, NEW, taught, OLD, takes_part=counted).item(), whole.item() / 2, rel_tol=1e-9
+    )
+    cats = torch.tensor([[3.0, 0, 0, 0]]).expand(4, 4)
+    deltas, goals = numbers(4, 4), numbers(4, 4, seed=1)
+    boxes = box_distillation(deltas[counted], goals[counted], cats[counted], OLD, beta=0.5)
+    part = box_distillation(deltas, goals, cats, OLD, beta=0.5, takes_part=counted)
+    assert math.isclose(part.item(), boxes.item() / 2, rel_tol=1e-9)
+
+
 def test_a_row_that_takes_no_part_changes_nothing() -> None:
     logits, taught = numbers(4, NEW.num_rows), numbers(4, OLD.num_rows, seed=1)
     loss = class_distillation(logits, NEW, taught, OLD, (NEW.unknown,), (OLD.unknown,))

@@ -108,9 +108,12 @@ def test_images_for_pretraining(config: RunConfig, tmp_path: Path) -> None:
     named.mkdir()
     shutil.copy(tmp_path / "data" / "images" / "test0.png", named / "one.png")
     assert opened.pretraining_images(PretrainOptions(images=str(named))) == [named / "one.png"]
-    drawn = open_sources(RunConfig(data=DataOptions(synthetic=small_world(3))), tmp_path / "drawn")
+    world = DataOptions(synthetic=small_world(3))
+    drawn = open_sources(RunConfig(data=world, pretrain=PretrainOptions()), tmp_path / "drawn")
     assert {path.parent.name for path in drawn.pretraining_images(PretrainOptions())} == {"pretrain"}
     assert drawn.pretraining_images(PretrainOptions(images=str(named))) == [named / "one.png"]
+    open_sources(RunConfig(data=world), tmp_path / "without")
+    assert not list((tmp_path / "without").rglob("pretrain"))
 
 
 def small_world(pretrain_images: int) -> SyntheticOptions:

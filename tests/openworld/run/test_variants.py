@@ -26,10 +26,12 @@ from openworld.run.variants import (
 )
 from ssl_backbones.backbones import ResNetOptions
 from ssl_backbones.backbones.resnet import ResNet
+from ssl_backbones.options import PretrainOptions
 
 
 def test_each_variant_changes_one_thing() -> None:
-    config = RunConfig()
+    assert "random initialisation" not in variants_of(RunConfig())  # it begins so
+    config = RunConfig(pretrain=PretrainOptions())
     changed = {name: config_difference(config, change(config)) for name, change in variants_of(config).items()}
     assert changed.pop("full") == []
     assert changed["no energy"] == ["method.energy.enabled: True → False"]
