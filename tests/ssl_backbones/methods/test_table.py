@@ -64,7 +64,7 @@ def test_options_wait_for_no_torch() -> None:
 
 
 def test_a_detectors_configuration_lists_the_options_of_one_method() -> None:
-    config = asdict(RunConfig())["pretrain"]
+    config = asdict(RunConfig(pretrain=PretrainOptions()))["pretrain"]
     assert config["method"] == {"name": "simclr", "temperature": 0.2, "projection_dim": 128}
     top = {field.name for field in fields(PretrainOptions)} - {"steps"}
     for name in METHODS:
