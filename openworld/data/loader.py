@@ -196,7 +196,8 @@ class TrainBatches:
         options: sizes, augmentation, workers.
         parts: this process's positions in each part of a batch, see :func:`local_parts`. By default there is one part,
             and all of it.
-        exemplars: a second view, which the last images of each batch come from, in an order of its own.
+        exemplars: a second view, which the last images of each batch come from, in an order of its own; an empty one is
+            as none.
         num_exemplars: number of these images, below ``batch_size``.
 
     Raises:
@@ -224,6 +225,8 @@ class TrainBatches:
             )
         self.broken: dict[str, str] = {}
         """Path of each image that could not be read: why."""
+        if exemplars is not None and not len(exemplars):  # a published list names none for the first task
+            exemplars, num_exemplars = None, 0
         self._views = [view] if exemplars is None else [view, exemplars]
         own = [range(batch_size)] if parts is None else parts
         self._parts_per_step = len(own)

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -421,3 +421,9 @@ def test_exemplars_are_a_function_of_seed_and_step(samples: list[Sample]) -> Non
     halves = [mixed(samples, parts=[part]) for part in (range(2), range(2, 4))]
     joined = [(one[0] + two[0], one[1] + two[1]) for one, two in zip(*halves, strict=True)]
     assert_equal(joined, whole)
+
+
+def test_without_any_exemplar_a_batch_is_of_the_task_alone(samples: list[Sample]) -> None:
+    options: dict[str, Any] = {"seed_parts": (1, "train"), "start_step": 0, "total_steps": 9, "options": OPTIONS}
+    loader = TrainBatches(view_of(samples), batch_size=3, exemplars=view_of([]), num_exemplars=1, **options)
+    assert_equal(list(loader), batches(samples))
