@@ -10,6 +10,7 @@ import torch
 from openworld.config import RunConfig
 from openworld.configfile import CONFIGS, read_config, read_options
 from openworld.data.options import BenchmarkOptions, DataOptions
+from openworld.distillation.options import DistillationOptions
 from openworld.errors import ConfigError
 from openworld.methods.closed.options import ClosedOptions
 from openworld.run.first_task import training_of
@@ -201,3 +202,12 @@ def test_the_same_schedule_from_several_backbones(tmp_path: Path) -> None:
         from_backbones(config, {"a": files["a"], "wide": files["wide"]})
     with pytest.raises(ConfigError, match="named 'random'"):
         from_backbones(config, {"random": files["a"]})
+
+
+@pytest.mark.parametrize("name", ["ORE paper", "ORE reference"])
+def test_the_rows_of_ore_have_no_teacher_and_no_joint_replay(name: str) -> None:
+    config = read_config(CONFIGS / "owod" / "voc_animals.yaml")
+    row = chosen_variants(config, [name], define=["ledger.yaml"])[name](config)
+    assert config.distillation != DistillationOptions() and config.exemplars.during_training > 0
+    assert not row.distillation.needs_teacher and row.distillation.pseudo_label_score is None
+    assert row.exemplars.during_training == 0
