@@ -70,7 +70,8 @@ class PhaseOptions:
     validate_every: NonNegativeInt = 0
     """Steps between validations, and one more after the last step; 0 never validates. Each is the mAP@50 on the
     held-out images (of ``data.val``, or the share held out of training) of the classes that the phase trains: the new
-    ones, or in ``replay`` all known ones. With ``ema_decay`` it is that of the average."""
+    ones; all known ones in ``replay``, and where ``distillation`` or ``exemplars.during_training`` is to keep the old
+    ones. With ``ema_decay`` it is that of the average."""
     keep_best: bool = True
     """With ``validate_every``: the phase ends with the weights of the best validation, the later one of equals. Off:
     with the last ones; validations are then only logged."""
@@ -141,7 +142,7 @@ class RunConfig:
     data: DataOptions = field(default_factory=DataOptions)
     pretrain: PretrainOptions | None = None
     """Contrastive pretraining of the backbone, before task 1; ``{}`` for its defaults. null: start from model.weights,
-    or from random weights, which do better in trainings as short as the demo's."""
+    or from random weights."""
     model: ModelOptions = field(default_factory=ModelOptions)
     method: MethodOptions = field(default_factory=OreOptions)
     """The open-world method; its ``name`` chooses one of openworld/methods, or another package's."""
@@ -171,6 +172,27 @@ class RunConfig:
                 "tasks",
                 f"is {self.tasks} and the schedule has {len(self.data.tasks)}",
                 remedy="give a number of tasks up to that, or 0 for all",
+            )
+        if self.last_task > 1:
+            self._check_later_tasks()
+
+    def _check_later_tasks(self) -> None:
+        """Refuse options of later tasks that would do nothing."""
+        share, score = self.exemplars.during_training, self.distillation.pseudo_label_score
+        if share and self.increment.batch_size == 1:
+            refuse(
+                self,
+                "exemplars.during_training",
+                f"is {share:g}, and increment.batch_size is 1",
+                remedy="give a batch of at least 2, or set during_training to 0",
+            )
+        least = self.model.roi.score_threshold
+        if score is not None and score < least:
+            refuse(
+                self,
+                "distillation.pseudo_label_score",
+                f"is {score:g}, and detections below {least:g} are dropped (model.roi.score_threshold)",
+                remedy=f"give at least {least:g}, or lower that threshold",
             )
 
     @property

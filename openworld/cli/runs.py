@@ -30,9 +30,7 @@ def add_verbs(verb: AddVerb) -> None:
     run_arguments(demo_verb, default_output="runs/demo")
     _profile_argument(demo_verb)
 
-    run_verb = verb(
-        "run", run, "run a schedule of tasks: pretrain, train, replay, calibrate, evaluate, report", RunConfig
-    )
+    run_verb = verb("run", run, "run a schedule of tasks: train, replay, calibrate, evaluate, report", RunConfig)
     run_arguments(run_verb, default_output=None)
     _profile_argument(run_verb)
 

@@ -154,14 +154,15 @@ class _TrainSteps:
     def __getitem__(self, number: int) -> _Step:
         batch = _Step()
         step, part = divmod(number, len(self.parts))
+        batch_size = self._own + self._exemplars
         for position in self.parts[part]:
-            if position < self._own:
-                self._add(batch, self._epochs, step * self._own + position, step, position)
+            # Exemplars are spread evenly, so that every part and every process has its share of them.
+            before, after = (self._exemplars * place // batch_size for place in (position, position + 1))
+            if after > before:
+                self._add(batch, self._replayed, step * self._exemplars + before, step, position)
             else:
-                place = step * self._exemplars + position - self._own
-                self._add(batch, self._replayed, place, step, position)
+                self._add(batch, self._epochs, step * self._own + position - before, step, position)
         if not batch.images:  # every image was broken: the first good one of those that come next
-            batch_size = self._own + self._exemplars
             for place in range(batch_size, batch_size + len(self._epochs.view)):
                 position = place + self.parts[part].start
                 self._add(batch, self._epochs, step * self._own + position, step, position)
@@ -196,8 +197,8 @@ class TrainBatches:
         options: sizes, augmentation, workers.
         parts: this process's positions in each part of a batch, see :func:`local_parts`. By default there is one part,
             and all of it.
-        exemplars: a second view, which the last images of each batch come from, in an order of its own; an empty one is
-            as none.
+        exemplars: a second view, which some images of each batch come from, spread over it, in an order of its own; an
+            empty one is as none.
         num_exemplars: number of these images, below ``batch_size``.
 
     Raises:

@@ -124,9 +124,9 @@ class LoaderOptions:
     to 2.0 of 1024 pixels). These are the presets ``ssd`` and ``lsj`` of torchvision's references/detection, milder.
     Filled places have the mean colour of ImageNet.
     The result is resized as without augmentation: ``min_size``, ``max_size`` and ``scale_jitter`` give the size of the
-    image, and large-scale jitter what is seen in it. Boxes are cut at the border, and left out if less than a tenth of
-    their area or less than a pixel is left. SSD leaves out all whose centre is cut off; but an object that is seen and
-    has no label is taken for unknown. A crop that leaves none of an image's boxes is refused."""
+    image, and large-scale jitter what is seen in it. Boxes are cut at the border, and left out if a crop or cut leaves
+    less than a tenth of their area or less than a pixel. SSD leaves out all whose centre is cut off; but an object that
+    is seen and has no label is taken for unknown. A crop that leaves none of an image's boxes is refused."""
     repeat_threshold: Share = 0.0
     """A class that less than this share of the training images shows is rare, and its images are drawn more often: by
     the square root of threshold over share (repeat factor sampling; Gupta et al., LVIS, CVPR 2019; there 0.001). 0:
@@ -282,7 +282,8 @@ class ExemplarOptions:
     during_training: Annotated[float, AtLeast(0), Below(1)] = 0.0
     """Share of each batch of a later task's training that shows exemplars of the tasks before, with all classes that
     are known, in place of the task's images: joint replay, beside the fine-tuning afterwards. 0: the training sees the
-    task's images alone (paper). With ``epochs``, all images of a step count."""
+    task's images alone (paper). At least one image if
+    it is not 0. With ``epochs``, all images of a step count."""
 
     list: FilePath | None = None
     """Path of lists to use instead of choosing, for each task that replays; ``{task}`` in it stands for the number of
@@ -292,6 +293,9 @@ class ExemplarOptions:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.during_training and not self.enabled:
+            remedy = "set it to 0, or enabled to true: there are no exemplars without it"
+            refuse(self, "during_training", f"is {self.during_training:g}, and enabled is false", remedy=remedy)
 
     @property
     def needs_detector(self) -> bool:

@@ -50,7 +50,7 @@ def class_distillation(
 ) -> Tensor:
     """Compute the cross-entropy between the teacher's probabilities and the detector's, divided by all regions.
 
-    New classes, unknown and background count as one (Cermelli et al., MMA, CVPR workshops 2022, section 3.3).
+    New classes, unknown and background count as one (after Cermelli et al., CVPR workshops 2022).
 
     Args:
         logits: (R, K) of the detector.
@@ -84,7 +84,7 @@ def box_distillation(
 ) -> Tensor:
     """Compute smooth L1 between the box deltas of both, on regions that the teacher takes for a class it knows.
 
-    Divided by the number of all regions, as the box loss is (Shmelkov et al., ICCV 2017, section 3.2).
+    Divided by the number of all regions, as the box loss is (after Shmelkov et al., ICCV 2017).
 
     Args:
         deltas: (R, 4·C) of the detector; C is 1, or the deltas of row k are in the columns 4k … 4k+3.

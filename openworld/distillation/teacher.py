@@ -35,7 +35,8 @@ class Teacher:
     ) -> dict[str, Tensor]:
         """Compute the losses whose factor is not 0: ``distilled_classes``, ``distilled_boxes``, ``distilled_features``.
 
-        With several processes, their means over the processes equal the losses of one process with the whole batch.
+        With several processes, the means over the processes equal the losses of one process with the whole batch; of
+        the features only where the batches are padded alike, since the padding counts.
 
         Args:
             found: of the detector that learns, with ``pixels``.

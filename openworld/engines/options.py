@@ -93,7 +93,7 @@ class RoiOptions:
     canonical_size_px: PositiveInt = 224
     """FPN: a region with sides of this length is read from the level at stride 16, one of half the length from the
     level at stride 8 (FPN, eq. 1). In images much smaller than its 800 pixels nearly every region is then read from
-    the finest level, which small objects need (benchmarks/closed_set.py)."""
+    the finest level (benchmarks/closed_set.py compares)."""
     sampling_ratio: NonNegativeInt = 1
     """Points per side at which RoIAlign reads each bin (Mask R-CNN and torchvision: 2). 0: as many as the bin has cells
     (reference code of ORE)."""

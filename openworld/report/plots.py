@@ -88,16 +88,27 @@ _POINTS = 240
 """Maximum number of points of one loss curve; longer logs are averaged in this many bins."""
 
 
-def loss_curves(log: Sequence[Mapping[str, Any]]) -> str | None:
-    """Draw one panel per phase with steps: the total loss and, thinner, its parts. ``log`` is metrics.jsonl."""
+def entries_by_phase(log: Sequence[Mapping[str, Any]], event: str) -> dict[tuple[str, Any], list[Mapping[str, Any]]]:
+    """Return the entries of one kind that have a step, by stage and task, in the order of the log."""
     phases: dict[tuple[str, Any], list[Mapping[str, Any]]] = {}
     for entry in log:
-        if entry.get("event") == "step" and number(entry.get("step")) is not None:
+        if entry.get("event") == event and number(entry.get("step")) is not None:
             phases.setdefault((str(entry.get("stage")), entry.get("task")), []).append(entry)
+    return phases
+
+
+def panel_grid(panels: int) -> tuple[int, int]:
+    """Return the rows and columns of a figure with this many panels."""
+    columns = min(3, panels)
+    return math.ceil(panels / columns), columns
+
+
+def loss_curves(log: Sequence[Mapping[str, Any]]) -> str | None:
+    """Draw one panel per phase with steps: the total loss and, thinner, its parts. ``log`` is metrics.jsonl."""
+    phases = entries_by_phase(log, "step")
     if not phases:
         return None
-    columns = min(3, len(phases))
-    rows = math.ceil(len(phases) / columns)
+    rows, columns = panel_grid(len(phases))
 
     def draw(figure: Figure) -> None:
         used: dict[str, Any] = {}

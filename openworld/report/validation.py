@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from openworld.report.plots import PALETTE, numbers, phase_name, svg
-from openworld.report.text import number
+from openworld.report.plots import PALETTE, entries_by_phase, numbers, panel_grid, phase_name, svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,14 +20,10 @@ def validation_curves(log: Sequence[Mapping[str, Any]]) -> str | None:
     Returns:
         inline SVG; None if the run did not validate.
     """
-    phases: dict[tuple[str, Any], list[Mapping[str, Any]]] = {}
-    for entry in log:
-        if entry.get("event") == "validation" and number(entry.get("step")) is not None:
-            phases.setdefault((str(entry.get("stage")), entry.get("task")), []).append(entry)
+    phases = entries_by_phase(log, "validation")
     if not phases:
         return None
-    columns = min(3, len(phases))
-    rows = math.ceil(len(phases) / columns)
+    rows, columns = panel_grid(len(phases))
 
     def draw(figure: Figure) -> None:
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True)

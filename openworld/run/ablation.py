@@ -92,8 +92,9 @@ def run_ablation(
     """
     changes = chosen_variants(config, variants, define=define, switch=switch, backbones=backbones)
     threads = config.threads or _threads_of_runs(folder) or max(1, (os.cpu_count() or 1) // jobs)
-    shared = _with_shared_world(replace(config, threads=threads), folder / "world")
-    plans = planned(shared, changes, seeds, folder)
+    pretrains = any(change(config).pretrain is not None for change in changes.values())
+    shared, close_ups = _with_shared_world(replace(config, threads=threads), folder / "world", pretrains=pretrains)
+    plans = planned(shared, changes, seeds, folder, close_ups)
     with ThreadPoolExecutor(jobs) as pool:
         if shared.pretrain is not None and any(
             plan.config.model.weights == backbone_of(plan.folder.parent) for plan in plans
@@ -123,11 +124,13 @@ def run_ablation(
 # -- planning ---------------------------------------------------------------------------------------------------------
 
 
-def planned(config: RunConfig, changes: Mapping[str, Change], seeds: Sequence[int], folder: Path) -> list[Plan]:
+def planned(
+    config: RunConfig, changes: Mapping[str, Change], seeds: Sequence[int], folder: Path, close_ups: str | None = None
+) -> list[Plan]:
     """Return the runs of an ablation, seed by seed.
 
     A variant that pretrains as the configuration does starts from the backbone of its seed. One that pretrains
-    otherwise does so itself.
+    otherwise does so itself; on ``close_ups``, the synthetic world's images for it, unless it names others.
 
     Raises:
         ConfigError: two variants would share a folder, or a variant sets the seed.
@@ -150,6 +153,8 @@ def planned(config: RunConfig, changes: Mapping[str, Change], seeds: Sequence[in
             if plan.seed != seed:
                 raise ConfigError(f"the variant {name!r} sets the seed", remedy="leave it out; --seeds has the seeds")
             where = folder / f"seed{seed}"
+            if plan.pretrain is not None and plan.pretrain.images is None and close_ups is not None:
+                plan = replace(plan, pretrain=replace(plan.pretrain, images=close_ups))
             if plan.pretrain is not None and plan.pretrain == config.pretrain:
                 plan = replace(plan, pretrain=None, model=replace(plan.model, weights=backbone_of(where)))
             plans.append(Plan(name, seed, replace(plan, name=f"{name}, seed {seed}"), where / place))
@@ -170,17 +175,27 @@ def _threads_of_runs(folder: Path) -> int:
     return 0 if found is None else read_config(found).threads
 
 
-def _with_shared_world(config: RunConfig, folder: Path) -> RunConfig:
-    """Draw the synthetic world once, for every run to read like any other data."""
+def _with_shared_world(config: RunConfig, folder: Path, *, pretrains: bool) -> tuple[RunConfig, str | None]:
+    """Draw the synthetic world once, for every run to read like any other data.
+
+    Args:
+        config: of the ablation.
+        folder: of the world.
+        pretrains: some variant pretrains, and needs the world's images for it.
+
+    Returns:
+        the configuration that reads the world, and the folder of the images for pretraining; None without a world.
+    """
     if config.data.synthetic is None:
-        return config
-    make_world(folder, drawn_world(config))
+        return config, None
+    make_world(folder, drawn_world(config.data.synthetic, pretrains=pretrains))
     train, val, test = world_sources(folder)
     data = replace(config.data, synthetic=None, train=train, val=val, test=test)
+    close_ups = str(pretrain_folder(folder, config.data.synthetic))
     if config.pretrain is None:
-        return replace(config, data=data)
-    images = config.pretrain.images or str(pretrain_folder(folder, config.data.synthetic))
-    return replace(config, data=data, pretrain=replace(config.pretrain, images=images))
+        return replace(config, data=data), close_ups
+    images = config.pretrain.images or close_ups
+    return replace(config, data=data, pretrain=replace(config.pretrain, images=images)), close_ups
 
 
 def check_begun(plans: Sequence[Plan]) -> None:

@@ -5,7 +5,7 @@ env.json, data.json         machine and versions; counts, repairs and identity o
 metrics.jsonl               the log
 backbone/                   the pretraining, if the run has one
 task<n>/checkpoint/         see :mod:`openworld.run.checkpoints`
-task<n>/exemplars.json, calibration.json, predictions.json, metrics.json
+task<n>/exemplars.json, pseudo_labels.json (if it has any), calibration.json, predictions.json, metrics.json
 """
 
 from __future__ import annotations

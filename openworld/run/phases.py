@@ -43,7 +43,7 @@ def announce_phases(run: Run) -> None:
     for task in range(1, run.config.last_task + 1):
         for stage, options in _phases(run.config, task):
             if options.validate_every:
-                validation_view(run.sources.held_out, run.space(task), stage)
+                validated_view(run, task, stage)
             if stage == "train":
                 _print_length(task, stage, options, _images(run, training_view(run.sources.train, run.space(task))))
 
@@ -80,9 +80,11 @@ def optimise(run: Run, task: int, stage: str, detector: Detector, resumed: Check
         _print_length(task, stage, given, _images(run, view))
     elif num_mixed(config, task):
         exemplars = exemplar_view(run, task, task - 1)
-    options = given.in_steps(_images(run, view))
+    # An epoch is as long as was announced, when there were no pseudo-labels, which change how often images repeat.
+    images = _images(run, view if stage == "replay" else taught)
+    options = given.in_steps(images)
     if given.epochs is not None and resumed is None:
-        length = {"epochs": given.epochs, "images": _images(run, view), "steps": options.num_steps}
+        length = {"epochs": given.epochs, "images": images, "steps": options.num_steps}
         run.log.append("length", stage=stage, task=task, **length)
     batches = TrainBatches(
         view,
@@ -99,7 +101,7 @@ def optimise(run: Run, task: int, stage: str, detector: Detector, resumed: Check
     phase = Phase(task, stage, options, run.checkpoints(task), space.known, first_step, teacher)
     validation = None
     if options.validate_every:
-        validation = Validation(validation_view(run.sources.held_out, space, stage), loader)
+        validation = Validation(validated_view(run, task, stage), loader, keep=options.keep_best)
     profile = Profile(run.profile_steps, detector.engine.pixel_mean.device) if run.profile_steps else None
     with run.log.phase(stage, task):
         if profile is None:
@@ -116,7 +118,19 @@ def optimise(run: Run, task: int, stage: str, detector: Detector, resumed: Check
 
 def has_pseudo_labels(config: RunConfig, task: int) -> bool:
     """Return whether the detector of the task before labels the images of a task."""
-    return task > 1 and config.distillation.pseudo_label_score is not None
+    trained = task > 1 and not phase_options(config, task, "train").is_skipped
+    return trained and config.distillation.pseudo_label_score is not None
+
+
+def validated_view(run: Run, task: int, stage: str) -> View:
+    """Return what a stage validates on; with the earlier classes where the stage is to keep them.
+
+    Raises:
+        DataError: see :func:`openworld.run.validation.validation_view`.
+    """
+    config = run.config
+    keeps_old = has_pseudo_labels(config, task) or num_mixed(config, task) > 0 or distils(config, task, stage)
+    return validation_view(run.sources.held_out, run.space(task), stage, keeps_old=keeps_old)
 
 
 def taught_view(run: Run, task: int) -> View:
@@ -139,8 +153,14 @@ def num_mixed(config: RunConfig, task: int) -> int:
     """Return how many images of a batch are exemplars of earlier tasks while a task is trained on its own images."""
     if task == 1 or not config.exemplars.enabled:
         return 0
-    size = phase_options(config, task, "train").batch_size
-    return min(round(config.exemplars.during_training * size), size - 1)
+    size, share = phase_options(config, task, "train").batch_size, config.exemplars.during_training
+    return min(max(round(share * size), 1), size - 1) if share else 0
+
+
+def distils(config: RunConfig, task: int, stage: str) -> bool:
+    """Return whether the detector of the task before looks at the batches of a stage."""
+    options = config.distillation
+    return task > 1 and options.needs_teacher and (stage != "replay" or options.in_replay)
 
 
 def teacher_of(run: Run, task: int, stage: str) -> Teacher | None:
@@ -149,10 +169,9 @@ def teacher_of(run: Run, task: int, stage: str) -> Teacher | None:
     Raises:
         CheckpointError: that task is not finished.
     """
-    options = run.config.distillation
-    if task == 1 or not options.needs_teacher or (stage == "replay" and not options.in_replay):
+    if not distils(run.config, task, stage):
         return None
-    return load_task(run.folder, run.config, task - 1).as_teacher(options)
+    return load_task(run.folder, run.config, task - 1).as_teacher(run.config.distillation)
 
 
 def write_profile(run: Run, phase: Phase, profile: Profile) -> None:

@@ -100,7 +100,7 @@ def open_sources(config: RunConfig, folder: Path) -> Sources:
     options, pretraining = config.data, None
     if options.synthetic is not None:
         world = folder / "world"
-        drawn = drawn_world(config)
+        drawn = drawn_world(options.synthetic, pretrains=config.pretrain is not None)
         make_world(world, drawn)
         train, val, test = world_sources(world)
         options = DataOptions(tasks=options.tasks, synthetic=None, train=train, val=val, test=test)
@@ -118,10 +118,9 @@ def open_sources(config: RunConfig, folder: Path) -> Sources:
     return Sources(sets["train"], sets["val"], sets["test"], pretraining)
 
 
-def drawn_world(config: RunConfig) -> SyntheticOptions:
-    """Return the synthetic world that a run draws: without images for pretraining, if it does not pretrain."""
-    assert config.data.synthetic is not None
-    return config.data.synthetic if config.pretrain is not None else replace(config.data.synthetic, pretrain_images=0)
+def drawn_world(world: SyntheticOptions, *, pretrains: bool) -> SyntheticOptions:
+    """Return the synthetic world that is drawn: without images for pretraining, if nothing is pretrained."""
+    return world if pretrains else replace(world, pretrain_images=0)
 
 
 def _warn_of_pictures(sets: Mapping[str, Dataset]) -> None:

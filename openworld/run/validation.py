@@ -42,7 +42,7 @@ class Best:
     Args:
         step: number of finished steps.
         ap50: its known mAP@50, 0 to 1.
-        tensors: state dict of the detector that was validated, on the CPU.
+        tensors: state dict of the detector that was validated, on the CPU; empty if it is not kept.
     """
 
     step: int
@@ -61,10 +61,12 @@ class Validation:
     Args:
         view: the images, with the labels that the phase trains on; see :func:`validation_view`.
         loader: how images enter the detector.
+        keep: whether the best weights are kept, and not their score alone.
     """
 
     view: View
     loader: LoaderOptions
+    keep: bool = True
 
     def best_of(
         self, detector: Detector, weights: Mapping[str, Tensor], step: int, best: Best | None
@@ -87,7 +89,8 @@ class Validation:
             detector.eval()
             ap50 = self._known_ap50(detector)
             if best is None or ap50 >= best.ap50:
-                tensors = {name: tensor.cpu().clone() for name, tensor in detector.state_dict().items()}
+                state = detector.state_dict() if self.keep else {}
+                tensors = {name: tensor.cpu().clone() for name, tensor in state.items()}
                 best = Best(step, ap50, tensors)
         detector.train()
         set_rng_state(generators)
@@ -128,14 +131,20 @@ def _warn(problem: str) -> None:
     logger.warning("validated as an image without detections: %s", problem)
 
 
-def validation_view(held_out: Dataset, space: LabelSpace, stage: str) -> View:
-    """Return the held-out images with the labels that a stage trains on: of the task's classes, or in replay of all
-    known ones.
+def validation_view(held_out: Dataset, space: LabelSpace, stage: str, *, keeps_old: bool = False) -> View:
+    """Return the held-out images with the labels that a stage trains on: of the task's classes, or of all known ones.
+
+    Args:
+        held_out: images that are not trained on.
+        space: of the task.
+        stage: ``train``, or ``replay``, which trains all known classes.
+        keeps_old: ``train`` sees earlier classes, too, from exemplars or from the detector of the task before.
 
     Raises:
         DataError: no image shows an object of these classes that counts.
     """
-    view = held_out_view(held_out, space) if stage == "replay" else training_view(held_out, space)
+    every = stage == "replay" or keeps_old
+    view = held_out_view(held_out, space) if every else training_view(held_out, space)
     if view.images.ignore.all():
         raise DataError(
             f"no held-out image shows a class that {stage} of task {space.task} trains",

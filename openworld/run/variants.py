@@ -82,7 +82,9 @@ def variants_of(config: RunConfig) -> dict[str, Change]:
         variants[name] = partial(_with_variant, name=name)
     if not isinstance(config.method, ClosedOptions):
         variants["closed"] = lambda config: replace(config, method=ClosedOptions())
-    variants["no replay"] = lambda config: replace(config, exemplars=replace(config.exemplars, enabled=False))
+    variants["no replay"] = lambda config: replace(
+        config, exemplars=replace(config.exemplars, enabled=False, during_training=0.0)
+    )
     if config.pretrain is not None or config.model.weights is not None:
         variants["random initialisation"] = lambda config: replace(
             config, pretrain=None, model=replace(config.model, weights=None, arch=_arch(config))
@@ -114,8 +116,14 @@ def at_once(config: RunConfig) -> RunConfig:
     large, that is the sum of their steps.
 
     Raises:
-        ConfigError: a published benchmark, whose tasks have image lists of their own; or lengths in epochs.
+        ConfigError: a single task; a published benchmark, whose tasks have image lists of their own; or lengths in
+            epochs.
     """
+    if config.last_task == 1:
+        raise ConfigError(
+            "there is a single task, which learns all classes at once already",
+            remedy=f"leave this variant out: name the others with --variants, without {AT_ONCE!r}",
+        )
     if config.data.benchmark is not None:
         raise ConfigError(
             f"the classes of the benchmark {config.data.benchmark.name!r} cannot be learned at once",
@@ -170,7 +178,7 @@ def defined_in(file: str, config: RunConfig) -> dict[str, Change]:
     Raises:
         ConfigError: a file does not exist or is not YAML, or an entry is none of these.
     """
-    path, built_in = find_config(file), variants_of(config)
+    path, built_in = find_config(file), {**variants_of(config), AT_ONCE: at_once}
     content = read_yaml(path, remedy=_DEFINITION, as_written=True)
     return {str(name): _defined(str(name), change, path, built_in) for name, change in content.items()}
 

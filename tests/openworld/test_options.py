@@ -203,6 +203,12 @@ def test_objects_made_in_python_are_checked_too(owner: Any, values: dict[str, An
         ),
         ({"model": {"weights": "a.pth"}, "pretrain": {}}, "model.weights is 'a.pth' and pretrain is on"),
         ({"tasks": 9}, "tasks is 9 and the schedule has 3"),
+        ({"exemplars": {"enabled": False, "during_training": 0.5}}, "exemplars.during_training is 0.5, and enabled"),
+        (
+            {"exemplars": {"during_training": 0.5}, "increment": {"steps": 2, "lr": 1e-3, "batch_size": 1}},
+            "exemplars.during_training is 0.5, and increment.batch_size is 1",
+        ),
+        ({"distillation": {"pseudo_label_score": 0.01}}, "distillation.pseudo_label_score is 0.01, and detections"),
     ],
 )
 def test_rules_that_span_fields_name_the_full_key(tree: dict[str, Any], key: str) -> None:

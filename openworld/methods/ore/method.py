@@ -57,6 +57,7 @@ class Ore(OpenWorldMethod):
         self.memory = FeatureMemory(rows, self.clustering.items_per_class, feature_dim)
         self.prototypes = Prototypes(rows, feature_dim, self.clustering.absent)
         self.energy_model = EnergyModel(self.energy)
+        # Matters within one step alone, and a resumed run begins with a whole one, so that it is not a buffer.
         self._moved_at: int | None = None
 
     @classmethod
@@ -165,6 +166,7 @@ class Ore(OpenWorldMethod):
             return features[:0].float().sum()
         if step == start or not self.prototypes.started:
             self.prototypes.start(*self.memory.means())
+            self._moved_at = step
         elif step % options.update_every == 0 and step != self._moved_at:  # once, where a batch comes in parts
             self.prototypes.update(*self.memory.means(), options.momentum)
             self._moved_at = step

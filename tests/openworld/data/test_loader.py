@@ -406,7 +406,7 @@ def mixed(samples: Sequence[Sample], *, start: int = 0, parts: Sequence[range] |
     )
 
 
-def test_the_last_images_of_each_batch_are_exemplars(samples: list[Sample]) -> None:
+def test_some_images_of_each_batch_are_exemplars(samples: list[Sample]) -> None:
     shown = ids(mixed(samples))
     assert all({*batch[:3]} <= {0, 1, 2, 3, 4} and batch[3] in (5, 6) for batch in shown)
     own = [image for batch in shown for image in batch[:3]]
@@ -427,3 +427,20 @@ def test_without_any_exemplar_a_batch_is_of_the_task_alone(samples: list[Sample]
     options: dict[str, Any] = {"seed_parts": (1, "train"), "start_step": 0, "total_steps": 9, "options": OPTIONS}
     loader = TrainBatches(view_of(samples), batch_size=3, exemplars=view_of([]), num_exemplars=1, **options)
     assert_equal(list(loader), batches(samples))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_every_half_of_a_batch_has_its_share_of_exemplars(samples: list[Sample], count: int) -> None:
+    """To the nearest whole image; both streams go through their images in turn."""
+    options: dict[str, Any] = {"seed_parts": (1, "train"), "start_step": 0, "total_steps": 10, "options": OPTIONS}
+    loader = TrainBatches(
+        view_of(samples[:5]), batch_size=4, exemplars=view_of(samples[5:]), num_exemplars=count, **options
+    )
+    shown = ids(list(loader))
+    assert all(sum(image in (5, 6) for image in batch) == count for batch in shown)
+    assert all(abs(sum(image in (5, 6) for image in batch[:2]) - count / 2) <= 0.5 for batch in shown)
+    streams = [[image for batch in shown for image in batch if (image in (5, 6)) == replayed] for replayed in (0, 1)]
+    for stream, images in zip(streams, ([0, 1, 2, 3, 4], [5, 6]), strict=True):
+        length = len(images)
+        rounds = [stream[first : first + length] for first in range(0, len(stream) - length + 1, length)]
+        assert rounds and all(sorted(each) == images for each in rounds)

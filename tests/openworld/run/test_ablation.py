@@ -14,6 +14,7 @@ import pytest
 
 from openworld.config import RunConfig
 from openworld.configfile import read_config
+from openworld.data.options import DataOptions, SyntheticOptions
 from openworld.errors import CheckpointError, ConfigError, DataError, OpenWorldError
 from openworld.run import ablation
 from openworld.run.ablation import run_ablation, time_spent
@@ -247,3 +248,16 @@ def test_a_backbone_is_shared_by_those_that_pretrain_alike(
         assert plans[name].model.weights == str(tmp_path / "a/seed1/backbone/backbone.safetensors")
     with pytest.raises(CheckpointError, match="made with steps 3"):
         ablate(replace(config, pretrain=PretrainOptions(steps=4, arch=arch, batch_size=4)))
+
+
+def test_a_variant_alone_pretrains_on_the_close_ups_of_the_world(
+    ablate: Callable[..., Any], started: Started, tmp_path: Path
+) -> None:
+    world = SyntheticOptions(train_images=8, val_images=2, test_images=2, pretrain_images=3, size=64)
+    config = RunConfig(data=DataOptions(tasks=[["ball"], ["cube"]], synthetic=world))
+    (tmp_path / "mine.yaml").write_text("mine: {pretrain: {}}\nplain: {}\n")
+    ablate(config, define=[str(tmp_path / "mine.yaml")], variants=["mine", "plain"], seeds=[0])
+    plans = {name: read_config(tmp_path / f"a/seed0/{name}/config.yaml") for name in ("mine", "plain")}
+    assert plans["plain"].pretrain is None and plans["mine"].pretrain is not None
+    folder = Path(str(plans["mine"].pretrain.images))
+    assert folder.name == "pretrain" and len(list(folder.iterdir())) == 3

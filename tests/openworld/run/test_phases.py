@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from openworld.config import PhaseOptions, RunConfig
 from openworld.data.options import DataOptions, ExemplarOptions, LoaderOptions, SyntheticOptions
+from openworld.data.splits import View
+from openworld.distillation.options import DistillationOptions
 from openworld.engines.options import ModelOptions, RoiOptions, RpnOptions
 from openworld.methods.ore.options import ClusteringOptions, EnergyOptions, OreOptions
-from openworld.run import phases, validation
+from openworld.run import phases, pseudo_labels, validation
 from openworld.run.schedule import run_schedule
 from openworld.run.train import Phase
 from openworld.runtime.checkpoint import load_checkpoint
@@ -164,7 +167,7 @@ def test_without_a_choice_the_end_is_the_last_average(tmp_path: Path, weights: d
         run_schedule(config(keep_best=False), tmp_path / "run", resume=False)
     assert equal(tensors(tmp_path / "run", "train-000007"), weights[7])
     averaged, best = kept["state"]["average"], kept["state"]["best"]
-    assert best["step"] == 6 and all(torch.equal(best["tensors"][name], tensor) for name, tensor in averaged.items())
+    assert best["step"] == 6 and best["tensors"] == {}  # its score is logged, its weights are not kept
     name = "engine.cls_score.weight"
     assert not torch.equal(kept["plain"][name], averaged[name])
     assert set(kept["plain"]) - set(averaged) > {"engine.pixel_mean", "method.memory.features"}
@@ -176,3 +179,43 @@ def test_the_length_of_a_replay_is_known_when_it_begins(capsys: pytest.CaptureFi
     assert capsys.readouterr().err == "note: task 2 replay: 0.5 epochs of 30 images are 5 steps of 3\n"
     phases._print_length(2, "replay", PhaseOptions(steps=3, lr=0.1), 30)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("share", "size", "expected"), [(0.0, 8, 0), (0.05, 8, 1), (0.25, 8, 2), (0.5, 2, 1), (0.9, 4, 3)]
+)
+def test_a_batch_has_some_exemplars_and_an_image_of_the_task(share: float, size: int, expected: int) -> None:
+    chosen = RunConfig(
+        exemplars=ExemplarOptions(during_training=share), increment=PhaseOptions(steps=2, lr=0.1, batch_size=size)
+    )
+    assert [phases.num_mixed(chosen, task) for task in (1, 2)] == [0, expected]
+
+
+def test_an_increment_is_as_long_as_was_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In epochs, with rare classes repeated and one pseudo-label, of a class that is rare for that."""
+
+    def one_label(detector: Any, view: View, *_: Any) -> list[dict[str, Any]]:
+        return [{"image": view.images.image_ids[0], "boxes": [[1, 1, 9, 9]], "classes": ["ball"], "scores": [1.0]}]
+
+    monkeypatch.setattr(pseudo_labels, "pseudo_labels", one_label)
+    chosen = config()
+    data = replace(chosen.data, tasks=[["ball", "cube"], ["ring", "star"]])
+    data.loader.repeat_threshold = 1.0
+    later = PhaseOptions(epochs=1.5, batch_size=2, lr=1e-3, warmup_steps=1)
+    chosen = replace(
+        chosen,
+        data=data,
+        exemplars=ExemplarOptions(per_class=1),
+        distillation=DistillationOptions(pseudo_label_score=0.05),
+        train=PhaseOptions(steps=1, batch_size=2, lr=1e-3),
+        increment=later,
+        replay=replace(later, epochs=None, steps=1),
+    )
+    run_schedule(chosen, tmp_path, resume=False)
+    (length,) = events(tmp_path, "length")
+    said = f"1.5 epochs of {length['images']} images are {length['steps']} steps of 2"
+    assert said in capsys.readouterr().err
+    steps = [entry for entry in events(tmp_path, "step") if entry["task"] == 2 and entry["stage"] == "train"]
+    assert len(steps) == length["steps"]

@@ -211,3 +211,11 @@ def test_the_rows_of_ore_have_no_teacher_and_no_joint_replay(name: str) -> None:
     assert config.distillation != DistillationOptions() and config.exemplars.during_training > 0
     assert not row.distillation.needs_teacher and row.distillation.pseudo_label_score is None
     assert row.exemplars.during_training == 0
+
+
+def test_the_ledger_says_why_there_is_no_joint_row_for_one_task() -> None:
+    config = read_config(CONFIGS / "owod" / "voc_animals.yaml")
+    one = replace(config, tasks=1)
+    assert list(chosen_variants(one, ["closed"], define=["ledger.yaml"])) == ["closed"]
+    with pytest.raises(ConfigError, match="a single task"):
+        chosen_variants(one, define=["ledger.yaml"])[AT_ONCE](one)
