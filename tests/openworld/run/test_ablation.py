@@ -29,7 +29,7 @@ from ssl_backbones.options import PretrainOptions
 from tests.openworld.run.test_same_data import change as change_file
 from tests.openworld.run.test_same_data import configured, exchange, write_set
 
-APS = {"cat": 0.8, "dog": 0.5}
+APS = {"cat": 0.8, "dog": 0.5, "ball": 0.4, "cube": 0.3}
 
 
 class Started(list[tuple[str, int]]):
